@@ -1,0 +1,194 @@
+//! The typed changes that a merge makes to one output tensor, with handles to the adapter's tensors. Checked when they
+//! are made, so that running them can't fail on a shape.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use crate::checkpoint::Tensor;
+use crate::merge::{Factor, Float, Layout, LowRank, Merge, NormAxis, Overflow, Vector};
+
+/// A factor matrix inside an adapter tensor; without a tensor, all ones.
+#[derive(Debug, Clone)]
+pub struct FactorPlan {
+    tensor: Option<(Tensor, Float)>,
+    layout: Layout,
+    rows: usize,
+    columns: usize,
+}
+
+/// 1.0 in f32: the one value of a factor of ones.
+const ONE: [u8; 4] = 1.0f32.to_le_bytes();
+
+impl FactorPlan {
+    /// A view of `rows` x `columns` values of `tensor`; the reason if it isn't one of floats that hold them.
+    pub(super) fn new(tensor: &Tensor, layout: Layout, rows: usize, columns: usize) -> Result<Self, String> {
+        let float = float_of(tensor)?;
+        Factor::new(tensor.bytes(), float, layout, rows, columns)
+            .ok_or_else(|| format!("{} is too small for its use", tensor.name()))?;
+        Ok(Self { tensor: Some((tensor.clone(), float)), layout, rows, columns })
+    }
+
+    /// A row-major matrix, that is all of `tensor`.
+    pub(super) fn whole(tensor: &Tensor, rows: usize, columns: usize) -> Result<Self, String> {
+        Self::new(tensor, Layout { offset: 0, row_stride: columns, column_stride: 1 }, rows, columns)
+    }
+
+    /// The transpose of the row-major `columns` x `rows` matrix that `tensor` is.
+    pub(super) fn transposed(tensor: &Tensor, rows: usize, columns: usize) -> Result<Self, String> {
+        Self::new(tensor, Layout { offset: 0, row_stride: 1, column_stride: rows }, rows, columns)
+    }
+
+    /// A 1 x 1 matrix of one.
+    pub(super) fn one() -> Self {
+        let layout = Layout { offset: 0, row_stride: 0, column_stride: 0 };
+        Self { tensor: None, layout, rows: 1, columns: 1 }
+    }
+
+    fn view(&self) -> Factor<'_> {
+        let (bytes, float) = self.tensor.as_ref().map_or((&ONE[..], Float::F32), |(t, float)| (t.bytes(), *float));
+        let view = Factor::new(bytes, float, self.layout, self.rows, self.columns);
+        #[expect(clippy::expect_used, reason = "`new` checked the same view, and a map's length never changes")]
+        view.expect("a factor that was checked when it was planned")
+    }
+
+    /// Whether both hold the same values.
+    fn same_values(&self, other: &Self) -> bool {
+        let (a, b) = (self.view(), other.view());
+        (self.rows, self.columns) == (other.rows, other.columns)
+            && (0..self.rows).all(|row| {
+                let bits = |view: &Factor<'_>| view.to_row(row, self.columns).into_iter().map(f32::to_bits);
+                bits(&a).eq(bits(&b))
+            })
+    }
+}
+
+/// The float type of an adapter tensor, or why it can't be used.
+pub(super) fn float_of(tensor: &Tensor) -> Result<Float, String> {
+    Float::of(tensor.dtype()).ok_or_else(|| {
+        format!("{} is of type {:?}; only BF16, F16 and F32 can be merged", tensor.name(), tensor.dtype())
+    })
+}
+
+/// `scale * left @ right`, added to `rows` of the output.
+#[derive(Debug, Clone)]
+pub struct LowRankPlan {
+    /// Which adapter it comes from, in the order of the command line.
+    pub adapter: usize,
+    /// Rows of the output, as it is stored.
+    pub rows: Range<usize>,
+    /// The inner dimension.
+    pub rank: usize,
+    /// `weight * alpha / r`.
+    pub scale: f32,
+    pub(super) left: FactorPlan,
+    pub(super) right: FactorPlan,
+}
+
+impl LowRankPlan {
+    fn prepare(&self, columns: usize) -> LowRank<'_> {
+        LowRank::new(self.rows.clone(), self.left.view(), self.right.view(), self.rank, columns, self.scale)
+    }
+}
+
+/// What makes one output tensor: a source and the changes to it.
+#[derive(Debug, Clone)]
+pub struct TensorSource {
+    /// Where the values come from: the base, or an adapter that replaces them.
+    pub source: Tensor,
+    /// The adapter that `source` belongs to, if it replaces the base's values.
+    pub replaced_by: Option<usize>,
+    /// Type of the base's tensor, which is the type of the output unless the user asks for another.
+    pub dtype: Dtype,
+    /// How many leading axes are the rows of the matrix that the tensor is merged as: one, none for a vector, two for a
+    /// stack of expert matrices.
+    pub row_axes: usize,
+    /// Low-rank terms, in the order in which they are applied.
+    pub low_rank: Vec<LowRankPlan>,
+    /// DoRA: the norms to scale to, their axis, and their adapter.
+    pub magnitude: Option<(Tensor, NormAxis, usize)>,
+    /// Rows replaced by those of a tensor (row of the output to row of the tensor), and their adapter.
+    pub rows: Option<(Tensor, BTreeMap<usize, usize>, usize)>,
+}
+
+impl TensorSource {
+    /// A base tensor as it is.
+    pub fn untouched(tensor: &Tensor) -> Self {
+        Self {
+            source: tensor.clone(),
+            replaced_by: None,
+            dtype: tensor.dtype(),
+            row_axes: usize::from(tensor.shape().len() > 1),
+            low_rank: Vec::new(),
+            magnitude: None,
+            rows: None,
+        }
+    }
+
+    /// Whether an adapter has a say in it.
+    pub fn is_changed(&self) -> bool {
+        self.replaced_by.is_some() || self.is_computed()
+    }
+
+    fn is_computed(&self) -> bool {
+        !self.low_rank.is_empty() || self.magnitude.is_some() || self.rows.is_some()
+    }
+
+    /// Rows and columns of the matrix that the tensor is merged as.
+    pub fn matrix(&self) -> (usize, usize) {
+        let (rows, columns) = self.source.shape().split_at(self.row_axes.min(self.source.shape().len()));
+        (rows.iter().product(), columns.iter().product())
+    }
+
+    /// The arithmetic that makes the output of type `to`; `None` if the source's bytes are the output's.
+    pub fn merge(&self, to: Dtype, overflow: Overflow, vector: Vector) -> Option<Merge<'_>> {
+        if !self.is_changed() && self.source.dtype() == to {
+            return None;
+        }
+        let (from, to) = (Float::of(self.source.dtype())?, Float::of(to)?);
+        let (_, columns) = self.matrix();
+        let mut merge = Merge::cast(self.source.bytes(), from, to, columns, overflow, vector);
+        if !self.is_changed() {
+            return Some(merge);
+        }
+        merge = merge.finite();
+        if let Some(stored) =
+            Float::of(self.dtype).filter(|f| self.is_computed() && self.replaced_by.is_some() && *f != from)
+        {
+            merge = merge.rounded_first(stored);
+        }
+        merge = merge.add(self.low_rank.iter().map(|term| term.prepare(columns)).collect());
+        if let Some((tensor, rows, _)) = &self.rows {
+            let float = Float::of(tensor.dtype())?;
+            let width = columns * float.size();
+            let slices = rows.iter().map(|(to, from)| (*to, &tensor.bytes()[from * width..(from + 1) * width]));
+            merge = merge.overwrite(slices.collect(), float);
+        }
+        if let Some((tensor, axis, _)) = &self.magnitude {
+            let layout = Layout { offset: 0, row_stride: 0, column_stride: 1 };
+            let values = Factor::new(tensor.bytes(), Float::of(tensor.dtype())?, layout, 1, tensor.elements())?;
+            merge = merge.scale_to(&values, *axis);
+        }
+        Some(merge)
+    }
+
+    /// Whether both give the same values: the test for embeddings that may stay tied.
+    pub(super) fn same_result(&self, other: &Self) -> bool {
+        let source = self.source.shape() == other.source.shape()
+            && self.source.dtype() == other.source.dtype()
+            && self.source.bytes() == other.source.bytes();
+        let terms = self.low_rank.len() == other.low_rank.len()
+            && self.low_rank.iter().zip(&other.low_rank).all(|(a, b)| {
+                (&a.rows, a.rank, a.scale.to_bits()) == (&b.rows, b.rank, b.scale.to_bits())
+                    && a.left.same_values(&b.left)
+                    && a.right.same_values(&b.right)
+            });
+        let rows = match (&self.rows, &other.rows) {
+            (None, None) => true,
+            (Some((a, rows_a, _)), Some((b, rows_b, _))) => rows_a == rows_b && a.bytes() == b.bytes(),
+            _ => false,
+        };
+        source && terms && rows && self.magnitude.is_none() && other.magnitude.is_none()
+    }
+}

@@ -1,0 +1,188 @@
+//! `target_parameters`: LoRA on the 3-D parameters of mixture-of-experts layers, in both layouts, on bases that store
+//! the experts fused or one by one; and the reverse, adapters of single experts on a fused base.
+//! Formulas: PEFT's `ParamWrapper.get_delta_weight` (`peft/tuners/lora/layer.py`).
+
+use std::ops::Range;
+
+use super::change::{FactorPlan, LowRankPlan};
+use super::config::AdapterConfig;
+use super::rename;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::merge::Layout;
+
+/// Fused parameters, and the names that their parts have where experts are stored one by one: transformers' own, and
+/// Mixtral's. The parts lie one after another along the first axis of an expert's matrix.
+const FUSED: [(&str, &[[&str; 2]]); 2] =
+    [("gate_up_proj", &[["gate_proj", "w1"], ["up_proj", "w3"]]), ("down_proj", &[["down_proj", "w2"]])];
+
+/// `model_type`s whose expert modules say `is_transposed`: they store `(experts, in, out)`.
+const TRANSPOSED: [&str; 3] = ["gpt_oss", "openai_privacy_filter", "aria"];
+
+/// Where one expert's rows of a parameter lie on disk.
+struct Piece {
+    /// The tensor on disk.
+    tensor: String,
+    expert: usize,
+    /// Which rows of the expert's matrix the piece is.
+    part: Range<usize>,
+    /// Where these rows begin in the tensor on disk.
+    first_row: usize,
+}
+
+/// A 3-D parameter as a model class sees it: `experts` matrices of `rows` x `columns`.
+struct Parameter {
+    experts: usize,
+    rows: usize,
+    columns: usize,
+    pieces: Vec<Piece>,
+    /// Leading axes that are rows on disk: two if fused.
+    row_axes: usize,
+}
+
+/// One term for one tensor on disk.
+pub(super) struct ExpertTerm {
+    /// The base tensor's name.
+    pub(super) tensor: String,
+    /// See [`super::TensorSource::row_axes`].
+    pub(super) row_axes: usize,
+    /// The term.
+    pub(super) term: LowRankPlan,
+}
+
+/// The terms of the pair `a`, `b` of module `module`, and the parameter that they belong to. `taken` are parameters of
+/// the module that other wrappers have claimed.
+pub(super) fn resolve(
+    base: &Checkpoint,
+    config: &AdapterConfig,
+    (adapter, weight): (usize, f64),
+    module: &str,
+    (a, b): (&Tensor, &Tensor),
+    taken: &[String],
+) -> Result<(String, Vec<ExpertTerm>), String> {
+    let mut fits = Vec::new();
+    for name in candidates(config, module).filter(|name| !taken.contains(name)) {
+        let Some(parameter) = find_parameter(base, module, &name) else { continue };
+        let (rank, scale) = config.scale(&format!("{module}.{name}"), weight);
+        let Ok(rank) = usize::try_from(rank) else { continue };
+        let in_out = config.experts_in_out() || is_transposed(base);
+        // The expected layout first; the other only where the shapes leave no choice.
+        if let Some(in_out) = [in_out, !in_out].into_iter().find(|in_out| parameter.fits(a, b, rank, *in_out)) {
+            fits.push((name, parameter, rank, scale, in_out));
+        }
+    }
+    let (name, parameter, rank, scale, in_out) = match fits.len() {
+        1 => fits.remove(0),
+        0 => return Err(format!("the shapes {:?} and {:?} fit none of its target_parameters", a.shape(), b.shape())),
+        _ => return Err("its target_parameters have equal shapes; which is which can't be told".to_owned()),
+    };
+    let terms = parameter.terms(adapter, (a, b), rank, scale, in_out)?;
+    Ok((name, terms))
+}
+
+/// The names of `module`'s own parameters that `target_parameters` names.
+fn candidates<'a>(config: &'a AdapterConfig, module: &'a str) -> impl Iterator<Item = String> + 'a {
+    config.target_parameters.iter().filter_map(move |target| {
+        let (path, name) = target.rsplit_once('.').unwrap_or(("", target));
+        let matches = path.is_empty() || module == path || module.ends_with(&format!(".{path}"));
+        matches.then(|| name.to_owned())
+    })
+}
+
+fn is_transposed(base: &Checkpoint) -> bool {
+    let model_type = base.config.as_ref().and_then(|c| c.string(&["model_type"]));
+    model_type.is_some_and(|model_type| TRANSPOSED.contains(&model_type.as_str()))
+}
+
+fn find_parameter(base: &Checkpoint, module: &str, name: &str) -> Option<Parameter> {
+    if let Some(tensor) = rename::find(&base.tensors, &format!("{module}.{name}")) {
+        let &[experts, rows, columns] = base.tensors[&tensor].shape() else { return None };
+        let piece = |expert| Piece { tensor: tensor.clone(), expert, part: 0..rows, first_row: expert * rows };
+        return Some(Parameter { experts, rows, columns, pieces: (0..experts).map(piece).collect(), row_axes: 2 });
+    }
+    let (_, parts) = FUSED.iter().find(|(fused, _)| *fused == name)?;
+    let mut pieces = Vec::new();
+    let mut shape = None;
+    for expert in 0.. {
+        let mut row = 0;
+        for spellings in *parts {
+            let on_disk = |part: &&str| rename::find(&base.tensors, &format!("{module}.{expert}.{part}.weight"));
+            let Some(tensor) = spellings.iter().find_map(|part| on_disk(&part)) else { break };
+            let &[rows, columns] = base.tensors[&tensor].shape() else { return None };
+            if shape.is_some_and(|(_, c)| c != columns) {
+                return None;
+            }
+            pieces.push(Piece { tensor, expert, part: row..row + rows, first_row: 0 });
+            row += rows;
+            shape = Some((if expert == 0 { row } else { shape?.0 }, columns));
+        }
+        if row == 0 {
+            break;
+        }
+        if shape?.0 != row {
+            return None;
+        }
+    }
+    let (rows, columns) = shape?;
+    Some(Parameter { experts: pieces.len() / parts.len(), rows, columns, pieces, row_axes: 1 })
+}
+
+impl Parameter {
+    /// Whether the factors are those of this parameter in the layout `(experts, in, out)` or `(experts, out, in)`.
+    fn fits(&self, a: &Tensor, b: &Tensor, rank: usize, in_out: bool) -> bool {
+        let (out, input) = if in_out { (self.columns, self.rows) } else { (self.rows, self.columns) };
+        let Some(stacked) = self.experts.checked_mul(rank) else { return false };
+        a.shape() == [stacked, input] && b.shape() == [out, stacked]
+    }
+
+    /// `A` is `[experts * r, in]`, expert slowest; `B` is `[out, r * experts]`, expert fastest.
+    fn terms(
+        self,
+        adapter: usize,
+        (a, b): (&Tensor, &Tensor),
+        rank: usize,
+        scale: f32,
+        in_out: bool,
+    ) -> Result<Vec<ExpertTerm>, String> {
+        let stacked = self.experts * rank;
+        let input = if in_out { self.rows } else { self.columns };
+        let term = |piece: Piece| {
+            let Piece { tensor, expert, part, first_row } = piece;
+            let a_layout = Layout { offset: expert * rank * input, row_stride: input, column_stride: 1 };
+            let b_layout = Layout { offset: expert, row_stride: stacked, column_stride: self.experts };
+            let transposed = |l: Layout| Layout { row_stride: l.column_stride, column_stride: l.row_stride, ..l };
+            let from_row = |l: Layout| Layout { offset: l.offset + part.start * l.row_stride, ..l };
+            let (left, right) = if in_out {
+                ((a, from_row(transposed(a_layout))), (b, transposed(b_layout)))
+            } else {
+                ((b, from_row(b_layout)), (a, a_layout))
+            };
+            let term = LowRankPlan {
+                adapter,
+                rows: first_row..first_row + part.len(),
+                rank,
+                scale,
+                left: FactorPlan::new(left.0, left.1, part.len(), rank)?,
+                right: FactorPlan::new(right.0, right.1, rank, self.columns)?,
+            };
+            Ok(ExpertTerm { tensor, row_axes: self.row_axes, term })
+        };
+        self.pieces.into_iter().map(term).collect()
+    }
+}
+
+/// The rows of a fused base tensor that module `...experts.N.gate_proj` and its like stand for.
+pub(super) fn slice_of_fused(base: &Checkpoint, module: &str) -> Option<(String, Range<usize>)> {
+    let (path, part) = module.rsplit_once('.')?;
+    let (path, expert) = path.rsplit_once('.')?;
+    let expert: usize = expert.parse().ok()?;
+    let (fused, parts) = FUSED.iter().find(|(_, parts)| parts.iter().any(|names| names.contains(&part)))?;
+    let tensor = rename::find(&base.tensors, &format!("{path}.{fused}"))?;
+    let &[experts, rows, _] = base.tensors[&tensor].shape() else { return None };
+    let position = parts.iter().position(|names| names.contains(&part))?;
+    if expert >= experts || rows % parts.len() != 0 || is_transposed(base) {
+        return None;
+    }
+    let height = rows / parts.len();
+    let first = expert * rows + position * height;
+    Some((tensor, first..first + height))
+}

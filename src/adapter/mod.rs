@@ -1,0 +1,60 @@
+//! Reading a PEFT LoRA and resolving it to one typed change per base tensor. Reads no base values; `merge` has the
+//! arithmetic.
+
+mod change;
+mod config;
+mod experts;
+mod keys;
+mod rename;
+mod resolve;
+mod tied;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use change::{FactorPlan, LowRankPlan, TensorSource};
+pub use config::{ADAPTER_CONFIG, AdapterConfig};
+pub use resolve::{Resolution, resolve};
+
+use crate::checkpoint::SafetensorsFile;
+use crate::error::{Error, Result};
+
+/// File name of an adapter's weights.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
+/// One adapter on disk, with the weight that the user gives it.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// The adapter's directory.
+    pub dir: PathBuf,
+    /// Its `adapter_config.json`.
+    pub config: AdapterConfig,
+    /// Its tensors.
+    pub file: Arc<SafetensorsFile>,
+    /// Factor on all its deltas; 1 unless the user gives another.
+    pub weight: f64,
+}
+
+impl Adapter {
+    /// Opens the adapter in `dir`. Reads the config and the header of the weights.
+    pub fn open(dir: &Path, weight: f64) -> Result<Self> {
+        let config_path = dir.join(ADAPTER_CONFIG);
+        if !config_path.exists() {
+            return Err(Error::malformed(
+                dir,
+                format!("holds no {ADAPTER_CONFIG}"),
+                "give the directory that PEFT or ms-swift saved the adapter in, such as output/.../checkpoint-200",
+            ));
+        }
+        let config = AdapterConfig::read(&config_path)?;
+        let weights = dir.join(ADAPTER_WEIGHTS);
+        if !weights.exists() && dir.join("adapter_model.bin").exists() {
+            return Err(Error::malformed(
+                dir,
+                format!("holds adapter_model.bin, a pickle, which qft does not run, and no {ADAPTER_WEIGHTS}"),
+                "load it with PEFT and save it again with safe_serialization=True",
+            ));
+        }
+        Ok(Self { dir: dir.to_owned(), config, file: SafetensorsFile::open(&weights)?, weight })
+    }
+}

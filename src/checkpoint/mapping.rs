@@ -1,0 +1,82 @@
+//! Read-only memory maps of input files: one of the rooms with `unsafe`. A mapped file that shrinks raises SIGBUS on
+//! the next touch; [`report_lost_mappings`] turns that into a message and an exit code.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::{Advice, Mmap};
+
+use crate::error::{Error, Result};
+
+/// A whole regular file, mapped.
+#[derive(Debug)]
+pub struct Mapping {
+    map: Option<Mmap>,
+    path: PathBuf,
+}
+
+impl Mapping {
+    /// Maps the regular file at `path`. An empty file is an empty slice.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let meta = file.metadata().map_err(Error::io("read the size of", path))?;
+        if !meta.is_file() {
+            return Err(Error::malformed(path, "not a regular file", "give a file, or the directory that holds it"));
+        }
+        if meta.len() == 0 {
+            return Ok(Self { map: None, path: path.to_owned() });
+        }
+        // SAFETY: the map is private and read-only. Another process can still change or cut the file: changed bytes
+        // are plain `u8`s to us, and a cut file raises SIGBUS, which `report_lost_mappings` handles.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        Ok(Self { map: Some(map), path: path.to_owned() })
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// The file's path, as it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Asks the system to read `range` ahead and to map its pages at once. A hint: failing costs speed only.
+    pub fn prefetch(&self, start: usize, len: usize) {
+        if let Some(map) = &self.map {
+            let advice = if cfg!(target_os = "linux") { Advice::PopulateRead } else { Advice::WillNeed };
+            let _ = map.advise_range(advice, start, len);
+        }
+    }
+}
+
+/// Exit code of a process that lost a mapped file under its hands.
+pub const LOST_MAPPING_EXIT: i32 = 1;
+
+/// Installs a SIGBUS handler that says that an input file shrank while it was read, and ends the process with
+/// [`LOST_MAPPING_EXIT`]. For the binary: a library has no business with its host's signals.
+#[cfg(unix)]
+pub fn report_lost_mappings() {
+    extern "C" fn handler(_: libc::c_int) {
+        const MESSAGE: &[u8] =
+            b"\nerror: an input file became shorter while it was being read (or its disk failed); the \
+            destination is untouched\n  remedy: make sure that nothing writes to the base or the adapter, then run \
+            again\n";
+        // SAFETY: write(2) and _exit(2) are async-signal-safe, and MESSAGE is static.
+        unsafe {
+            libc::write(2, MESSAGE.as_ptr().cast(), MESSAGE.len());
+            libc::_exit(LOST_MAPPING_EXIT);
+        }
+    }
+    // SAFETY: an all-zero sigaction is valid; the handler calls async-signal-safe functions only.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as libc::sighandler_t;
+        libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut());
+    }
+}
+
+/// Nothing to do: other systems report a shrunken file in their own way.
+#[cfg(not(unix))]
+pub fn report_lost_mappings() {}

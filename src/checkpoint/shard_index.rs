@@ -1,0 +1,126 @@
+//! `model.safetensors.index.json`: which shard holds which tensor. Reading and checking; `export::shard` writes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result, escaped};
+
+/// File name of the index.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// File name of a model in one file.
+pub const SINGLE_FILE: &str = "model.safetensors";
+
+const REMEDY: &str = "download the model again, or repair its index";
+
+/// A checked index.
+#[derive(Debug, Clone, Default)]
+pub struct ShardIndex {
+    /// Tensor name to file name. Each file name is a plain name without separators.
+    pub weight_map: BTreeMap<String, String>,
+    /// `metadata.total_size` in bytes, where it is given as a whole number.
+    pub total_size: Option<u64>,
+    /// `metadata.total_parameters`, likewise.
+    pub total_parameters: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    metadata: serde_json::Map<String, serde_json::Value>,
+    weight_map: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    /// Parses the text of an index and checks that each shard is a plain file name.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let raw: Raw = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        for (tensor, file) in &raw.weight_map {
+            check_file_name(file).map_err(|e| format!("weight_map[{}]: {e}", escaped(tensor)))?;
+        }
+        let number = |key| raw.metadata.get(key).and_then(serde_json::Value::as_u64);
+        Ok(Self {
+            total_size: number("total_size"),
+            total_parameters: number("total_parameters"),
+            weight_map: raw.weight_map,
+        })
+    }
+
+    /// Reads the index at `path`.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        Self::parse(&text).map_err(|problem| Error::malformed(path, problem, REMEDY))
+    }
+
+    /// The shards' file names, sorted.
+    pub fn files(&self) -> BTreeSet<&str> {
+        self.weight_map.values().map(String::as_str).collect()
+    }
+}
+
+/// Accepts a plain `*.safetensors` file name: no directory, no parent, no absolute path, on any system.
+fn check_file_name(name: &str) -> Result<(), String> {
+    let shown = escaped(name);
+    let mut components = Path::new(name).components();
+    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+    if !plain || name.contains(['/', '\\', ':', '\0']) {
+        return Err(format!("{shown:?} is no plain file name; a shard must lie beside its index"));
+    }
+    if Path::new(name).extension().is_none_or(|e| e != "safetensors") {
+        return Err(format!("{shown:?} is no .safetensors file; qft runs no pickle"));
+    }
+    Ok(())
+}
+
+/// Resolves file `name` of the model in `dir`, and refuses a link that leads out of the model. A link into the
+/// `blobs` of the Hugging Face cache that holds `dir` is how that cache works, and is fine.
+pub fn resolve_member(dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    let real = std::fs::canonicalize(&path).map_err(Error::io("open", &path))?;
+    let root = std::fs::canonicalize(dir).map_err(Error::io("open", dir))?;
+    let blobs = root.parent().filter(|p| p.ends_with("snapshots")).and_then(Path::parent).map(|p| p.join("blobs"));
+    if real.starts_with(&root) || blobs.is_some_and(|b| real.starts_with(b)) {
+        return Ok(path);
+    }
+    Err(Error::malformed(
+        &path,
+        format!("is a link that leads out of the model's directory, to {}", crate::error::shown(&real)),
+        "give the directory that the file is really in, or copy the file here",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_map_and_the_totals() {
+        let index = ShardIndex::parse(
+            r#"{"metadata":{"total_size":12,"total_parameters":6},"weight_map":{"b":"x.safetensors","a":"x.safetensors"}}"#,
+        )
+        .unwrap();
+        assert_eq!(index.files().into_iter().collect::<Vec<_>>(), ["x.safetensors"]);
+        assert_eq!((index.total_size, index.total_parameters), (Some(12), Some(6)));
+        assert_eq!(ShardIndex::parse(r#"{"metadata":{"total_size":1.5},"weight_map":{}}"#).unwrap().total_size, None);
+    }
+
+    #[test]
+    fn refuses_paths() {
+        for file in [
+            "../x.safetensors",
+            "a/x.safetensors",
+            "/etc/x.safetensors",
+            "..",
+            ".",
+            "",
+            "C:x.safetensors",
+            "a\\x.safetensors",
+            "x.bin",
+            "x\0.safetensors",
+        ] {
+            let text = serde_json::json!({"weight_map": {"a": file}}).to_string();
+            assert!(ShardIndex::parse(&text).is_err(), "{file:?}");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! `qft export`: from flags to a plan, to a report.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use qft::adapter::Adapter;
+use qft::checkpoint::{Checkpoint, Locator};
+use qft::error::{Error, escaped, shown};
+use qft::export::{self, ExportPlan, Options, Provenance, Report, Run};
+use qft::merge::{Float, Overflow, Vector};
+use qft::size::ByteSize;
+use serde_json::{Value, json};
+
+use super::bars::Bars;
+use super::models::{AdapterSpec, Found, find_adapters, find_base};
+use super::table::{columns, count};
+use super::{CANCEL, handle_signals, jobs, note, print};
+
+/// Merge a LoRA into its base, reshard, and publish a checked release.
+///
+/// After a training run, `qft export --merge-lora --max-shard 2GB` is enough: it takes the newest checkpoint below
+/// ./output and the base that this names. Without --merge-lora, export reshards and casts a model.
+///
+/// The output is written beside its destination and put in place by one rename, so that the destination is either
+/// complete or as it was. It holds the weights with an index, config.json changed only where the merge demands it,
+/// the tokenizer and the other companions, SHA256SUMS and qft-manifest.json.
+///
+/// ms-swift's flags mean what they mean there: --ckpt_dir, --adapters, --model, --merge_lora true,
+/// --safe_serialization true, --max_shard_size, --output_dir; underscores or dashes.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The base: a directory, or a Hub id, which is looked up in the Hugging Face and ModelScope caches and then
+    /// downloaded [default: the one that the adapter names].
+    #[arg(long, alias = "model", value_name = "DIR|ID")]
+    base: Option<String>,
+    /// An adapter: a directory or a Hub id, and after `=` a factor on its deltas. Several are applied in order
+    /// [default: the newest checkpoint below ./output].
+    #[arg(long, aliases = ["adapters", "ckpt-dir"], value_name = "DIR|ID[=WEIGHT]", num_args = 1..)]
+    adapter: Vec<AdapterSpec>,
+    /// Merge the adapter into the base.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "false", hide_default_value = true, hide_possible_values = true)]
+    merge_lora: bool,
+    /// The destination; must be empty or absent unless --overwrite is given [default: <adapter>-merged].
+    #[arg(long, alias = "output-dir", value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Most tensor bytes of a weight file: KB, MB, GB, TB as the Hub counts them, or KiB, MiB, GiB, TiB.
+    #[arg(long, alias = "max-shard-size", value_name = "SIZE", default_value = "5GB")]
+    max_shard: ByteSize,
+    /// Cast the weights: bf16, f16 or f32 [default: the base's own types].
+    #[arg(long, alias = "torch-dtype", value_name = "TYPE")]
+    dtype: Option<Float>,
+    /// Write the largest finite value where one is beyond the output type, instead of refusing.
+    #[arg(long)]
+    allow_overflow: bool,
+    /// Exchange an existing destination, whole and in one step.
+    #[arg(long)]
+    overwrite: bool,
+    /// Take over the shards that an interrupted run of the same export finished, after checking them.
+    #[arg(long)]
+    resume: bool,
+    /// Print what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Print where the time went.
+    #[arg(long)]
+    timings: bool,
+    /// Worker threads [default: one a core]. The bytes don't depend on it.
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<usize>,
+    /// Accepted for ms-swift's sake: qft writes nothing but safetensors.
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "true")]
+    safe_serialization: bool,
+}
+
+pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
+    check(args)?;
+    let plan = plan(args)?;
+    let jobs = jobs(args.jobs);
+    if args.dry_run {
+        let description = export::describe_plan(&plan, jobs);
+        print(&if args.json { format!("{description:#}\n") } else { plan_text(&plan, &description) })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !args.json {
+        plan.warnings.iter().for_each(|warning| note(&format!("warning: {}", escaped(warning))));
+    }
+    handle_signals();
+    let bars = Bars::default();
+    let how = Run { jobs, vector: Vector::detect(), resume: args.resume, cancel: &CANCEL, progress: &bars };
+    let report = export::run(&plan, &how);
+    bars.clear();
+    let report = report?;
+    print(&if args.json { report_json(&plan, &report) } else { report_text(&plan, &report, args.timings) })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Flags that contradict each other or ask for what qft does not do.
+fn check(args: &ExportArgs) -> qft::Result<()> {
+    if !args.safe_serialization {
+        return Err(Error::refused("--safe-serialization false: qft writes nothing but safetensors", "drop the flag"));
+    }
+    if !args.merge_lora && !args.adapter.is_empty() {
+        return Err(Error::refused("an adapter is named, but --merge-lora is not given", "add --merge-lora"));
+    }
+    if !args.merge_lora && args.base.is_none() {
+        return Err(Error::refused(
+            "nothing to do: neither --merge-lora nor --base is given",
+            "merge the newest checkpoint with --merge-lora, or name a model to reshard with --base",
+        ));
+    }
+    Ok(())
+}
+
+fn plan(args: &ExportArgs) -> qft::Result<ExportPlan> {
+    let locator = Locator::from_env();
+    let found = if args.merge_lora { find_adapters(&locator, &args.adapter)? } else { Vec::new() };
+    let (dir, provenance) = find_base(&locator, args.base.as_deref(), &found)?;
+    let out = args.out.clone().unwrap_or_else(|| default_out(&found, &dir, &provenance));
+    let options = Options {
+        max_shard: args.max_shard,
+        dtype: args.dtype,
+        overflow: if args.allow_overflow { Overflow::Clamp } else { Overflow::Refuse },
+        overwrite: args.overwrite,
+    };
+    let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
+    ExportPlan::new(Checkpoint::open(&dir)?, provenance, adapters, &out, options)
+}
+
+/// `<adapter>-merged` or `<base>-export`, beside it; in the working directory if it lies in a cache.
+fn default_out(found: &[Found], base: &Path, provenance: &Provenance) -> PathBuf {
+    let (dir, repo, ending) = match found.first() {
+        Some(Found { adapter, repo }) => (adapter.dir.as_path(), repo, "-merged"),
+        None => (base, &provenance.repo, "-export"),
+    };
+    match repo {
+        Some(repo) => PathBuf::from(format!("{}{ending}", repo.rsplit('/').next().unwrap_or(repo))),
+        None => {
+            // `.` and `..` have no name of their own.
+            let real = dir.file_name().map_or_else(|| dir.canonicalize().ok(), |_| None);
+            let dir = real.as_deref().unwrap_or(dir);
+            dir.with_file_name(format!("{}{ending}", dir.file_name().unwrap_or_default().to_string_lossy()))
+        }
+    }
+}
+
+/// The plan, for people.
+fn plan_text(plan: &ExportPlan, description: &Value) -> String {
+    let mut rows: Vec<[String; 2]> = Vec::new();
+    let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
+    let base = format!("{}: {}", source_name(plan), totals(plan.base.tensors.len(), plan.base.tensor_bytes()));
+    row("base", base);
+    for adapter in &plan.adapters {
+        let tensors = count(adapter.file.header().tensors.len(), "tensor");
+        row("adapter", format!("{}: {tensors}, weight {}", shown(&adapter.dir), adapter.weight));
+    }
+    let (changed, all) = (plan.changed(), plan.tensors());
+    row("merge", format!("{} changed, {} copied", count(changed, "tensor"), all - changed));
+    module_lines(description).into_iter().for_each(|line| row("", line));
+    row("out", format!("{}: {}", shown(&plan.out), totals(all, plan.tensor_bytes())));
+    for shard in &plan.shards {
+        row("", format!("{}  {}", shard.name, totals(shard.tensors.len(), shard.len())));
+    }
+    let names = plan.companions.iter().map(|c| escaped(&c.name)).collect::<Vec<_>>().join(", ");
+    row("companions", if names.is_empty() { "none".to_owned() } else { names });
+    for change in &plan.config_changes {
+        row("config.json", escaped(change));
+    }
+    let needs = &description["needs"];
+    let size = |key: &str| ByteSize(needs[key].as_u64().unwrap_or(0));
+    row(
+        "needs",
+        format!("{} of disk, up to {} of memory, {} workers", size("disk_bytes"), size("memory_bytes"), needs["jobs"]),
+    );
+    plan.warnings.iter().for_each(|warning| row("warning", escaped(warning)));
+    columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n")
+}
+
+fn source_name(plan: &ExportPlan) -> String {
+    let dir = shown(&plan.base.dir);
+    plan.base_provenance.repo.as_ref().map_or(dir.clone(), |repo| format!("{} in {dir}", escaped(repo)))
+}
+
+fn totals(tensors: usize, bytes: u64) -> String {
+    format!("{}, {}", count(tensors, "tensor"), ByteSize(bytes))
+}
+
+/// One line for each kind of module and change: `q_proj.weight x 28: low-rank, rank 8, scale 4`.
+fn module_lines(description: &Value) -> Vec<String> {
+    let mut groups: Vec<(String, usize)> = Vec::new();
+    for (name, entry) in description["changed"].as_object().into_iter().flatten() {
+        let parts: Vec<&str> = name.rsplit('.').take(2).collect();
+        let module = parts.into_iter().rev().collect::<Vec<_>>().join(".");
+        let changes: Vec<String> = entry["changes"].as_array().into_iter().flatten().map(change_text).collect();
+        let key = format!("{}: {}", escaped(&module), changes.join("; "));
+        match groups.iter_mut().find(|(group, _)| *group == key) {
+            Some((_, n)) => *n += 1,
+            None => groups.push((key, 1)),
+        }
+    }
+    groups.into_iter().map(|(group, n)| format!("{n} x {group}")).collect()
+}
+
+/// One change of a tensor, from the plan's JSON.
+fn change_text(change: &Value) -> String {
+    let mut text = change["kind"].as_str().unwrap_or_default().to_owned();
+    for (key, value) in change.as_object().into_iter().flatten().filter(|(key, _)| *key != "kind" && *key != "adapter")
+    {
+        let value = value.as_array().map_or_else(|| value.to_string(), |list| list.len().to_string());
+        let _ = write!(text, ", {key} {}", value.trim_matches('"'));
+    }
+    if let Some(adapter) = change["adapter"].as_u64().filter(|adapter| *adapter > 0) {
+        let _ = write!(text, " (adapter {})", adapter + 1);
+    }
+    text
+}
+
+/// The closing summary, for people.
+fn report_text(plan: &ExportPlan, report: &Report, timings: bool) -> String {
+    let mut text = String::new();
+    for shard in &plan.shards {
+        if let Some((size, digest)) = report.files.get(&shard.name) {
+            let _ = writeln!(text, "{}  {:>9}  sha256 {digest:.16}...", shard.name, ByteSize(*size).to_string());
+        }
+    }
+    let done = if plan.adapters.is_empty() {
+        format!("exported {}", count(plan.tensors(), "tensor"))
+    } else {
+        format!("merged {} of {}", plan.changed(), count(plan.tensors(), "tensor"))
+    };
+    let seconds = report.seconds.max(1e-3);
+    let _ = writeln!(
+        text,
+        "{done} into {}: {}, {} in {seconds:.1} s ({:.2} GB/s)",
+        shown(&report.out),
+        count(report.files.len(), "file"),
+        ByteSize(report.bytes),
+        report.bytes as f64 / 1e9 / seconds
+    );
+    if report.resumed > 0 {
+        let _ = writeln!(text, "{} taken over from the interrupted run", count(report.resumed, "shard"));
+    }
+    if timings {
+        let t = report.timings;
+        let stages = [
+            ("fill (read, merge)", t.fill),
+            ("digest", t.digest),
+            ("digest of inputs", t.input_digest),
+            ("idle", t.idle),
+            ("write", t.write),
+            ("sync", t.sync),
+        ];
+        let rows: Vec<[String; 2]> = stages.iter().map(|(name, s)| [(*name).to_owned(), format!("{s:.2} s")]).collect();
+        let _ = writeln!(text, "seconds of all threads:");
+        columns(&rows, [false, true]).iter().for_each(|line| text.push_str(&format!("  {line}\n")));
+    }
+    text
+}
+
+fn report_json(plan: &ExportPlan, report: &Report) -> String {
+    let files: serde_json::Map<String, Value> = report
+        .files
+        .iter()
+        .map(|(name, (size, sha256))| (name.clone(), json!({"size": size, "sha256": sha256})))
+        .collect();
+    let report = json!({
+        "out": report.out,
+        "bytes": report.bytes,
+        "seconds": report.seconds,
+        "tensors": plan.tensors(),
+        "changed_tensors": plan.changed(),
+        "resumed_shards": report.resumed,
+        "files": files,
+        "timings": report.timings,
+        "warnings": plan.warnings,
+    });
+    format!("{report:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn args(line: &str) -> ExportArgs {
+        let words = line.split_whitespace().map(|word| super::super::dashes(word.into()));
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Export(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_of_the_mission() {
+        let a = args("qft export --merge-lora --max-shard 2GB");
+        assert!(a.merge_lora && a.adapter.is_empty() && a.base.is_none());
+        assert_eq!(a.max_shard, ByteSize(2_000_000_000));
+    }
+
+    #[test]
+    fn the_command_of_ms_swift() {
+        let a = args(
+            "qft export --ckpt_dir ./output/x/checkpoint-1 --model Qwen/Qwen2.5-7B-Instruct --merge_lora true \
+             --safe_serialization true --max_shard_size 2GB --output_dir ./export/x",
+        );
+        assert!(a.merge_lora && a.safe_serialization);
+        assert_eq!(a.base.as_deref(), Some("Qwen/Qwen2.5-7B-Instruct"));
+        assert_eq!((a.adapter.len(), a.out), (1, Some(PathBuf::from("./export/x"))));
+        assert_eq!(args("qft export --adapters a b=0.5 --merge_lora true").adapter.len(), 2);
+        assert!(!args("qft export --base x --merge_lora false").merge_lora);
+        assert!(check(&args("qft export --base x --safe_serialization false")).is_err());
+        assert!(check(&args("qft export --base x --adapter y")).is_err());
+    }
+
+    #[test]
+    fn the_default_destination_lies_beside_its_source() {
+        let out = |base: &str, repo: Option<&str>| {
+            let provenance = Provenance { repo: repo.map(str::to_owned), revision: None };
+            default_out(&[], Path::new(base), &provenance)
+        };
+        assert_eq!(out("models/a", None), Path::new("models/a-export"));
+        assert_eq!(out("models/a/", None), Path::new("models/a-export"));
+        assert_eq!(out("/cache/snapshots/123", Some("org/a")), Path::new("a-export"));
+    }
+}

@@ -1,0 +1,125 @@
+//! `qft inspect`: what is in a model, an adapter or a file.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use qft::error::{escaped, shown};
+use qft::inspect::{Inspection, Kind, Stats, TensorEntry, inspect};
+use qft::size::ByteSize;
+
+use super::table::{columns, count, grouped};
+use super::{jobs, print};
+
+/// Show what is in a model, an adapter or a safetensors file.
+///
+/// Reads headers only, unless --stats asks for the values.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model's or adapter's directory, or one .safetensors file.
+    path: PathBuf,
+    /// Smallest, largest and mean value, deviation, and how many are zero, NaN or infinite, of every tensor.
+    #[arg(long)]
+    stats: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Threads that read values [default: one a core].
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<usize>,
+}
+
+pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+    let found = inspect(&args.path, args.stats, jobs(args.jobs))?;
+    if args.json {
+        print(&format!("{:#}\n", serde_json::to_value(&found)?))?;
+    } else {
+        print(&text(&found))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(found: &Inspection) -> String {
+    let kind = match found.kind {
+        Kind::Model => "model",
+        Kind::Adapter => "adapter",
+        Kind::File => "file",
+    };
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{kind} {}: {}, {} parameters, {}",
+        shown(&found.path),
+        count(found.tensors.len(), "tensor"),
+        grouped(found.parameters),
+        ByteSize(found.bytes)
+    );
+    for (key, value) in settings(found) {
+        let _ = writeln!(out, "  {key}: {}", escaped(&value));
+    }
+    let with_stats = found.tensors.iter().any(|t| t.stats.is_some());
+    let lines = if with_stats {
+        let head = ["min", "max", "mean", "std", "zeros", "nan", "inf"].map(str::to_owned);
+        let mut rows = vec![row(None, head)];
+        rows.extend(found.tensors.iter().map(|t| row(Some(t), t.stats.map(cells).unwrap_or_default())));
+        columns(&rows, [false, false, false, true, true, true, true, true, true, true])
+    } else {
+        let rows: Vec<_> = found
+            .tensors
+            .iter()
+            .map(|t| {
+                [
+                    escaped(&t.name),
+                    t.dtype.clone(),
+                    format!("{:?}", t.shape),
+                    ByteSize(t.bytes).to_string(),
+                    escaped(&t.file),
+                ]
+            })
+            .collect();
+        columns(&rows, [false, false, false, true, false])
+    };
+    for line in lines {
+        let _ = writeln!(out, "{line}");
+    }
+    for warning in &found.warnings {
+        let _ = writeln!(out, "warning: {}", escaped(warning));
+    }
+    out
+}
+
+/// The settings that people look for first.
+fn settings(found: &Inspection) -> Vec<(&'static str, String)> {
+    const KEYS: [&str; 14] = [
+        "architectures",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "hidden_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "tie_word_embeddings",
+        "peft_type",
+        "peft_version",
+        "base_model_name_or_path",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+    ];
+    let value = |key| found.config.as_ref()?.get(key).filter(|v| !v.is_null()).map(|v| (key, v.to_string()));
+    KEYS.into_iter().filter_map(value).collect()
+}
+
+fn row(tensor: Option<&TensorEntry>, [a, b, c, d, e, f, g]: [String; 7]) -> [String; 10] {
+    let form = tensor.map(|t| [escaped(&t.name), t.dtype.clone(), format!("{:?}", t.shape)]).unwrap_or_default();
+    let [name, dtype, shape] = form;
+    [name, dtype, shape, a, b, c, d, e, f, g]
+}
+
+fn cells(s: Stats) -> [String; 7] {
+    let number = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.4e}"));
+    let [min, max, mean, std] = [s.min, s.max, s.mean, s.std].map(number);
+    let [zeros, nan, inf] = [s.zeros, s.nan, s.inf].map(grouped);
+    [min, max, mean, std, zeros, nan, inf]
+}

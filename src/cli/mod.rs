@@ -1,0 +1,141 @@
+//! The command line: flags are syntax here, and become a plan in each subcommand's file. All printing is below this
+//! module.
+
+mod bars;
+mod export;
+mod inspect;
+mod models;
+mod reference;
+mod shell;
+mod table;
+mod verify;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Parser, Subcommand};
+
+/// Turn a LoRA fine-tune into a release: merge, reshard, check, publish.
+#[derive(Debug, Parser)]
+#[command(name = "qft", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reason; 2 bad command line; \
+                          3 verify found a difference; 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Export(export::ExportArgs),
+    Verify(verify::VerifyArgs),
+    Inspect(inspect::InspectArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
+}
+
+/// Exit code of `verify` for a release that is not what it should be.
+const EXIT_DIFFERENT: u8 = 3;
+/// Exit code of a run that was interrupted.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Parses the command line; the error is the exit code after usage, help or version was printed.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ExitCode> {
+    match Cli::try_parse_from(args.into_iter().map(dashes)) {
+        Ok(cli) => Ok(cli.command),
+        Err(error) => {
+            // A closed pipe is no reason to fail.
+            let _ = error.print();
+            Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))
+        }
+    }
+}
+
+/// `--max_shard_size=2GB` as `--max-shard-size=2GB`: underscores in the names of long flags are dashes.
+fn dashes(arg: OsString) -> OsString {
+    let Some(text) = arg.to_str().filter(|text| text.starts_with("--") && text.contains('_')) else { return arg };
+    match text.split_once('=') {
+        Some((flag, value)) => format!("{}={value}", flag.replace('_', "-")).into(),
+        None => text.replace('_', "-").into(),
+    }
+}
+
+/// Runs a subcommand.
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Export(args) => export::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
+    }
+}
+
+/// Prints an error and chooses the exit code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    let broken_pipe = |e: &(dyn std::error::Error + 'static)| {
+        e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(broken_pipe) {
+        return ExitCode::SUCCESS;
+    }
+    let interrupted = matches!(error.downcast_ref(), Some(qft::Error::Interrupted { .. }));
+    let line = if interrupted { format!("qft: {error}") } else { format!("error: {error:#}") };
+    let _ = writeln!(io::stderr(), "{line}");
+    if interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::FAILURE }
+}
+
+/// Prints to standard output.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Prints a line that is not the result: to standard error.
+fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Set by Ctrl-C and SIGTERM.
+static CANCEL: AtomicBool = AtomicBool::new(false);
+
+/// From here on, Ctrl-C and SIGTERM ask the job to stop; the second one ends the process at once. Called after
+/// downloads, which can't be asked.
+fn handle_signals() {
+    let handler = || {
+        if CANCEL.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(EXIT_INTERRUPTED));
+        }
+        note("\nstopping; once more to stop at once");
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        note(&format!("warning: Ctrl-C will not clean up: {error}"));
+    }
+}
+
+/// Worker threads: as many as asked for, or as the machine has.
+fn jobs(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).clamp(1, 512)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn underscores_are_dashes_in_flags_only() {
+        assert_eq!(dashes("--max_shard_size=2_GB".into()), OsString::from("--max-shard-size=2_GB"));
+        assert_eq!(dashes("my_model".into()), OsString::from("my_model"));
+        assert_eq!(dashes("--merge_lora".into()), OsString::from("--merge-lora"));
+    }
+}

@@ -1,0 +1,145 @@
+//! The library's one error type. Every variant names the file or tensor and a remedy; text that came out of a
+//! file is escaped, so that a hostile name can't drive the reader's terminal.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What went wrong, where, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused an operation on a file.
+    #[error("cannot {operation} {}: {source}", shown(path))]
+    Io {
+        /// What was tried, as a verb: "open", "write".
+        operation: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A file breaks the rules of its format.
+    #[error("{}: {problem}\n  remedy: {remedy}", shown(path))]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Which rule it breaks.
+        problem: String,
+        /// What the reader can do.
+        remedy: &'static str,
+    },
+    /// The inputs are well formed, but what was asked can't be done with them.
+    #[error("{problem}\n  remedy: {remedy}")]
+    Refused {
+        /// What can't be done, with the names.
+        problem: String,
+        /// What the reader can do.
+        remedy: String,
+    },
+    /// A merged value is NaN or infinite.
+    #[error(
+        "tensor {}: the merged value at row {row}, column {column} is {value}\n  remedy: the base or the adapter \
+         holds broken or overflowing values there; `qft inspect --stats` counts them",
+        escaped(tensor)
+    )]
+    NotFinite {
+        /// The output tensor.
+        tensor: String,
+        /// Row of the value (the first axis).
+        row: u64,
+        /// Column of the value (the other axes, flattened).
+        column: u64,
+        /// The value.
+        value: f32,
+    },
+    /// A finite value does not fit the output type.
+    #[error(
+        "tensor {}: the value {value} at row {row}, column {column} is beyond the range of {dtype}\n  remedy: choose \
+         --dtype bf16 or f32, or clamp such values with --allow-overflow",
+        escaped(tensor)
+    )]
+    Overflow {
+        /// The output tensor.
+        tensor: String,
+        /// Row of the value (the first axis).
+        row: u64,
+        /// Column of the value (the other axes, flattened).
+        column: u64,
+        /// The value before rounding.
+        value: f32,
+        /// The output type, as the command line names it.
+        dtype: &'static str,
+    },
+    /// The run was cancelled from outside (Ctrl-C, SIGTERM).
+    #[error("interrupted; {}", interrupted(.kept.as_deref(), *.finished, *.shards))]
+    Interrupted {
+        /// The staging directory, if it was kept for `--resume`.
+        kept: Option<PathBuf>,
+        /// Shards that are complete in it.
+        finished: usize,
+        /// Shards of the whole export.
+        shards: usize,
+    },
+}
+
+/// Shorthand for results of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An [`Error::Io`]; made for `map_err`.
+    pub fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { operation, path: path.to_owned(), source }
+    }
+
+    /// An [`Error::Malformed`].
+    pub fn malformed(path: &Path, problem: impl Into<String>, remedy: &'static str) -> Self {
+        Self::Malformed { path: path.to_owned(), problem: problem.into(), remedy }
+    }
+
+    /// An [`Error::Refused`].
+    pub fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Refused { problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+fn interrupted(kept: Option<&Path>, finished: usize, shards: usize) -> String {
+    match kept {
+        Some(staging) => format!(
+            "the destination is untouched, {finished} of {shards} shards are finished in {}; run the same command with \
+             --resume to go on, or delete that directory",
+            shown(staging)
+        ),
+        None => "the destination is untouched".to_owned(),
+    }
+}
+
+/// `text` with control characters and bidirectional overrides escaped, for messages.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let reorders = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || reorders {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// A path as text for messages, escaped.
+pub fn shown(path: &Path) -> String {
+    escaped(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_what_moves_the_cursor_and_keeps_letters() {
+        assert_eq!(escaped("a\u{1b}[2Jb"), "a\\u{1b}[2Jb");
+        assert_eq!(escaped("层.weight"), "层.weight");
+        assert_eq!(escaped("x\u{202e}y"), "x\\u{202e}y");
+    }
+}

@@ -1,0 +1,63 @@
+//! A plan as data, for `--dry-run --json` and for the summary that people read.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::block::BLOCK_LEN;
+use super::manifest::{changes, companion_origin, dtype_name};
+use super::plan::ExportPlan;
+use super::stream::MAX_IN_FLIGHT;
+
+/// The plan as JSON: inputs, shards, every changed tensor with its changes, what it needs, and the warnings.
+pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
+    let shards: Vec<Value> =
+        plan.shards.iter().map(|s| json!({"file": s.name, "bytes": s.len(), "tensors": s.tensors.len()})).collect();
+    let all = || plan.shards.iter().flat_map(|s| &s.tensors);
+    let changed: BTreeMap<&str, Value> = all()
+        .filter(|t| t.source.is_changed())
+        .map(|t| {
+            let replaced = t.source.replaced_by.map(|adapter| json!({"kind": "replaced", "adapter": adapter}));
+            let list: Vec<Value> = replaced.into_iter().chain(changes(t)).collect();
+            (t.name.as_str(), json!({"dtype": dtype_name(t.dtype), "shape": t.shape, "changes": list}))
+        })
+        .collect();
+    let adapters: Vec<Value> = plan
+        .adapters
+        .iter()
+        .map(|a| json!({"dir": a.dir, "weight": a.weight, "tensors": a.file.header().tensors.len()}))
+        .collect();
+    let companions: BTreeMap<&str, &str> =
+        plan.companions.iter().map(|c| (c.name.as_str(), companion_origin(c.source))).collect();
+    json!({
+        "out": plan.out,
+        "base": {
+            "dir": plan.base.dir,
+            "repo": plan.base_provenance.repo,
+            "revision": plan.base_provenance.revision,
+            "tensors": plan.base.tensors.len(),
+            "bytes": plan.base.tensor_bytes(),
+        },
+        "adapters": adapters,
+        "tensors": plan.tensors(),
+        "tensor_bytes": plan.tensor_bytes(),
+        "changed_tensors": plan.changed(),
+        "shards": shards,
+        "changed": changed,
+        "config_changes": plan.config_changes,
+        "companions": companions,
+        "needs": {"disk_bytes": plan.disk_bytes(), "memory_bytes": memory(plan, jobs), "jobs": jobs},
+        "warnings": plan.warnings,
+    })
+}
+
+/// An upper bound of the anonymous memory of a run: blocks in flight, and each worker's widened factors.
+fn memory(plan: &ExportPlan, jobs: usize) -> u64 {
+    let in_flight = MAX_IN_FLIGHT.min(2 * jobs + 4) * BLOCK_LEN;
+    let factors = |t: &super::PlacedTensor| {
+        let (_, columns) = t.source.matrix();
+        t.source.low_rank.iter().map(|term| 4 * term.rank * columns).sum::<usize>()
+    };
+    let largest = plan.shards.iter().flat_map(|s| &s.tensors).map(factors).max().unwrap_or(0);
+    (in_flight + jobs * largest + (16 << 20)) as u64
+}

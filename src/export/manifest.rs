@@ -1,0 +1,151 @@
+//! `qft-manifest.json` and `SHA256SUMS`: what a release is made of and how to check it. Neither holds a clock, a host or
+//! a path, so that the same export gives the same bytes anywhere. The format is described in docs/formats.md.
+
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use super::digest::{Hex, of_model};
+use super::plan::{ExportPlan, Provenance};
+use super::shard::PlacedTensor;
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter};
+use crate::checkpoint::CompanionSource;
+use crate::error::Result;
+
+/// File name of the manifest.
+pub const MANIFEST: &str = "qft-manifest.json";
+/// File name of the checksums.
+pub const CHECKSUMS: &str = "SHA256SUMS";
+/// The manifest's `format`.
+pub const FORMAT: &str = "qft-manifest/1";
+
+/// Digests that were taken while the export ran.
+pub(super) struct Digests {
+    /// Size and digest of every output file but the manifest and the checksums, by name.
+    pub(super) files: BTreeMap<String, (u64, Hex)>,
+    /// Digest of every base tensor, by name.
+    pub(super) base: BTreeMap<String, Hex>,
+    /// Digest of the base's config.json.
+    pub(super) base_config: Option<Hex>,
+    /// Digests of each adapter's config and weights.
+    pub(super) adapters: Vec<(Hex, Hex)>,
+}
+
+/// A dtype as safetensors spells it.
+pub(crate) fn dtype_name(dtype: Dtype) -> String {
+    json!(dtype).as_str().unwrap_or_default().to_owned()
+}
+
+/// The manifest's text.
+pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> Result<String> {
+    let tensors = plan.shards.iter().flat_map(|shard| {
+        shard.tensors.iter().map(|t| (t.name.as_str(), describe(&shard.name, t))).collect::<Vec<_>>()
+    });
+    let tensors: BTreeMap<&str, Value> = tensors.collect();
+    let files: BTreeMap<&str, Value> = digests
+        .files
+        .iter()
+        .map(|(name, (size, sha256))| (name.as_str(), json!({"size": size, "sha256": sha256})))
+        .collect();
+    let adapters: Vec<Value> = plan
+        .adapters
+        .iter()
+        .zip(&digests.adapters)
+        .map(|(adapter, digests)| describe_adapter(adapter, digests))
+        .collect();
+    let manifest = json!({
+        "format": FORMAT,
+        "qft": env!("CARGO_PKG_VERSION"),
+        "options": {
+            "max_shard": plan.options.max_shard.0,
+            "dtype": plan.options.dtype.map(crate::merge::Float::name),
+            "overflow": plan.options.overflow,
+        },
+        "base": describe_base(plan, digests),
+        "adapters": adapters,
+        "config_changes": plan.config_changes,
+        "files": files,
+        "tensors": tensors,
+    });
+    Ok(format!("{manifest:#}\n"))
+}
+
+fn describe_base(plan: &ExportPlan, digests: &Digests) -> Value {
+    let Provenance { repo, revision } = &plan.base_provenance;
+    let lines = plan.base.tensors.iter().filter_map(|(name, tensor)| {
+        Some((name.as_str(), dtype_name(tensor.dtype()), tensor.shape(), digests.base.get(name)?.as_str()))
+    });
+    json!({
+        "repo": repo,
+        "revision": revision,
+        "tensors": plan.base.tensors.len(),
+        "bytes": plan.base.tensor_bytes(),
+        "model_sha256": of_model(lines),
+        "config_sha256": digests.base_config,
+        "tensor_sha256": digests.base,
+    })
+}
+
+fn describe_adapter(adapter: &Adapter, (config, weights): &(Hex, Hex)) -> Value {
+    json!({
+        "weight": adapter.weight,
+        "tensors": adapter.file.header().tensors.len(),
+        "files": {ADAPTER_CONFIG: {"sha256": config}, ADAPTER_WEIGHTS: {"sha256": weights}},
+    })
+}
+
+/// What one tensor of the output is made of.
+pub(super) fn describe(file: &str, tensor: &PlacedTensor) -> Value {
+    let source = &tensor.source;
+    let from = match source.replaced_by {
+        Some(adapter) => json!({"adapter": adapter, "tensor": source.source.name()}),
+        None => json!({"base": source.source.name()}),
+    };
+    let mut entry = json!({
+        "file": file,
+        "dtype": dtype_name(tensor.dtype),
+        "shape": tensor.shape,
+        "source": from,
+    });
+    let changes = changes(tensor);
+    if !changes.is_empty() {
+        entry["changes"] = json!(changes);
+    }
+    entry
+}
+
+/// The changes to a tensor, in the order in which they are applied. Terms of several experts of one pair are one line.
+pub(super) fn changes(tensor: &PlacedTensor) -> Vec<Value> {
+    let source = &tensor.source;
+    let mut changes: Vec<Value> = Vec::new();
+    for term in &source.low_rank {
+        let change = json!({"kind": "low-rank", "adapter": term.adapter, "rank": term.rank, "scale": term.scale});
+        if changes.last() != Some(&change) {
+            changes.push(change);
+        }
+    }
+    if let Some((_, axis, adapter)) = &source.magnitude {
+        changes.push(json!({"kind": "dora", "adapter": adapter, "norm": axis}));
+    }
+    if let Some((_, rows, adapter)) = &source.rows {
+        changes.push(json!({"kind": "rows", "adapter": adapter, "rows": rows.keys().collect::<Vec<_>>()}));
+    }
+    if source.source.dtype() != tensor.dtype {
+        changes.push(json!({"kind": "cast", "from": dtype_name(source.source.dtype())}));
+    }
+    changes
+}
+
+/// The text of `SHA256SUMS`: clean under `sha256sum -c`.
+pub(super) fn checksums(files: &BTreeMap<String, (u64, Hex)>) -> String {
+    files.iter().map(|(name, (_, digest))| format!("{digest}  {name}\n")).collect()
+}
+
+/// Where a companion comes from, for people.
+pub(crate) fn companion_origin(source: CompanionSource) -> &'static str {
+    match source {
+        CompanionSource::Base => "base",
+        CompanionSource::Adapter => "adapter",
+    }
+}

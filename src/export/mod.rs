@@ -1,0 +1,212 @@
+//! The main job: plan an export, stream it to a staging directory, publish it. Prints nothing.
+
+mod audit;
+mod block;
+mod describe;
+mod digest;
+mod journal;
+mod manifest;
+mod plan;
+mod publish;
+mod shard;
+mod sink;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+pub use audit::{Difference, audit};
+pub use describe::describe_plan;
+pub use digest::{Hex, hex, sha256};
+pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
+pub use plan::{ExportPlan, Options, Provenance};
+pub use shard::{PlacedTensor, Shard};
+pub use stream::Timings;
+
+pub(crate) use manifest::dtype_name;
+
+use crate::adapter::ADAPTER_CONFIG;
+use crate::error::{Error, Result};
+use crate::merge::Vector;
+use crate::progress::Progress;
+use journal::{JOURNAL, Journal};
+use manifest::Digests;
+use publish::Staging;
+use stream::Job;
+
+/// How to run a plan: nothing here changes a byte of the output.
+pub struct Run<'a> {
+    /// Worker threads.
+    pub jobs: usize,
+    /// Vector instructions.
+    pub vector: Vector,
+    /// Whether to take over shards that an interrupted run finished.
+    pub resume: bool,
+    /// Set from outside to stop.
+    pub cancel: &'a AtomicBool,
+    /// Who listens.
+    pub progress: &'a dyn Progress,
+}
+
+/// What an export did.
+#[derive(Debug)]
+pub struct Report {
+    /// Where the output is.
+    pub out: PathBuf,
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// Its files, with size and digest.
+    pub files: BTreeMap<String, (u64, Hex)>,
+    /// Shards taken over from an interrupted run.
+    pub resumed: usize,
+    /// Seconds from start to publication.
+    pub seconds: f64,
+    /// Seconds of all workers, by stage.
+    pub timings: Timings,
+}
+
+/// Runs `plan`. On any error the destination is as it was.
+pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
+    let started = Instant::now();
+    let staging = Staging::open(&plan.out)?;
+    how.progress.start(&plan.shards.iter().map(|s| (s.name.clone(), s.len())).collect::<Vec<_>>());
+    let finished = if how.resume {
+        how.progress.phase("checking finished shards");
+        journal::finished_shards(&staging, plan)?
+    } else {
+        BTreeMap::new()
+    };
+    staging.clear(|name| finished.contains_key(name))?;
+    let done: u64 = plan.shards.iter().filter(|s| finished.contains_key(&s.name)).map(Shard::len).sum();
+    if let Err(error) = staging.check_space(plan.disk_bytes().saturating_sub(done)) {
+        if finished.is_empty() {
+            staging.remove();
+        }
+        return Err(error);
+    }
+    let journal = Journal::start(&staging, plan, &finished)?;
+    match fill(plan, how, &staging, &journal, &finished) {
+        Ok((files, timings)) => {
+            how.progress.phase("publishing");
+            remove_journal(&staging)?;
+            staging.publish(plan.options.overwrite)?;
+            let bytes = files.values().map(|(size, _)| size).sum();
+            let (out, seconds) = (plan.out.clone(), started.elapsed().as_secs_f64());
+            Ok(Report { out, bytes, files, resumed: finished.len(), seconds, timings })
+        }
+        Err(error) => Err(abandon(error, &staging, &journal, plan)),
+    }
+}
+
+fn remove_journal(staging: &Staging) -> Result<()> {
+    let path = staging.dir.join(JOURNAL);
+    fs::remove_file(&path).map_err(Error::io("remove", &path))
+}
+
+/// Removes the staging directory, unless the user stopped the run and could resume it.
+fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, plan: &ExportPlan) -> Error {
+    let finished = journal.count();
+    let kept = (matches!(error, Error::Interrupted { .. }) && finished > 0).then(|| staging.dir.clone());
+    if kept.is_none() {
+        staging.remove();
+    }
+    match error {
+        Error::Interrupted { .. } => Error::Interrupted { kept, finished, shards: plan.shards.len() },
+        error => error,
+    }
+}
+
+type Files = BTreeMap<String, (u64, Hex)>;
+
+/// Fills the staging directory with every file of the output.
+fn fill(
+    plan: &ExportPlan,
+    how: &Run<'_>,
+    staging: &Staging,
+    journal: &Journal<'_>,
+    finished: &BTreeMap<String, Hex>,
+) -> Result<(Files, Timings)> {
+    for (part, _) in plan.shards.iter().enumerate().filter(|(_, s)| finished.contains_key(&s.name)) {
+        how.progress.advance(part, plan.shards[part].len());
+        how.progress.finish(part);
+    }
+    how.progress.phase("writing");
+    let shards: Vec<(usize, &Shard)> =
+        plan.shards.iter().enumerate().filter(|(_, s)| !finished.contains_key(&s.name)).collect();
+    let names = inputs_in_order(plan);
+    let mut inputs: Vec<&[u8]> = names.iter().map(|name| plan.base.tensors[*name].bytes()).collect();
+    inputs.extend(plan.adapters.iter().map(|adapter| adapter.file.bytes()));
+    let job = Job {
+        shards: shards.clone(),
+        inputs,
+        directory: &staging.dir,
+        jobs: how.jobs,
+        overflow: plan.options.overflow,
+        vector: how.vector,
+        cancel: how.cancel,
+        progress: how.progress,
+        finished: &|shard, digest| journal.finished(&shards[shard].1.name, digest),
+    };
+    let streamed = stream::run(&job)?;
+    let mut files = Files::new();
+    let fresh = shards.iter().map(|(_, s)| *s).zip(streamed.shards);
+    let kept = plan.shards.iter().filter_map(|s| Some((s, finished.get(&s.name)?.clone())));
+    files.extend(fresh.chain(kept).map(|(shard, digest)| (shard.name.clone(), (shard.len(), digest))));
+    write_companions(plan, staging, &mut files)?;
+    let (base, weights) = streamed.inputs.split_at(names.len());
+    let digests = Digests {
+        files: files.clone(),
+        base: names.iter().map(|name| (*name).to_owned()).zip(base.iter().cloned()).collect(),
+        base_config: digest_of(&plan.base.dir.join("config.json")).ok(),
+        adapters: digest_adapters(plan, weights)?,
+    };
+    let text = manifest::manifest(plan, &digests)?;
+    staging.write(MANIFEST, text.as_bytes())?;
+    files.insert(MANIFEST.to_owned(), (text.len() as u64, sha256(text.as_bytes())));
+    let sums = manifest::checksums(&files);
+    staging.write(CHECKSUMS, sums.as_bytes())?;
+    files.insert(CHECKSUMS.to_owned(), (sums.len() as u64, sha256(sums.as_bytes())));
+    Ok((files, streamed.timings))
+}
+
+/// The names of all base tensors: first those that the output is made of, in its order, so that their pages are read
+/// once; then those that an adapter replaces.
+fn inputs_in_order(plan: &ExportPlan) -> Vec<&str> {
+    let mut seen = std::collections::BTreeSet::new();
+    let used = plan.shards.iter().flat_map(|s| &s.tensors).filter(|t| t.source.replaced_by.is_none());
+    let used = used.map(|t| t.source.source.name());
+    used.chain(plan.base.tensors.keys().map(String::as_str)).filter(|name| seen.insert(*name)).collect()
+}
+
+/// Writes config, index and the companions, and records their digests.
+fn write_companions(plan: &ExportPlan, staging: &Staging, files: &mut Files) -> Result<()> {
+    let mut write = |name: &str, bytes: &[u8]| -> Result<()> {
+        if let Some(parent) = Path::new(name).parent().filter(|p| !p.as_os_str().is_empty()) {
+            let dir = staging.dir.join(parent);
+            fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        }
+        staging.write(name, bytes)?;
+        files.insert(name.to_owned(), (bytes.len() as u64, sha256(bytes)));
+        Ok(())
+    };
+    for companion in &plan.companions {
+        let bytes = fs::read(&companion.path).map_err(Error::io("read", &companion.path))?;
+        write(&companion.name, &bytes)?;
+    }
+    for (name, text) in &plan.texts {
+        write(name, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn digest_adapters(plan: &ExportPlan, weights: &[Hex]) -> Result<Vec<(Hex, Hex)>> {
+    let both = plan.adapters.iter().zip(weights);
+    both.map(|(adapter, weights)| Ok((digest_of(&adapter.dir.join(ADAPTER_CONFIG))?, weights.clone()))).collect()
+}
+
+fn digest_of(path: &Path) -> Result<Hex> {
+    Ok(sha256(&fs::read(path).map_err(Error::io("read", path))?))
+}

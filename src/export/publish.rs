@@ -1,0 +1,262 @@
+//! Staging and publishing: output is written beside its destination, synced, and put in place by one rename. Nothing
+//! here knows what the files hold.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result, shown};
+
+/// The directory that an export writes to until it is published. Holds an exclusive lock while it lives.
+#[derive(Debug)]
+pub(super) struct Staging {
+    /// The directory.
+    pub(super) dir: PathBuf,
+    destination: PathBuf,
+    /// The lock: on the directory itself, so that a crash leaves none behind.
+    _lock: File,
+}
+
+/// Refuses destinations that would lose something: files, directories with content (unless `overwrite`, and even then
+/// those that hold an input or do not look like a model).
+pub(super) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
+    let refuse = |problem: String, remedy: &str| Err(Error::refused(problem, remedy));
+    let other = "choose another destination with --out";
+    if out.file_name().is_none() {
+        return refuse(format!("{} can't be a destination", shown(out)), other);
+    }
+    let real = resolved(out);
+    for input in inputs {
+        let input = resolved(input);
+        if input.starts_with(&real) {
+            return refuse(format!("the destination {} holds the input {}", shown(out), shown(&input)), other);
+        }
+    }
+    match fs::metadata(out) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("look at", out)(e)),
+        Ok(meta) if !meta.is_dir() => refuse(format!("{} is there, and is no directory", shown(out)), other),
+        Ok(_) if is_empty(out)? => Ok(()),
+        Ok(_) if !overwrite => refuse(
+            format!("{} is there and not empty", shown(out)),
+            "choose another --out, or exchange it with --overwrite",
+        ),
+        Ok(_) => {
+            let signs = ["config.json", "qft-manifest.json", "model.safetensors", "model.safetensors.index.json"];
+            if signs.iter().any(|name| out.join(name).exists()) {
+                return Ok(());
+            }
+            refuse(format!("{} does not look like a model; --overwrite would delete what it holds", shown(out)), other)
+        }
+    }
+}
+
+/// `path` with links resolved as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    if let Ok(real) = fs::canonicalize(path) {
+        return real;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => resolved(parent).join(name),
+        (_, Some(name)) => fs::canonicalize(".").map(|dir| dir.join(name)).unwrap_or_else(|_| path.to_owned()),
+        _ => path.to_owned(),
+    }
+}
+
+fn is_empty(dir: &Path) -> Result<bool> {
+    Ok(fs::read_dir(dir).map_err(Error::io("list", dir))?.next().is_none())
+}
+
+impl Staging {
+    /// Opens the staging directory of `destination`, new or left over; its content is the caller's to judge.
+    pub(super) fn open(destination: &Path) -> Result<Self> {
+        // A link to a directory stays a link: the directory that it names is exchanged.
+        let destination = fs::canonicalize(destination).unwrap_or_else(|_| destination.to_owned());
+        let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let parent = parent(&destination);
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        let dir = parent.join(format!(".{name}.qft-staging"));
+        match fs::create_dir(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &dir)(e)),
+            _ => {}
+        }
+        if fs::symlink_metadata(&dir).map_err(Error::io("look at", &dir))?.file_type().is_symlink() {
+            return Err(Error::refused(format!("{} is a link", shown(&dir)), "remove it, then run again"));
+        }
+        let lock = File::open(&dir).map_err(Error::io("open", &dir))?;
+        lock.try_lock().map_err(|_| {
+            Error::refused(
+                format!("another qft is writing to {}", shown(&destination)),
+                "wait for it, or choose another destination with --out",
+            )
+        })?;
+        Ok(Self { dir, destination, _lock: lock })
+    }
+
+    /// Deletes what a former run left here, but for the files that `keep` names.
+    pub(super) fn clear(&self, keep: impl Fn(&str) -> bool) -> Result<()> {
+        for entry in fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))? {
+            let entry = entry.map_err(Error::io("list", &self.dir))?;
+            if keep(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
+            let path = entry.path();
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the whole directory. Best effort: it is called on the way out of an error.
+    pub(super) fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
+    /// Refuses if the disk has less than `needed` bytes free.
+    pub(super) fn check_space(&self, needed: u64) -> Result<()> {
+        let stat =
+            rustix::fs::statvfs(&self.dir).map_err(|e| Error::io("ask for the free space of", &self.dir)(e.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free >= needed {
+            return Ok(());
+        }
+        Err(Error::refused(
+            format!(
+                "{} needs {} and its disk has {} free",
+                shown(&self.destination),
+                crate::size::ByteSize(needed),
+                crate::size::ByteSize(free)
+            ),
+            "free some space, or give a destination on another disk with --out",
+        ))
+    }
+
+    /// Writes a small file and syncs it.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.dir.join(name);
+        let write = || {
+            let mut file = File::create(&path)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        write().map_err(Error::io("write", &path))
+    }
+
+    /// Replaces a small file so that a crash leaves either the old one or the new one.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let temporary = format!("{name}.new");
+        self.write(&temporary, bytes)?;
+        fs::rename(self.dir.join(temporary), self.dir.join(name)).map_err(Error::io("rename", &self.dir.join(name)))
+    }
+
+    /// Puts the directory in place of its destination: by a rename, or, where something is there and may be
+    /// overwritten, by an exchange after which the old content is deleted.
+    pub(super) fn publish(self, overwrite: bool) -> Result<()> {
+        sync_dir(&self.dir)?;
+        let io_error = || Error::io("publish", &self.destination);
+        match fs::rename(&self.dir, &self.destination) {
+            Ok(()) => {}
+            Err(e)
+                if overwrite && matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) =>
+            {
+                exchange(&self.dir, &self.destination).map_err(io_error())?;
+                sync_dir(parent(&self.destination))?;
+                fs::remove_dir_all(&self.dir).map_err(Error::io("remove the old content at", &self.dir))?;
+            }
+            Err(e) => return Err(io_error()(e)),
+        }
+        sync_dir(parent(&self.destination))
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))
+}
+
+/// Exchanges two directories in one step. Where the system can't, moves the old one aside first: then a crash between
+/// the two renames leaves the old content at `<destination>.qft-old`.
+fn exchange(new: &Path, destination: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, new, CWD, destination, RenameFlags::EXCHANGE) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let mut aside = destination.as_os_str().to_owned();
+    aside.push(".qft-old");
+    let aside = PathBuf::from(aside);
+    fs::rename(destination, &aside)?;
+    fs::rename(new, destination)?;
+    fs::rename(&aside, new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(dir: &Path, name: &str, content: &str) -> PathBuf {
+        let path = dir.join(name);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("config.json"), content).unwrap();
+        path
+    }
+
+    #[test]
+    fn refuses_what_would_lose_something() {
+        let tmp = tempfile::tempdir().unwrap();
+        let base = model(tmp.path(), "base", "{}");
+        let check = |out: &Path, overwrite| check_destination(out, &[&base], overwrite).map_err(|e| e.to_string());
+        assert_eq!(check(&tmp.path().join("new/deeper"), false), Ok(()));
+        for overwrite in [false, true] {
+            assert!(check(&base, overwrite).unwrap_err().contains("holds the input"));
+            assert!(check(tmp.path(), overwrite).unwrap_err().contains("holds the input"));
+            assert!(check(&base.join("config.json"), overwrite).unwrap_err().contains("no directory"));
+        }
+        let other = model(tmp.path(), "other", "old");
+        assert!(check(&other, false).unwrap_err().contains("--overwrite"));
+        assert_eq!(check(&other, true), Ok(()));
+        let home = tmp.path().join("home");
+        fs::create_dir(&home).unwrap();
+        assert_eq!(check(&home, false), Ok(()), "an empty directory is as good as none");
+        fs::write(home.join("thesis.tex"), "").unwrap();
+        assert!(check(&home, true).unwrap_err().contains("does not look like a model"));
+        let link = tmp.path().join("link");
+        std::os::unix::fs::symlink(&base, &link).unwrap();
+        assert!(check(&link, true).unwrap_err().contains("holds the input"));
+    }
+
+    #[test]
+    fn publishes_by_rename_and_by_exchange() {
+        let tmp = tempfile::tempdir().unwrap();
+        let out = tmp.path().join("out");
+        let publish = |text: &str, overwrite| {
+            let staging = Staging::open(&out).unwrap();
+            staging.write("config.json", text.as_bytes()).unwrap();
+            staging.publish(overwrite)
+        };
+        publish("1", false).unwrap();
+        assert!(publish("2", false).is_err(), "something appeared after the plan was made");
+        assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "1");
+        publish("3", true).unwrap();
+        assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "3");
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn one_export_at_a_time() {
+        let tmp = tempfile::tempdir().unwrap();
+        let out = tmp.path().join("out");
+        let first = Staging::open(&out).unwrap();
+        assert!(Staging::open(&out).unwrap_err().to_string().contains("another qft"));
+        drop(first);
+        Staging::open(&out).unwrap().remove();
+    }
+}

@@ -1,0 +1,19 @@
+//! qft turns a LoRA fine-tune into a release: it merges the adapter into its base, reshards, checks, and publishes.
+//!
+//! The way through the library is [`checkpoint`] and [`adapter`] (read what is there), [`export::ExportPlan`] (decide
+//! everything), [`export::run`] (do it), [`export::Report`] (say what was done). [`verify`] and [`inspect`] look at the
+//! result. Nothing here prints or ends the process.
+
+pub mod adapter;
+pub mod checkpoint;
+pub mod error;
+pub mod export;
+pub mod inspect;
+pub mod merge;
+pub mod progress;
+pub mod size;
+pub mod verify;
+
+pub use error::{Error, Result};
+
+const _: () = assert!(usize::BITS == 64, "qft maps whole models and needs a 64-bit target");

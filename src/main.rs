@@ -1,0 +1,17 @@
+//! The `qft` binary: parse, dispatch, exit code. Everything else is in `cli` and in the library.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qft::checkpoint::report_lost_mappings();
+    let command = match cli::parse(std::env::args_os()) {
+        Ok(command) => command,
+        Err(exit) => return exit,
+    };
+    match cli::run(command) {
+        Ok(exit) => exit,
+        Err(error) => cli::report(&error),
+    }
+}

@@ -1,0 +1,228 @@
+//! The merge arithmetic, on slices: `out = round(fma(s, acc, w))` and what DoRA adds to it. Knows no file and no
+//! adapter format; `export` hands it mapped bytes. The numbers are specified in docs/numerics.md.
+
+mod float;
+mod kernel;
+mod vector;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+pub use float::Float;
+pub use vector::Vector;
+
+/// A matrix of floats somewhere in a tensor's bytes. Strides are in elements, so that a transposed factor or the slice
+/// of one expert is read where it lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Factor<'a> {
+    bytes: &'a [u8],
+    float: Float,
+    offset: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Factor<'a> {
+    /// A view of `rows` x `columns` values; `None` if a value would lie outside of `bytes`.
+    pub fn new(bytes: &'a [u8], float: Float, layout: Layout, rows: usize, columns: usize) -> Option<Self> {
+        let Layout { offset, row_stride, column_stride } = layout;
+        if rows > 0 && columns > 0 {
+            let down = (rows - 1).checked_mul(row_stride)?;
+            let across = (columns - 1).checked_mul(column_stride)?;
+            let last = offset.checked_add(down)?.checked_add(across)?;
+            if last >= bytes.len() / float.size() {
+                return None;
+            }
+        }
+        Some(Self { bytes, float, offset, row_stride, column_stride })
+    }
+
+    /// One row, widened.
+    pub fn to_row(&self, row: usize, columns: usize) -> Vec<f32> {
+        let mut values = vec![0.0; columns];
+        self.row(row, &mut values);
+        values
+    }
+
+    fn row(&self, row: usize, out: &mut [f32]) {
+        let size = self.float.size();
+        let start = self.offset + row * self.row_stride;
+        if self.column_stride == 1 {
+            self.float.widen(&self.bytes[start * size..(start + out.len()) * size], out);
+        } else {
+            for (column, out) in out.iter_mut().enumerate() {
+                let at = (start + column * self.column_stride) * size;
+                *out = self.float.widen_one(&self.bytes[at..at + size]);
+            }
+        }
+    }
+}
+
+/// Where the values of a [`Factor`] lie, in elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Layout {
+    /// The first value.
+    pub offset: usize,
+    /// From a row to the next.
+    pub row_stride: usize,
+    /// From a column to the next.
+    pub column_stride: usize,
+}
+
+/// One low-rank term: `scale * left @ right`, added to some rows of the output.
+#[derive(Debug)]
+pub struct LowRank<'a> {
+    rows: Range<usize>,
+    left: Factor<'a>,
+    /// `rank` x `columns`, widened once for the whole tensor.
+    right: Vec<f32>,
+    rank: usize,
+    scale: f32,
+}
+
+impl<'a> LowRank<'a> {
+    /// A term for the output rows `rows`: `left` is `rows.len()` x `rank`, `right` is `rank` x `columns`.
+    pub fn new(
+        rows: Range<usize>,
+        left: Factor<'a>,
+        right: Factor<'_>,
+        rank: usize,
+        columns: usize,
+        scale: f32,
+    ) -> Self {
+        let mut widened = vec![0.0; rank * columns];
+        for (k, out) in widened.chunks_exact_mut(columns.max(1)).enumerate() {
+            right.row(k, out);
+        }
+        Self { rows, left, right: widened, rank, scale }
+    }
+}
+
+/// The axis over which DoRA takes norms, as the weight is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormAxis {
+    /// One norm a stored row: linear layers and convolutions.
+    Row,
+    /// One norm a stored column: embeddings, and Conv1D, which is stored transposed.
+    Column,
+}
+
+/// What to do with a finite value that the output type can't hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// Report a [`Fault`].
+    Refuse,
+    /// Write the largest finite value of its sign.
+    Clamp,
+}
+
+/// A value that can't be written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fault {
+    /// Its row.
+    pub row: usize,
+    /// Its column.
+    pub column: usize,
+    /// The value before rounding: finite if it overflows, else NaN or infinite.
+    pub value: f32,
+}
+
+/// Everything that makes one output tensor out of base bytes. Made once a tensor, shared by all workers.
+#[derive(Debug)]
+pub struct Merge<'a> {
+    base: &'a [u8],
+    base_float: Float,
+    out_float: Float,
+    columns: usize,
+    terms: Vec<LowRank<'a>>,
+    overwritten: BTreeMap<usize, &'a [u8]>,
+    overwritten_float: Float,
+    magnitude: Option<(Vec<f32>, NormAxis)>,
+    /// `magnitude / norm` by column, for [`NormAxis::Column`].
+    column_gains: Vec<f32>,
+    rounded_first: Option<Float>,
+    must_be_finite: bool,
+    overflow: Overflow,
+    vector: Vector,
+}
+
+impl<'a> Merge<'a> {
+    /// A cast of `base`, a matrix of `columns` columns, from one type to the other.
+    pub fn cast(base: &'a [u8], from: Float, to: Float, columns: usize, overflow: Overflow, vector: Vector) -> Self {
+        Self {
+            base,
+            base_float: from,
+            out_float: to,
+            columns,
+            terms: Vec::new(),
+            overwritten: BTreeMap::new(),
+            overwritten_float: from,
+            magnitude: None,
+            column_gains: Vec::new(),
+            rounded_first: None,
+            must_be_finite: false,
+            overflow,
+            vector,
+        }
+    }
+
+    /// Reports values that are not finite as faults. For every tensor that an adapter changes.
+    #[must_use]
+    pub fn finite(mut self) -> Self {
+        self.must_be_finite = true;
+        self
+    }
+
+    /// Rounds the base's values to `stored` before anything is added to them: what loading a replacement of another type
+    /// into the base model does.
+    #[must_use]
+    pub fn rounded_first(mut self, stored: Float) -> Self {
+        self.rounded_first = Some(stored);
+        self
+    }
+
+    /// Adds low-rank terms, applied in this order.
+    #[must_use]
+    pub fn add(mut self, terms: Vec<LowRank<'a>>) -> Self {
+        self.terms = terms;
+        self
+    }
+
+    /// Replaces rows by values of `float`.
+    #[must_use]
+    pub fn overwrite(mut self, rows: BTreeMap<usize, &'a [u8]>, float: Float) -> Self {
+        self.overwritten = rows;
+        self.overwritten_float = float;
+        self
+    }
+
+    /// Scales rows or columns to the norms in `magnitude` (DoRA, <https://arxiv.org/abs/2402.09353>, equation 5).
+    #[must_use]
+    pub fn scale_to(mut self, magnitude: &Factor<'_>, axis: NormAxis) -> Self {
+        let length = match axis {
+            NormAxis::Row => self.rows(),
+            NormAxis::Column => self.columns,
+        };
+        let values = magnitude.to_row(0, length);
+        if axis == NormAxis::Column {
+            let norms = self.vector.column_norms(&self);
+            self.column_gains = values.iter().zip(&norms).map(|(m, norm)| m / norm).collect();
+        }
+        self.magnitude = Some((values, axis));
+        self
+    }
+
+    fn rows(&self) -> usize {
+        self.base.len().checked_div(self.base_float.size() * self.columns).unwrap_or(0)
+    }
+
+    /// Writes the output's elements `elements` (row-major) to `out`, which holds just them.
+    ///
+    /// The bytes depend on nothing but the inputs: not on the range, the thread or the vector width.
+    pub fn run(&self, elements: Range<usize>, out: &mut [u8]) -> Result<(), Fault> {
+        debug_assert_eq!(out.len(), elements.len() * self.out_float.size());
+        self.vector.run(self, elements, out)
+    }
+}
