@@ -1,1 +1,13 @@
-fn main() {}
+//! The one integration binary: it drives the real `qft` in temporary directories, a module a capability.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::pedantic, missing_docs)]
+
+mod crash;
+mod export;
+mod golden;
+mod hostile;
+mod hub;
+mod inspect;
+mod merge;
+mod verify;
+mod workbench;
