@@ -1,1 +1,55 @@
-//! Placeholder.
+//! `qft inspect`: models, adapters, files.
+
+use serde_json::Value;
+
+use crate::workbench::Bench;
+
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.base(32);
+    bench.adapter("adapter", 32);
+    bench
+}
+
+#[test]
+fn a_model_an_adapter_a_file() {
+    let bench = bench();
+    let model = bench.ok("inspect base").out;
+    assert!(model.starts_with("model base: 11 tensors, 10,336 parameters, 20.7 KB\n"), "{model}");
+    assert!(model.contains("model_type: \"llama\""), "{model}");
+    assert!(model.contains("model.layers.0.self_attn.q_proj.weight  BF16  [32, 32]"), "{model}");
+    let adapter = bench.ok("inspect adapter").out;
+    assert!(adapter.starts_with("adapter adapter: 8 tensors") && adapter.contains("lora_alpha: 8"), "{adapter}");
+    let file = bench.ok("inspect adapter/adapter_model.safetensors").out;
+    assert!(file.starts_with("file adapter/adapter_model.safetensors: 8 tensors"), "{file}");
+}
+
+#[test]
+fn statistics_are_those_of_the_values() {
+    let bench = bench();
+    let mut tensors = bench.model("base");
+    let values = [1.0f32, -2.0, 0.0, f32::NAN, f32::INFINITY, 4.0];
+    let bytes = values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+    tensors.insert("odd".to_owned(), (safetensors::Dtype::BF16, vec![2, 3], bytes));
+    bench.tensors("base/model.safetensors", &tensors);
+    let json: Value = serde_json::from_str(&bench.ok("inspect base --stats --json").out).unwrap();
+    let odd = json["tensors"].as_array().unwrap().iter().find(|t| t["name"] == "odd").unwrap();
+    let stats = &odd["stats"];
+    assert_eq!((stats["nan"].as_u64(), stats["inf"].as_u64(), stats["zeros"].as_u64()), (Some(1), Some(1), Some(1)));
+    assert_eq!(
+        (stats["min"].as_f64(), stats["max"].as_f64(), stats["mean"].as_f64()),
+        (Some(-2.0), Some(4.0), Some(0.75))
+    );
+    assert!(bench.ok("inspect base --stats").out.contains("nan"));
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let bench = bench();
+    let mut command = bench.command();
+    command.args(["inspect", "base"]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
