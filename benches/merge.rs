@@ -5,7 +5,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use qft::merge::{Factor, Float, Layout, LowRank, Merge, Overflow, Vector};
 
-/// Columns of Qwen2.5-7B's q_proj, and as many rows as a block of 2 MiB has.
+/// Columns of Qwen2.5-7B's `q_proj`, and as many rows as a block of 2 MiB has.
 const COLUMNS: usize = 3584;
 const ROWS: usize = 292;
 
@@ -42,7 +42,7 @@ fn merge(c: &mut Criterion) {
                 LowRank::new(0..ROWS, factor(&left, ROWS, rank), factor(&right, rank, COLUMNS), rank, COLUMNS, 4.0);
             let merge = Merge::cast(&base, Float::Bf16, Float::Bf16, COLUMNS, Overflow::Refuse, vector)
                 .finite()
-                .add(vec![term]);
+                .add_terms(vec![term]);
             group.bench_function(BenchmarkId::new(format!("{vector:?}"), format!("rank {rank}")), |b| {
                 b.iter(|| merge.run(0..ROWS * COLUMNS, &mut out).expect("finite values"));
             });

@@ -210,15 +210,16 @@ fn digest_file(path: &Path, mut step: impl FnMut(usize) -> bool) -> Result<Hex> 
 /// The rules of the format and of a sharded model, on every weight file in `dir`.
 fn lint(dir: &Path, result: &mut Verification) -> Result<()> {
     let index_path = dir.join(INDEX_FILE);
-    let index = match index_path.exists() {
-        false => None,
-        true => match ShardIndex::read(&index_path) {
+    let index = if index_path.exists() {
+        match ShardIndex::read(&index_path) {
             Ok(index) => Some(index),
             Err(e) => {
                 result.problem(INDEX_FILE, e.to_string());
                 None
             }
-        },
+        }
+    } else {
+        None
     };
     let single = dir.join(SINGLE_FILE).exists();
     let mut names: Vec<String> = index.iter().flat_map(|i| i.files()).map(str::to_owned).collect();

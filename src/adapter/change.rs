@@ -158,7 +158,7 @@ impl TensorSource {
         {
             merge = merge.rounded_first(stored);
         }
-        merge = merge.add(self.low_rank.iter().map(|term| term.prepare(columns)).collect());
+        merge = merge.add_terms(self.low_rank.iter().map(|term| term.prepare(columns)).collect());
         if let Some((tensor, rows, _)) = &self.rows {
             let float = Float::of(tensor.dtype())?;
             let width = columns * float.size();

@@ -190,20 +190,8 @@ impl AdapterConfig {
         if raw.r == 0 || !raw.lora_alpha.is_finite() {
             return Err(bad("r and lora_alpha must be numbers above zero".to_owned()));
         }
-        let number = |value: &Value| value.as_f64().filter(|v| v.is_finite());
-        let patterns = |map: Option<Map<String, Value>>| -> Result<Vec<(Regex, f64)>> {
-            map.unwrap_or_default()
-                .iter()
-                .map(|(pattern, value)| {
-                    let value = number(value).ok_or_else(|| bad(format!("pattern {}: no number", escaped(pattern))))?;
-                    Ok((compile(pattern).map_err(&bad)?, value))
-                })
-                .collect()
-        };
-        let ranks = patterns(raw.rank_pattern)?;
-        if ranks.iter().any(|(_, r)| *r < 1.0 || r.fract() != 0.0) {
-            return Err(bad("a rank in rank_pattern is no whole number above zero".to_owned()));
-        }
+        let rank = |value: &Value| value.as_u64().filter(|r| *r > 0);
+        let alpha = |value: &Value| value.as_f64().filter(|alpha| alpha.is_finite());
         let is_set = |v: &Value| !matches!(v, Value::Null | Value::Bool(false)) && *v != Value::Object(Map::new());
         let known = |key: &str| KNOWN.contains(&key) || VARIANTS.iter().any(|(name, ..)| *name == key);
         Ok(Self {
@@ -219,8 +207,8 @@ impl AdapterConfig {
             target_parameters: raw.target_parameters.unwrap_or_default(),
             token_indices: token_indices(raw.trainable_token_indices).map_err(bad)?,
             unknown: all.iter().filter(|(k, v)| !known(k) && is_set(v)).map(|(k, _)| escaped(k)).collect(),
-            ranks: ranks.into_iter().map(|(regex, r)| (regex, r as u64)).collect(),
-            alphas: patterns(raw.alpha_pattern)?,
+            ranks: patterns(raw.rank_pattern, rank, "whole number above zero").map_err(bad)?,
+            alphas: patterns(raw.alpha_pattern, alpha, "number").map_err(bad)?,
         })
     }
 
@@ -253,6 +241,19 @@ impl AdapterConfig {
         let mut numbers = version.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (0, 19)
     }
+}
+
+/// The patterns of a map, in its order, with their values.
+fn patterns<T>(
+    map: Option<Map<String, Value>>,
+    read: impl Fn(&Value) -> Option<T>,
+    expected: &str,
+) -> Result<Vec<(Regex, T)>, String> {
+    let one = |(pattern, value): (String, Value)| {
+        let value = read(&value).ok_or_else(|| format!("pattern {}: {value} is no {expected}", escaped(&pattern)))?;
+        Ok((compile(&pattern)?, value))
+    };
+    map.unwrap_or_default().into_iter().map(one).collect()
 }
 
 /// PEFT's `get_pattern_key`: `re.match(rf"(.*\.)?({pattern})$", path)`.

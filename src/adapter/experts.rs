@@ -106,7 +106,7 @@ fn find_parameter(base: &Checkpoint, module: &str, name: &str) -> Option<Paramet
         let mut row = 0;
         for spellings in *parts {
             let on_disk = |part: &&str| rename::find(&base.tensors, &format!("{module}.{expert}.{part}.weight"));
-            let Some(tensor) = spellings.iter().find_map(|part| on_disk(&part)) else { break };
+            let Some(tensor) = spellings.iter().find_map(on_disk) else { break };
             let &[rows, columns] = base.tensors[&tensor].shape() else { return None };
             if shape.is_some_and(|(_, c)| c != columns) {
                 return None;

@@ -67,8 +67,8 @@ pub(super) fn nearest<'a, T>(base: &'a BTreeMap<String, T>, name: &str) -> Vec<&
 mod tests {
     use super::*;
 
-    fn base(names: &[&str]) -> BTreeMap<String, ()> {
-        names.iter().map(|n| ((*n).to_owned(), ())).collect()
+    fn base(names: &[&str]) -> BTreeMap<String, u8> {
+        names.iter().map(|n| ((*n).to_owned(), 0)).collect()
     }
 
     #[test]

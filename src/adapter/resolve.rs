@@ -226,7 +226,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// `W += s * B @ A`, for linear layers, Conv1D (stored transposed) and convolutions. Returns the axis of DoRA's
+    /// `W += s * B @ A`, for linear layers, `Conv1D` (stored transposed) and convolutions. Returns the axis of DoRA's
     /// norms, or `None` after reporting a problem.
     fn linear(
         &mut self,

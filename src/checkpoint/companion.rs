@@ -143,7 +143,8 @@ fn template_inside(dir: &Path) -> bool {
 
 /// Warnings about companions that transformers or vLLM would choke on, each with what will fail.
 pub fn lint_companions(companions: &[Companion]) -> Vec<String> {
-    const LINTS: [(&str, fn(&Value) -> Vec<String>); 2] =
+    type Lint = fn(&Value) -> Vec<String>;
+    const LINTS: [(&str, Lint); 2] =
         [("tokenizer_config.json", lint_tokenizer), ("generation_config.json", lint_generation)];
     let mut warnings = Vec::new();
     for companion in companions.iter().filter(|c| c.name.ends_with(".json")) {

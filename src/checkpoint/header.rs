@@ -69,7 +69,7 @@ impl Header {
         let len = 8 + length;
         let tensors = check(raw.tensors, len, file.len())?;
         let mut lint = Vec::new();
-        if length % 8 != 0 {
+        if !length.is_multiple_of(8) {
             lint.push(format!("the header's length, {length}, is not a multiple of 8"));
         }
         for tensor in &tensors {
@@ -108,8 +108,8 @@ fn check(raw: Vec<(String, RawTensor)>, header_len: usize, file_len: usize) -> R
     }
     let mut names: Vec<&str> = tensors.iter().map(|t: &TensorInfo| t.name.as_str()).collect();
     names.sort_unstable();
-    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(bad(format!("tensor {} is given twice", twice[0])));
+    if let Some(twice) = names.iter().zip(names.iter().skip(1)).find_map(|(a, b)| (a == b).then_some(a)) {
+        return Err(bad(format!("tensor {twice} is given twice")));
     }
     tensors.sort_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
     let mut at = header_len;
@@ -197,7 +197,7 @@ mod tests {
     }
 
     fn problem(bytes: &[u8]) -> String {
-        Header::parse(bytes).map(|h| format!("accepted {h:?}")).unwrap_or_else(|e| e.to_string())
+        Header::parse(bytes).map_or_else(|e| e.to_string(), |h| format!("accepted {h:?}"))
     }
 
     #[test]

@@ -27,8 +27,8 @@ use super::{CANCEL, handle_signals, jobs, note, print};
 /// complete or as it was. It holds the weights with an index, config.json changed only where the merge demands it,
 /// the tokenizer and the other companions, SHA256SUMS and qft-manifest.json.
 ///
-/// ms-swift's flags mean what they mean there: --ckpt_dir, --adapters, --model, --merge_lora true,
-/// --safe_serialization true, --max_shard_size, --output_dir; underscores or dashes.
+/// ms-swift's flags mean what they mean there: --`ckpt_dir`, --adapters, --model, --`merge_lora` true,
+/// --`safe_serialization` true, --`max_shard_size`, --`output_dir`; underscores or dashes.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// The base: a directory, or a Hub id, which is looked up in the Hugging Face and ModelScope caches and then
@@ -137,14 +137,13 @@ fn default_out(found: &[Found], base: &Path, provenance: &Provenance) -> PathBuf
         Some(Found { adapter, repo }) => (adapter.dir.as_path(), repo, "-merged"),
         None => (base, &provenance.repo, "-export"),
     };
-    match repo {
-        Some(repo) => PathBuf::from(format!("{}{ending}", repo.rsplit('/').next().unwrap_or(repo))),
-        None => {
-            // `.` and `..` have no name of their own.
-            let real = dir.file_name().map_or_else(|| dir.canonicalize().ok(), |_| None);
-            let dir = real.as_deref().unwrap_or(dir);
-            dir.with_file_name(format!("{}{ending}", dir.file_name().unwrap_or_default().to_string_lossy()))
-        }
+    if let Some(repo) = repo {
+        PathBuf::from(format!("{}{ending}", repo.rsplit('/').next().unwrap_or(repo)))
+    } else {
+        // `.` and `..` have no name of their own.
+        let real = dir.file_name().map_or_else(|| dir.canonicalize().ok(), |_| None);
+        let dir = real.as_deref().unwrap_or(dir);
+        dir.with_file_name(format!("{}{ending}", dir.file_name().unwrap_or_default().to_string_lossy()))
     }
 }
 

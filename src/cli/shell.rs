@@ -34,16 +34,13 @@ pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
-    match &args.out {
-        Some(dir) => {
-            std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-            clap_mangen::generate_to(Cli::command(), dir).map_err(Error::io("write to", dir))?;
-        }
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-            print(&String::from_utf8_lossy(&page))?;
-        }
+    if let Some(dir) = &args.out {
+        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        clap_mangen::generate_to(Cli::command(), dir).map_err(Error::io("write to", dir))?;
+    } else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+        print(&String::from_utf8_lossy(&page))?;
     }
     Ok(ExitCode::SUCCESS)
 }

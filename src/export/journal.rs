@@ -60,12 +60,12 @@ impl<'a> Journal<'a> {
 
 /// The shards that a former run of the same plan finished, by name with their digest, each checked by reading it.
 /// Empty if there is no journal, or if it is of another plan or other inputs.
-pub(super) fn finished_shards(staging: &Staging, plan: &ExportPlan) -> Result<BTreeMap<String, Hex>> {
+pub(super) fn finished_shards(staging: &Staging, plan: &ExportPlan) -> BTreeMap<String, Hex> {
     let read = || -> Option<Entries> { serde_json::from_slice(&fs::read(staging.dir.join(JOURNAL)).ok()?).ok() };
     let Some(entries) = read().filter(|entries| identity(plan).is_ok_and(|id| id == entries.plan)) else {
-        return Ok(BTreeMap::new());
+        return BTreeMap::new();
     };
-    let checked = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let check = |shard: &super::shard::Shard| {
             let recorded = entries.shards.get(&shard.name)?;
             let file = Mapping::open(&staging.dir.join(&shard.name)).ok()?;
@@ -74,8 +74,7 @@ pub(super) fn finished_shards(staging: &Staging, plan: &ExportPlan) -> Result<BT
         };
         let threads: Vec<_> = plan.shards.iter().map(|shard| scope.spawn(move || check(shard))).collect();
         threads.into_iter().filter_map(|t| t.join().ok().flatten()).collect()
-    });
-    Ok(checked)
+    })
 }
 
 /// A digest of all that decides the bytes of the shards: their headers and sources, the adapters' settings, and size,

@@ -11,7 +11,6 @@ use super::plan::{ExportPlan, Provenance};
 use super::shard::PlacedTensor;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter};
 use crate::checkpoint::CompanionSource;
-use crate::error::Result;
 
 /// File name of the manifest.
 pub const MANIFEST: &str = "qft-manifest.json";
@@ -38,7 +37,7 @@ pub(crate) fn dtype_name(dtype: Dtype) -> String {
 }
 
 /// The manifest's text.
-pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> Result<String> {
+pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> String {
     let tensors = plan.shards.iter().flat_map(|shard| {
         shard.tensors.iter().map(|t| (t.name.as_str(), describe(&shard.name, t))).collect::<Vec<_>>()
     });
@@ -68,7 +67,7 @@ pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> Result<String> {
         "files": files,
         "tensors": tensors,
     });
-    Ok(format!("{manifest:#}\n"))
+    format!("{manifest:#}\n")
 }
 
 fn describe_base(plan: &ExportPlan, digests: &Digests) -> Value {

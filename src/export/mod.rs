@@ -75,7 +75,7 @@ pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     how.progress.start(&plan.shards.iter().map(|s| (s.name.clone(), s.len())).collect::<Vec<_>>());
     let finished = if how.resume {
         how.progress.phase("checking finished shards");
-        journal::finished_shards(&staging, plan)?
+        journal::finished_shards(&staging, plan)
     } else {
         BTreeMap::new()
     };
@@ -163,7 +163,7 @@ fn fill(
         base_config: digest_of(&plan.base.dir.join("config.json")).ok(),
         adapters: digest_adapters(plan, weights)?,
     };
-    let text = manifest::manifest(plan, &digests)?;
+    let text = manifest::manifest(plan, &digests);
     staging.write(MANIFEST, text.as_bytes())?;
     files.insert(MANIFEST.to_owned(), (text.len() as u64, sha256(text.as_bytes())));
     let sums = manifest::checksums(&files);

@@ -58,7 +58,7 @@ fn resolved(path: &Path) -> PathBuf {
     }
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => resolved(parent).join(name),
-        (_, Some(name)) => fs::canonicalize(".").map(|dir| dir.join(name)).unwrap_or_else(|_| path.to_owned()),
+        (_, Some(name)) => fs::canonicalize(".").map_or_else(|_| path.to_owned(), |dir| dir.join(name)),
         _ => path.to_owned(),
     }
 }

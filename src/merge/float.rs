@@ -1,5 +1,7 @@
 //! The three float types of weights: exact widening to f32 and one rounding back (to nearest, ties to even).
 
+#![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::Dtype;

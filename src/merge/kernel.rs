@@ -1,6 +1,8 @@
 //! The merge kernel: plain Rust whose loops become vector code under the features of `vector`'s wrappers. Every value
 //! is one chain of fused multiply-adds in a fixed order, so the width and the blocking can't change a bit of it.
 
+#![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
+
 use std::ops::Range;
 
 use super::float::{bf16_to_f32, f32_to_bf16};
@@ -101,18 +103,15 @@ fn gather_left(merge: &Merge<'_>, rows: &Range<usize>, left: &mut Vec<f32>) {
 fn values(merge: &Merge<'_>, rows: &Range<usize>, columns: Range<usize>, left: &[f32], tile: &mut Tile) {
     for (r, row) in rows.clone().enumerate() {
         let values = &mut tile[r][..columns.len()];
-        match merge.overwritten.get(&row) {
-            Some(bytes) => {
-                let size = merge.overwritten_float.size();
-                widen(merge.overwritten_float, &bytes[columns.start * size..columns.end * size], values);
-            }
-            None => {
-                let size = merge.base_float.size();
-                let at = (row * merge.columns + columns.start) * size;
-                widen(merge.base_float, &merge.base[at..at + columns.len() * size], values);
-                if let Some(stored) = merge.rounded_first {
-                    round(stored, values);
-                }
+        if let Some(bytes) = merge.overwritten.get(&row) {
+            let size = merge.overwritten_float.size();
+            widen(merge.overwritten_float, &bytes[columns.start * size..columns.end * size], values);
+        } else {
+            let size = merge.base_float.size();
+            let at = (row * merge.columns + columns.start) * size;
+            widen(merge.base_float, &merge.base[at..at + columns.len() * size], values);
+            if let Some(stored) = merge.rounded_first {
+                round(stored, values);
             }
         }
     }

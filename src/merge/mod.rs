@@ -104,7 +104,7 @@ impl<'a> LowRank<'a> {
 pub enum NormAxis {
     /// One norm a stored row: linear layers and convolutions.
     Row,
-    /// One norm a stored column: embeddings, and Conv1D, which is stored transposed.
+    /// One norm a stored column: embeddings, and `Conv1D`, which is stored transposed.
     Column,
 }
 
@@ -185,7 +185,7 @@ impl<'a> Merge<'a> {
 
     /// Adds low-rank terms, applied in this order.
     #[must_use]
-    pub fn add(mut self, terms: Vec<LowRank<'a>>) -> Self {
+    pub fn add_terms(mut self, terms: Vec<LowRank<'a>>) -> Self {
         self.terms = terms;
         self
     }
