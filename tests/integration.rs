@@ -17,5 +17,6 @@ mod hostile;
 mod hub;
 mod inspect;
 mod merge;
+mod tied;
 mod verify;
 mod workbench;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::change::TensorSource;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Tensor};
 
 /// Heads, and the embeddings that they may be tied to, by their names on disk.
 const PAIRS: [(&str, &[&str]); 3] = [
@@ -96,15 +96,32 @@ impl Pair {
             }
             (true, None) => {
                 if !self.stored {
-                    tensors.insert(self.head.clone(), TensorSource::untouched(original));
+                    tensors.insert(self.head.clone(), untrained(&embedding, original));
                 }
                 true
             }
-            (_, Some(_)) => true,
+            (false, Some(head)) => {
+                let side = untrained(head, original);
+                tensors.insert(self.embedding.clone(), side);
+                true
+            }
+            (true, Some(_)) => true,
         }
     }
 }
 
-fn resized(embedding: &TensorSource, original: &crate::checkpoint::Tensor) -> bool {
+/// The side of the pair that was not trained, given the one that was: the base's tensor. Where the trained side brings
+/// its own (`base_layer`) and differs from the file's, that is the base that both sides were.
+fn untrained(trained: &TensorSource, original: &Tensor) -> TensorSource {
+    let brought = !trained.low_rank.is_empty() && trained.replaced_by.is_some();
+    let same = || trained.source.dtype() == original.dtype() && trained.source.bytes() == original.bytes();
+    if brought && !same() {
+        TensorSource { low_rank: Vec::new(), magnitude: None, rows: None, ..trained.clone() }
+    } else {
+        TensorSource::untouched(original)
+    }
+}
+
+fn resized(embedding: &TensorSource, original: &Tensor) -> bool {
     embedding.source.shape() != original.shape()
 }

@@ -150,10 +150,21 @@ impl Staging {
         fs::rename(self.dir.join(temporary), self.dir.join(name)).map_err(Error::io("rename", &self.dir.join(name)))
     }
 
+    /// Syncs the directory and those in it; their files are synced as they are written.
+    fn sync(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))? {
+            let path = entry.map_err(Error::io("list", &self.dir))?.path();
+            if path.is_dir() {
+                sync_dir(&path)?;
+            }
+        }
+        sync_dir(&self.dir)
+    }
+
     /// Puts the directory in place of its destination: by a rename, or, where something is there and may be
     /// overwritten, by an exchange after which the old content is deleted.
     pub(super) fn publish(self, overwrite: bool) -> Result<()> {
-        sync_dir(&self.dir)?;
+        self.sync()?;
         let io_error = || Error::io("publish", &self.destination);
         match fs::rename(&self.dir, &self.destination) {
             Ok(()) => {}

@@ -153,12 +153,12 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
     };
     std::thread::scope(|scope| {
         for _ in 0..WRITERS {
-            scope.spawn(|| stream.run_thread(Stream::next_write));
+            scope.spawn(|| stream.run_thread(Stream::next_write, false));
         }
         for _ in 1..job.jobs.max(1) {
-            scope.spawn(|| stream.run_thread(Stream::next_work));
+            scope.spawn(|| stream.run_thread(Stream::next_work, true));
         }
-        stream.run_thread(Stream::next_work);
+        stream.run_thread(Stream::next_work, true);
     });
     let state = stream.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     match state.error {
@@ -179,8 +179,9 @@ impl<'a> Stream<'_, 'a> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One thread: takes steps until there are none left or something failed.
-    fn run_thread<'s>(&'s self, next: impl Fn(&'s Self, &mut State) -> Option<Step<'s>>) {
+    /// One thread: takes steps until there are none left or something failed. The waiting of a worker is counted as
+    /// idle, that of a writer is its job.
+    fn run_thread<'s>(&'s self, next: impl Fn(&'s Self, &mut State) -> Option<Step<'s>>, worker: bool) {
         let mut timings = Timings::default();
         let mut state = self.lock();
         loop {
@@ -195,7 +196,9 @@ impl<'a> Stream<'_, 'a> {
                 // The time-out is for `cancel`, which rings no bell.
                 let wait = self.changed.wait_timeout(state, Duration::from_millis(100));
                 state = wait.unwrap_or_else(PoisonError::into_inner).0;
-                timings.idle += waited.elapsed().as_secs_f64();
+                if worker {
+                    timings.idle += waited.elapsed().as_secs_f64();
+                }
                 continue;
             };
             drop(state);
