@@ -10,7 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{Header, INDEX_FILE, Mapping, SINGLE_FILE, ShardIndex, TensorInfo, stale_shards};
+use crate::checkpoint::{
+    Header, INDEX_FILE, Mapping, SINGLE_FILE, ShardIndex, TensorInfo, read_text_if_there, stale_shards,
+};
 use crate::error::{Error, Result, escaped};
 use crate::export::{CHECKSUMS, Hex, MANIFEST, hex};
 use crate::progress::Progress;
@@ -59,11 +61,7 @@ pub fn verify(dir: &Path, jobs: usize, cancel: &AtomicBool, progress: &dyn Progr
 
 /// The digests that SHA256SUMS and the manifest give, which must agree.
 fn expected_digests(dir: &Path, result: &mut Verification) -> Result<BTreeMap<String, Hex>> {
-    let read = |name: &str| match fs::read_to_string(dir.join(name)) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("read", &dir.join(name))(e)),
-    };
+    let read = |name: &str| read_text_if_there(&dir.join(name));
     let mut expected = BTreeMap::new();
     match read(CHECKSUMS)? {
         None => result.notes.push(format!("there is no {CHECKSUMS}; digests were not checked")),

@@ -6,6 +6,7 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::checkpoint::read_text;
 use crate::error::{Error, Result, escaped};
 
 /// File name of the config.
@@ -177,7 +178,7 @@ const KNOWN: [&str; 37] = [
 impl AdapterConfig {
     /// Reads and checks the config at `path`.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = read_text(path)?;
         Self::parse(path, &text)
     }
 

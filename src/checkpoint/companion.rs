@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::open::{read_small, read_text};
 use super::shard_index::resolve_member;
 use crate::error::{Error, Result, escaped};
 
@@ -129,12 +130,12 @@ fn files_of(dir: &Path) -> Result<Vec<String>> {
 }
 
 fn json(path: &Path) -> Option<Value> {
-    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+    serde_json::from_str(&read_text(path).ok()?).ok()
 }
 
 /// Whether the file is JSON, without building its value: a tokenizer.json may have 10 MB.
 fn is_json(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|text| serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok())
+    read_small(path).is_ok_and(|text| serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok())
 }
 
 fn template_inside(dir: &Path) -> bool {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::open::read_text_if_there;
 use crate::error::{Error, Result};
 
 /// A JSON object with the text that it was read from.
@@ -19,11 +20,7 @@ pub struct ConfigText {
 impl ConfigText {
     /// Reads the file at `path`; `None` if there is none.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(path, text).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io("read", path)(e)),
-        }
+        read_text_if_there(path)?.map(|text| Self::parse(path, text)).transpose()
     }
 
     /// Takes `text` as the content of `path`.

@@ -1,11 +1,11 @@
 //! Read-only memory maps of input files: one of the rooms with `unsafe`. A mapped file that shrinks raises SIGBUS on
 //! the next touch; [`report_lost_mappings`] turns that into a message and an exit code.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap};
 
+use super::open::open_regular;
 use crate::error::{Error, Result};
 
 /// A whole regular file, mapped.
@@ -18,12 +18,8 @@ pub struct Mapping {
 impl Mapping {
     /// Maps the regular file at `path`. An empty file is an empty slice.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let meta = file.metadata().map_err(Error::io("read the size of", path))?;
-        if !meta.is_file() {
-            return Err(Error::malformed(path, "not a regular file", "give a file, or the directory that holds it"));
-        }
-        if meta.len() == 0 {
+        let (file, len) = open_regular(path)?;
+        if len == 0 {
             return Ok(Self { map: None, path: path.to_owned() });
         }
         // SAFETY: the map is private and read-only. Another process can still change or cut the file: changed bytes

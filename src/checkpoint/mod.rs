@@ -6,6 +6,7 @@ mod config;
 mod header;
 mod hub;
 mod mapping;
+mod open;
 mod order;
 mod shard_index;
 
@@ -20,6 +21,7 @@ pub use config::ConfigText;
 pub use header::{BadHeader, Header, MAX_HEADER_LEN, MAX_TENSORS, TensorInfo};
 pub use hub::{Located, Locator, newest_checkpoint};
 pub use mapping::{LOST_MAPPING_EXIT, Mapping, report_lost_mappings};
+pub use open::{open_regular, read_small, read_text, read_text_if_there};
 pub use order::compare as compare_names;
 pub use shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex, resolve_member};
 

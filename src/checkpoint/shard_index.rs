@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::open::read_text;
 use crate::error::{Error, Result, escaped};
 
 /// File name of the index.
@@ -49,7 +50,7 @@ impl ShardIndex {
 
     /// Reads the index at `path`.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = read_text(path)?;
         Self::parse(&text).map_err(|problem| Error::malformed(path, problem, REMEDY))
     }
 

@@ -1,10 +1,9 @@
 //! Which base and which adapters a command means: what was typed, or what lies where training leaves it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use qft::adapter::Adapter;
-use qft::checkpoint::{Located, Locator, newest_checkpoint};
+use qft::checkpoint::{Located, Locator, newest_checkpoint, read_text};
 use qft::error::{Error, escaped, shown};
 use qft::export::Provenance;
 
@@ -94,7 +93,7 @@ fn named_bases(adapter: &Adapter) -> Vec<(String, &'static str)> {
         let at_revision = adapter.config.revision.as_ref().filter(|_| !Path::new(base).exists());
         (at_revision.map_or_else(|| base.clone(), |revision| format!("{base}@{revision}")), "adapter_config.json")
     });
-    let args = fs::read_to_string(adapter.dir.join("args.json")).ok();
+    let args = read_text(&adapter.dir.join("args.json")).ok();
     let args = args.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
     let model = args.and_then(|args| Some((args.get("model")?.as_str()?.to_owned(), "args.json")));
     config.into_iter().chain(model).collect()

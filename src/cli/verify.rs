@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
-use qft::checkpoint::{Checkpoint, Locator};
+use qft::checkpoint::{Checkpoint, Locator, read_text};
 use qft::error::{escaped, shown};
 use qft::export::{Difference, MANIFEST, audit};
 use qft::merge::{Float, Overflow, Vector};
@@ -79,7 +79,7 @@ fn inputs(locator: &Locator, args: &VerifyArgs) -> anyhow::Result<(PathBuf, Vec<
 }
 
 fn manifest(dir: &Path) -> Option<Value> {
-    serde_json::from_str(&std::fs::read_to_string(dir.join(MANIFEST)).ok()?).ok()
+    serde_json::from_str(&read_text(&dir.join(MANIFEST)).ok()?).ok()
 }
 
 /// Audits with the options that the manifest records.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::digest::{Hex, sha256};
 use super::plan::ExportPlan;
 use super::publish::Staging;
-use crate::checkpoint::Mapping;
+use crate::checkpoint::{Mapping, read_small};
 use crate::error::{Error, Result};
 
 /// File name of the journal.
@@ -61,7 +61,7 @@ impl<'a> Journal<'a> {
 /// The shards that a former run of the same plan finished, by name with their digest, each checked by reading it.
 /// Empty if there is no journal, or if it is of another plan or other inputs.
 pub(super) fn finished_shards(staging: &Staging, plan: &ExportPlan) -> BTreeMap<String, Hex> {
-    let read = || -> Option<Entries> { serde_json::from_slice(&fs::read(staging.dir.join(JOURNAL)).ok()?).ok() };
+    let read = || -> Option<Entries> { serde_json::from_slice(&read_small(&staging.dir.join(JOURNAL)).ok()?).ok() };
     let Some(entries) = read().filter(|entries| identity(plan).is_ok_and(|id| id == entries.plan)) else {
         return BTreeMap::new();
     };

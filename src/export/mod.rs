@@ -29,6 +29,7 @@ pub use stream::Timings;
 pub(crate) use manifest::dtype_name;
 
 use crate::adapter::ADAPTER_CONFIG;
+use crate::checkpoint::read_small;
 use crate::error::{Error, Result};
 use crate::merge::Vector;
 use crate::progress::Progress;
@@ -193,7 +194,7 @@ fn write_companions(plan: &ExportPlan, staging: &Staging, files: &mut Files) -> 
         Ok(())
     };
     for companion in &plan.companions {
-        let bytes = fs::read(&companion.path).map_err(Error::io("read", &companion.path))?;
+        let bytes = read_small(&companion.path)?;
         write(&companion.name, &bytes)?;
     }
     for (name, text) in &plan.texts {
@@ -208,5 +209,5 @@ fn digest_adapters(plan: &ExportPlan, weights: &[Hex]) -> Result<Vec<(Hex, Hex)>
 }
 
 fn digest_of(path: &Path) -> Result<Hex> {
-    Ok(sha256(&fs::read(path).map_err(Error::io("read", path))?))
+    Ok(sha256(&read_small(path)?))
 }
