@@ -38,8 +38,13 @@ fn merge(c: &mut Criterion) {
     for vector in Vector::available().filter(|v| *v != Vector::Scalar) {
         for rank in [8, 16, 64] {
             let (left, right) = (noise(Float::F32, ROWS * rank), noise(Float::F32, rank * COLUMNS));
-            let term =
-                LowRank::new(0..ROWS, factor(&left, ROWS, rank), factor(&right, rank, COLUMNS), rank, COLUMNS, 4.0);
+            let term = LowRank {
+                rows: 0..ROWS,
+                left: factor(&left, ROWS, rank),
+                right: factor(&right, rank, COLUMNS),
+                rank,
+                scale: 4.0,
+            };
             let merge = Merge::cast(&base, Float::Bf16, Float::Bf16, COLUMNS, Overflow::Refuse, vector)
                 .finite()
                 .add_terms(vec![term]);

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused an operation on a file.
-    #[error("cannot {operation} {}: {source}", shown(path))]
+    #[error("cannot {operation} {}: {cause}\n  remedy: {}", shown(path), io_remedy(cause))]
     Io {
         /// What was tried, as a verb: "open", "write".
         operation: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
+        /// The system's answer. Not called `source`: the message has it already.
+        cause: io::Error,
     },
     /// A file breaks the rules of its format.
     #[error("{}: {problem}\n  remedy: {remedy}", shown(path))]
@@ -70,6 +70,18 @@ pub enum Error {
         /// The output type, as the command line names it.
         dtype: &'static str,
     },
+    /// The disk failed an export whose finished shards are worth keeping.
+    #[error("{cause}\n  {}", interrupted(Some(kept.as_path()), *.finished, *.shards))]
+    Stopped {
+        /// What failed.
+        cause: Box<Error>,
+        /// The staging directory.
+        kept: PathBuf,
+        /// Shards that are complete in it.
+        finished: usize,
+        /// Shards of the whole export.
+        shards: usize,
+    },
     /// The run was cancelled from outside (Ctrl-C, SIGTERM).
     #[error("interrupted; {}", interrupted(.kept.as_deref(), *.finished, *.shards))]
     Interrupted {
@@ -88,7 +100,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An [`Error::Io`]; made for `map_err`.
     pub fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { operation, path: path.to_owned(), source }
+        move |cause| Self::Io { operation, path: path.to_owned(), cause }
     }
 
     /// An [`Error::Malformed`].
@@ -102,6 +114,27 @@ impl Error {
     }
 }
 
+/// What to do about an answer of the operating system.
+fn io_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::PermissionDenied => "get the permission, or use another path",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space, or give a destination on another disk with --out"
+        }
+        io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f), or lower --max-shard",
+        io::ErrorKind::ReadOnlyFilesystem => "give a destination on another disk with --out",
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => "check what lies at the path",
+        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => {
+            "give a destination that is no mount point with --out"
+        }
+        _ => "the system gives no better reason; its log may",
+    }
+}
+
+/// Longest piece of text from a file that a message shows whole.
+const SHOWN: usize = 300;
+
 fn interrupted(kept: Option<&Path>, finished: usize, shards: usize) -> String {
     match kept {
         Some(staging) => format!(
@@ -113,8 +146,13 @@ fn interrupted(kept: Option<&Path>, finished: usize, shards: usize) -> String {
     }
 }
 
-/// `text` with control characters and bidirectional overrides escaped, for messages.
+/// `text` with control characters and bidirectional overrides escaped, and the middle left out if it is very long: for
+/// messages.
 pub fn escaped(text: &str) -> String {
+    if text.len() > 2 * SHOWN {
+        let (head, tail) = (text.floor_char_boundary(SHOWN), text.ceil_char_boundary(text.len() - SHOWN / 3));
+        return format!("{}...[{} bytes]...{}", escaped(&text[..head]), tail - head, escaped(&text[tail..]));
+    }
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         let reorders = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -141,5 +179,7 @@ mod tests {
         assert_eq!(escaped("a\u{1b}[2Jb"), "a\\u{1b}[2Jb");
         assert_eq!(escaped("层.weight"), "层.weight");
         assert_eq!(escaped("x\u{202e}y"), "x\\u{202e}y");
+        let long = escaped(&"层".repeat(1_000_000));
+        assert!(long.len() < 600 && long.contains("bytes]"), "{long}");
     }
 }

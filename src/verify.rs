@@ -3,27 +3,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Component, Path};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{
     Header, INDEX_FILE, Mapping, SINGLE_FILE, ShardIndex, TensorInfo, read_text_if_there, stale_shards,
 };
+use crate::digests::digest_files;
 use crate::error::{Error, Result, escaped};
-use crate::export::{CHECKSUMS, Hex, MANIFEST, hex};
+use crate::export::{CHECKSUMS, Hex, MANIFEST};
 use crate::progress::Progress;
-
-/// Bytes that are digested between two looks at `cancel`.
-const STEP: usize = 8 << 20;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The file, relative to the directory.
+    /// The file, relative to the directory; `.` for the whole.
     pub file: String,
     /// What is wrong with it.
     pub problem: String,
@@ -48,43 +45,120 @@ impl Verification {
     fn problem(&mut self, file: &str, problem: impl Into<String>) {
         self.problems.push(Problem { file: escaped(file), problem: escaped(&problem.into()) });
     }
+
+    /// Makes a problem of `error`, which came of reading the release in `dir`; once, if it comes again.
+    pub fn unreadable(&mut self, dir: &Path, error: &Error) {
+        let text = error.to_string();
+        let (path, problem) = match error {
+            Error::Malformed { path, problem, .. } => (path.as_path(), problem.as_str()),
+            Error::Io { path, .. } => (path.as_path(), first_line(&text)),
+            _ => (dir, first_line(&text)),
+        };
+        let file = path.strip_prefix(dir).unwrap_or(path).to_string_lossy();
+        let file = if file.is_empty() { "." } else { &file };
+        let known = |p: &Problem| p.file == escaped(file) && p.problem == escaped(problem);
+        if !self.problems.iter().any(known) {
+            self.problem(file, problem);
+        }
+    }
 }
 
-/// Verifies the release in `dir` with `jobs` threads. Problems are in the result; errors are for what can't be read.
+/// An error's text without its remedy.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// Verifies the release in `dir` with `jobs` threads. Problems are in the result; errors are for a directory that can't
+/// be listed, and for a stop from outside.
 pub fn verify(dir: &Path, jobs: usize, cancel: &AtomicBool, progress: &dyn Progress) -> Result<Verification> {
     let mut result = Verification::default();
     let expected = expected_digests(dir, &mut result)?;
-    check_digests(dir, &expected, jobs, cancel, progress, &mut result)?;
+    let files = present(dir, &expected, &mut result);
+    let paths: Vec<(PathBuf, u64)> = files.iter().map(|(name, len)| (dir.join(name), *len)).collect();
+    for ((name, len), found) in files.iter().zip(digest_files(&paths, jobs, cancel, progress)?) {
+        match found {
+            Ok(found) if found != expected[*name] => {
+                result.problem(name, "its SHA-256 is not the listed one: the file was changed or damaged");
+            }
+            Ok(_) => {}
+            Err(error) => {
+                result.unreadable(dir, &error);
+                continue;
+            }
+        }
+        result.digests += 1;
+        result.bytes += len;
+    }
     lint(dir, &mut result)?;
     Ok(result)
 }
 
-/// The digests that SHA256SUMS and the manifest give, which must agree.
-fn expected_digests(dir: &Path, result: &mut Verification) -> Result<BTreeMap<String, Hex>> {
-    let read = |name: &str| read_text_if_there(&dir.join(name));
-    let mut expected = BTreeMap::new();
-    match read(CHECKSUMS)? {
-        None => result.notes.push(format!("there is no {CHECKSUMS}; digests were not checked")),
-        Some(text) => {
-            for line in text.lines().filter(|line| !line.is_empty()) {
-                match parse_sum(line) {
-                    Some((digest, name)) => {
-                        if expected.insert(name.to_owned(), digest.to_ascii_lowercase()).is_some() {
-                            result.problem(CHECKSUMS, format!("lists {name} twice"));
-                        }
-                    }
-                    None => result.problem(CHECKSUMS, format!("has a line that is no checksum: {line:.80}")),
-                }
-            }
-            for name in unlisted(dir, &expected)? {
-                result.problem(&name, format!("is not in {CHECKSUMS}"));
-            }
+type Listed = BTreeMap<String, Hex>;
+
+/// A file that lists digests.
+enum List {
+    Absent,
+    /// What is wrong with it is recorded.
+    Broken,
+    Of(Listed),
+}
+
+/// The digests that SHA256SUMS and the manifest give, which must agree. Either must list every other file.
+fn expected_digests(dir: &Path, result: &mut Verification) -> Result<Listed> {
+    let sums = read_list(dir, CHECKSUMS, parse_sums, result);
+    let manifest = read_list(dir, MANIFEST, parse_manifest, result);
+    match (&sums, &manifest) {
+        (List::Absent, List::Absent) => {
+            result.notes.push(format!("there is neither {CHECKSUMS} nor {MANIFEST} to compare digests with"));
+        }
+        (List::Absent, _) => result.problem(CHECKSUMS, format!("is missing, though {MANIFEST} is there")),
+        _ => {}
+    }
+    let complete: Option<(&Listed, &[&str])> = match (&sums, &manifest) {
+        (List::Of(sums), _) => Some((sums, &[CHECKSUMS])),
+        (_, List::Of(files)) => Some((files, &[MANIFEST, CHECKSUMS])),
+        _ => None,
+    };
+    if let Some((listed, lists)) = complete {
+        for name in unlisted(dir, listed, lists)? {
+            result.problem(&name, format!("is not in {}", lists[0]));
         }
     }
-    if let Some(text) = read(MANIFEST)? {
-        check_manifest(&text, &mut expected, result);
+    let [mut expected, manifest] = [sums, manifest].map(|list| if let List::Of(l) = list { l } else { Listed::new() });
+    for (name, digest) in manifest {
+        if *expected.entry(name.clone()).or_insert_with(|| digest.clone()) != digest {
+            result.problem(&name, format!("{MANIFEST} and {CHECKSUMS} disagree"));
+        }
     }
     Ok(expected)
+}
+
+type Parse = fn(&str, &mut Verification) -> List;
+
+fn read_list(dir: &Path, name: &str, parse: Parse, result: &mut Verification) -> List {
+    match read_text_if_there(&dir.join(name)) {
+        Ok(None) => List::Absent,
+        Ok(Some(text)) => parse(&text, result),
+        Err(error) => {
+            result.unreadable(dir, &error);
+            List::Broken
+        }
+    }
+}
+
+fn parse_sums(text: &str, result: &mut Verification) -> List {
+    let mut listed = Listed::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        match parse_sum(line) {
+            Some((digest, name)) => {
+                if listed.insert(name.to_owned(), digest.to_ascii_lowercase()).is_some() {
+                    result.problem(CHECKSUMS, format!("lists {name} twice"));
+                }
+            }
+            None => result.problem(CHECKSUMS, format!("has a line that is no checksum: {line:.80}")),
+        }
+    }
+    List::Of(listed)
 }
 
 /// Digest and name of a line as `sha256sum` writes it, in text or binary mode; names must stay in the directory.
@@ -95,33 +169,31 @@ fn parse_sum(line: &str) -> Option<(&str, &str)> {
     (plain && digest.bytes().all(|b| b.is_ascii_hexdigit())).then_some((digest, name))
 }
 
-fn check_manifest(text: &str, expected: &mut BTreeMap<String, Hex>, result: &mut Verification) {
+fn parse_manifest(text: &str, result: &mut Verification) -> List {
     let manifest: serde_json::Value = match serde_json::from_str(text) {
         Ok(value) => value,
-        Err(e) => return result.problem(MANIFEST, format!("is no JSON: {e}")),
+        Err(e) => {
+            result.problem(MANIFEST, format!("is no JSON: {e}"));
+            return List::Broken;
+        }
     };
     let Some(files) = manifest.get("files").and_then(|f| f.as_object()) else {
-        return result.problem(MANIFEST, "has no list of files");
+        result.problem(MANIFEST, "has no list of files");
+        return List::Broken;
     };
+    let mut listed = Listed::new();
     for (name, entry) in files {
         let digest = entry.get("sha256").and_then(|d| d.as_str()).unwrap_or_default();
-        let Some((digest, name)) = parse_sum(&format!("{digest}  {name}")).map(|(d, n)| (d.to_owned(), n.to_owned()))
-        else {
-            result.problem(MANIFEST, format!("has a bad entry for {name}"));
-            continue;
-        };
-        match expected.get(&name) {
-            Some(sum) if *sum != digest => result.problem(&name, format!("{MANIFEST} and {CHECKSUMS} disagree")),
-            Some(_) => {}
-            None => {
-                expected.insert(name, digest);
-            }
+        match parse_sum(&format!("{digest}  {name}")) {
+            Some((digest, name)) => drop(listed.insert(name.to_owned(), digest.to_ascii_lowercase())),
+            None => result.problem(MANIFEST, format!("has a bad entry for {name}")),
         }
     }
+    List::Of(listed)
 }
 
-/// Files below `dir` that the checksums don't list.
-fn unlisted(dir: &Path, listed: &BTreeMap<String, Hex>) -> Result<Vec<String>> {
+/// Files below `dir` that are neither listed nor one of `lists`.
+fn unlisted(dir: &Path, listed: &Listed, lists: &[&str]) -> Result<Vec<String>> {
     let mut names = Vec::new();
     let mut pending = vec![String::new()];
     while let Some(prefix) = pending.pop() {
@@ -131,7 +203,7 @@ fn unlisted(dir: &Path, listed: &BTreeMap<String, Hex>) -> Result<Vec<String>> {
             let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 pending.push(format!("{name}/"));
-            } else if name != CHECKSUMS && !listed.contains_key(&name) {
+            } else if !lists.contains(&name.as_str()) && !listed.contains_key(&name) {
                 names.push(name);
             }
         }
@@ -140,142 +212,70 @@ fn unlisted(dir: &Path, listed: &BTreeMap<String, Hex>) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn check_digests(
-    dir: &Path,
-    expected: &BTreeMap<String, Hex>,
-    jobs: usize,
-    cancel: &AtomicBool,
-    progress: &dyn Progress,
-    result: &mut Verification,
-) -> Result<()> {
-    let mut files: Vec<(u64, &String, &Hex)> = Vec::new();
-    for (name, digest) in expected {
-        match fs::metadata(dir.join(name)) {
-            Ok(meta) => files.push((meta.len(), name, digest)),
-            Err(_) => result.problem(name, "is missing"),
+/// The listed files that are there, with their sizes.
+fn present<'a>(dir: &Path, expected: &'a Listed, result: &mut Verification) -> Vec<(&'a String, u64)> {
+    let mut files = Vec::new();
+    for name in expected.keys() {
+        let path = dir.join(name);
+        match fs::metadata(&path) {
+            Ok(meta) => files.push((name, meta.len())),
+            Err(e) if e.kind() == ErrorKind::NotFound => result.problem(name, "is missing"),
+            Err(e) => result.unreadable(dir, &Error::io("look at", &path)(e)),
         }
     }
-    // The largest first: each is one chain, and the longest should not start last.
-    files.sort_by(|a, b| b.cmp(a));
-    progress.start(&files.iter().map(|(len, name, _)| ((*name).clone(), *len)).collect::<Vec<_>>());
-    let next = AtomicUsize::new(0);
-    let wrong: Mutex<Result<Vec<&String>>> = Mutex::new(Ok(Vec::new()));
-    let work = || {
-        while let Some((part, (_, name, digest))) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, files.get(i)?)))
-        {
-            let outcome = digest_file(&dir.join(name), |bytes| {
-                progress.advance(part, bytes as u64);
-                !cancel.load(Ordering::Relaxed)
-            });
-            progress.finish(part);
-            let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
-            match (outcome, &mut *wrong) {
-                (Ok(found), Ok(list)) if found != **digest => list.push(name),
-                (Err(e), slot @ Ok(_)) => *slot = Err(e),
-                _ => {}
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..jobs.max(1) {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let mut wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner)?;
-    wrong.sort();
-    for name in wrong {
-        result.problem(name, "its SHA-256 is not the listed one: the file was changed or damaged");
-    }
-    result.digests = files.len();
-    result.bytes = files.iter().map(|(len, ..)| len).sum();
-    Ok(())
+    files
 }
 
-fn digest_file(path: &Path, mut step: impl FnMut(usize) -> bool) -> Result<Hex> {
-    let file = Mapping::open(path)?;
-    let mut hasher = Sha256::new();
-    for chunk in file.bytes().chunks(STEP) {
-        hasher.update(chunk);
-        if !step(chunk.len()) {
-            return Err(Error::Interrupted { kept: None, finished: 0, shards: 0 });
-        }
-    }
-    Ok(hex(&hasher.finalize()))
+/// What the headers of all weight files hold.
+#[derive(Default)]
+struct Weights {
+    /// Each tensor's file.
+    file_of: BTreeMap<String, String>,
+    bytes: u64,
+    parameters: u64,
 }
 
 /// The rules of the format and of a sharded model, on every weight file in `dir`.
 fn lint(dir: &Path, result: &mut Verification) -> Result<()> {
-    let index_path = dir.join(INDEX_FILE);
-    let index = if index_path.exists() {
-        match ShardIndex::read(&index_path) {
-            Ok(index) => Some(index),
-            Err(e) => {
-                result.problem(INDEX_FILE, e.to_string());
-                None
-            }
-        }
-    } else {
-        None
-    };
+    let index = read_index(dir, result);
     let single = dir.join(SINGLE_FILE).exists();
-    let mut names: Vec<String> = index.iter().flat_map(|i| i.files()).map(str::to_owned).collect();
+    let mut names: BTreeSet<String> = index.iter().flat_map(ShardIndex::files).map(str::to_owned).collect();
     if single {
-        names.push(SINGLE_FILE.to_owned());
+        names.insert(SINGLE_FILE.to_owned());
     }
     if single && index.is_some() {
         result.problem(SINGLE_FILE, format!("lies beside {INDEX_FILE}; loaders disagree on which one counts"));
     }
     if names.is_empty() {
-        result.notes.push("there are no safetensors weights".to_owned());
+        result.notes.push(format!("there is neither {SINGLE_FILE} nor an index of shards"));
     }
-    for stale in stale_shards(dir, &names)? {
+    for stale in stale_shards(dir, &names.iter().cloned().collect::<Vec<_>>())? {
         result.problem(&stale, "belongs to no index; loaders that read every shard would mix it in");
     }
-    let mut seen: BTreeMap<String, String> = BTreeMap::new();
-    let mut total = (0u64, 0u64);
-    for name in names.iter().collect::<BTreeSet<_>>() {
-        let Some(header) = lint_file(&dir.join(name), name, result) else { continue };
-        for TensorInfo { name: tensor, shape, start, end, .. } in header.tensors {
-            total = (total.0 + (end - start) as u64, total.1 + shape.iter().product::<usize>() as u64);
-            if let Some(index) = index.as_ref().filter(|_| !single)
-                && index.weight_map.get(&tensor) != Some(name)
-            {
-                result.problem(INDEX_FILE, format!("does not say that {tensor} is in {name}"));
-            }
-            if let Some(other) = seen.insert(tensor.clone(), name.clone()) {
-                result.problem(name, format!("holds {tensor}, which {other} holds too"));
-            }
-        }
+    let mut weights = Weights::default();
+    for name in &names {
+        lint_file(dir, name, &mut weights, result);
     }
-    result.tensors = seen.len();
+    result.tensors = weights.file_of.len();
     if let Some(index) = &index {
-        for (tensor, file) in index.weight_map.iter().filter(|(tensor, _)| !seen.contains_key(*tensor)) {
-            result.problem(INDEX_FILE, format!("says that {tensor} is in {file}, which lacks it"));
-        }
-        for (key, given, found) in
-            [("total_size", index.total_size, total.0), ("total_parameters", index.total_parameters, total.1)]
-        {
-            if given.is_some_and(|given| given != found) {
-                result.problem(INDEX_FILE, format!("{key} is {}, the shards have {found}", given.unwrap_or(0)));
-            }
-        }
+        lint_index(index, &weights, single, result);
     }
     Ok(())
 }
 
-fn lint_file(path: &Path, name: &str, result: &mut Verification) -> Option<Header> {
-    let header = match Mapping::open(path).map(|file| Header::parse(file.bytes())) {
+fn read_index(dir: &Path, result: &mut Verification) -> Option<ShardIndex> {
+    let path = dir.join(INDEX_FILE);
+    if !path.exists() {
+        return None;
+    }
+    ShardIndex::read(&path).map_err(|error| result.unreadable(dir, &error)).ok()
+}
+
+fn lint_file(dir: &Path, name: &str, weights: &mut Weights, result: &mut Verification) {
+    let header = match Mapping::open(&dir.join(name)).map(|file| Header::parse(file.bytes())) {
         Ok(Ok(header)) => header,
-        Ok(Err(e)) => {
-            result.problem(name, e.to_string());
-            return None;
-        }
-        Err(e) => {
-            result.problem(name, e.to_string());
-            return None;
-        }
+        Ok(Err(bad)) => return result.problem(name, bad.to_string()),
+        Err(error) => return result.unreadable(dir, &error),
     };
     for line in &header.lint {
         result.problem(name, line.clone());
@@ -283,7 +283,34 @@ fn lint_file(path: &Path, name: &str, result: &mut Verification) -> Option<Heade
     if header.metadata.get("format").map(String::as_str) != Some("pt") {
         result.notes.push(format!("{name} lacks the metadata format=pt, without which old transformers refuse it"));
     }
-    Some(header)
+    for TensorInfo { name: tensor, shape, start, end, .. } in header.tensors {
+        weights.bytes += (end - start) as u64;
+        weights.parameters += shape.iter().product::<usize>() as u64;
+        if let Some(other) = weights.file_of.insert(tensor.clone(), name.to_owned()) {
+            result.problem(name, format!("holds {tensor}, which {other} holds too"));
+        }
+    }
+}
+
+/// Holds the index against the headers, both ways.
+fn lint_index(index: &ShardIndex, weights: &Weights, single: bool, result: &mut Verification) {
+    for (tensor, file) in weights.file_of.iter().filter(|_| !single) {
+        if index.weight_map.get(tensor) != Some(file) {
+            result.problem(INDEX_FILE, format!("does not say that {tensor} is in {file}"));
+        }
+    }
+    for (tensor, file) in index.weight_map.iter().filter(|(tensor, _)| !weights.file_of.contains_key(*tensor)) {
+        result.problem(INDEX_FILE, format!("says that {tensor} is in {file}, which lacks it"));
+    }
+    let totals = [
+        ("total_size", index.total_size, weights.bytes),
+        ("total_parameters", index.total_parameters, weights.parameters),
+    ];
+    for (key, given, found) in totals {
+        if let Some(given) = given.filter(|given| *given != found) {
+            result.problem(INDEX_FILE, format!("{key} is {given}, the shards have {found}"));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -300,5 +327,17 @@ mod tests {
         }
         assert_eq!(parse_sum("xyz"), None);
         assert_eq!(parse_sum(&format!("{}é  a", "0".repeat(63))), None);
+    }
+
+    #[test]
+    fn an_error_becomes_a_problem_once_and_without_its_remedy() {
+        let mut result = Verification::default();
+        let error = Error::malformed(Path::new("out/a/b"), "is\u{1b} bad", "none");
+        result.unreadable(Path::new("out"), &error);
+        result.unreadable(Path::new("out"), &error);
+        result.unreadable(Path::new("out"), &Error::malformed(Path::new("out"), "is empty", "none"));
+        result.unreadable(Path::new("out"), &Error::refused("no", "none"));
+        let lines: Vec<String> = result.problems.iter().map(|p| format!("{}: {}", p.file, p.problem)).collect();
+        assert_eq!(lines, ["a/b: is\\u{1b} bad", ".: is empty", ".: no"]);
     }
 }

@@ -74,7 +74,7 @@ fn merge<'a>(case: &Case, bytes: &'a Bytes, vector: Vector) -> Merge<'a> {
     let Case { rows, columns, rank, adapter, .. } = *case;
     let left = row_major(&bytes.left, adapter, rows, rank);
     let right = row_major(&bytes.right, adapter, rank, columns);
-    let term = LowRank::new(0..rows, left, right, rank, columns, case.scale);
+    let term = LowRank { rows: 0..rows, left, right, rank, scale: case.scale };
     let merge = Merge::cast(&bytes.base, case.base, case.out, columns, Overflow::Clamp, vector).add_terms(vec![term]);
     match case.norm {
         None => merge,
@@ -168,7 +168,7 @@ proptest! {
             let whole = Merge::cast(&base, Float::Bf16, Float::F32, columns, Overflow::Refuse, vector);
             let mut plain = vec![0; rows * columns * 4];
             whole.run(0..rows * columns, &mut plain).unwrap();
-            let term = LowRank::new(first..first + count, row_major(&left, Float::F32, count, rank), row_major(&right, Float::F32, rank, columns), rank, columns, 100.0);
+            let term = LowRank { rows: first..first + count, left: row_major(&left, Float::F32, count, rank), right: row_major(&right, Float::F32, rank, columns), rank, scale: 100.0 };
             let merge = Merge::cast(&base, Float::Bf16, Float::F32, columns, Overflow::Refuse, vector).add_terms(vec![term]);
             let mut out = vec![0; rows * columns * 4];
             merge.run(0..rows * columns, &mut out).unwrap();

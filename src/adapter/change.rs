@@ -25,8 +25,7 @@ impl FactorPlan {
     /// A view of `rows` x `columns` values of `tensor`; the reason if it isn't one of floats that hold them.
     pub(super) fn new(tensor: &Tensor, layout: Layout, rows: usize, columns: usize) -> Result<Self, String> {
         let float = float_of(tensor)?;
-        Factor::new(tensor.bytes(), float, layout, rows, columns)
-            .ok_or_else(|| format!("{} is too small for its use", tensor.name()))?;
+        Factor::new(tensor.bytes(), float, layout, rows, columns).ok_or("is too small for its use")?;
         Ok(Self { tensor: Some((tensor.clone(), float)), layout, rows, columns })
     }
 
@@ -66,9 +65,8 @@ impl FactorPlan {
 
 /// The float type of an adapter tensor, or why it can't be used.
 pub(super) fn float_of(tensor: &Tensor) -> Result<Float, String> {
-    Float::of(tensor.dtype()).ok_or_else(|| {
-        format!("{} is of type {:?}; only BF16, F16 and F32 can be merged", tensor.name(), tensor.dtype())
-    })
+    Float::of(tensor.dtype())
+        .ok_or_else(|| format!("is of type {:?}; only BF16, F16 and F32 can be merged", tensor.dtype()))
 }
 
 /// `scale * left @ right`, added to `rows` of the output.
@@ -87,8 +85,9 @@ pub struct LowRankPlan {
 }
 
 impl LowRankPlan {
-    fn prepare(&self, columns: usize) -> LowRank<'_> {
-        LowRank::new(self.rows.clone(), self.left.view(), self.right.view(), self.rank, columns, self.scale)
+    fn prepare(&self) -> LowRank<'_> {
+        let LowRankPlan { rank, scale, .. } = *self;
+        LowRank { rows: self.rows.clone(), left: self.left.view(), right: self.right.view(), rank, scale }
     }
 }
 
@@ -99,6 +98,8 @@ pub struct TensorSource {
     pub source: Tensor,
     /// The adapter that `source` belongs to, if it replaces the base's values.
     pub replaced_by: Option<usize>,
+    /// Whether `source` is the adapter's copy of the base (`base_layer`), not a trained value.
+    pub is_base_layer: bool,
     /// Type of the base's tensor, which is the type of the output unless the user asks for another.
     pub dtype: Dtype,
     /// How many leading axes are the rows of the matrix that the tensor is merged as: one, none for a vector, two for a
@@ -118,6 +119,7 @@ impl TensorSource {
         Self {
             source: tensor.clone(),
             replaced_by: None,
+            is_base_layer: false,
             dtype: tensor.dtype(),
             row_axes: usize::from(tensor.shape().len() > 1),
             low_rank: Vec::new(),
@@ -138,7 +140,9 @@ impl TensorSource {
     /// Rows and columns of the matrix that the tensor is merged as.
     pub fn matrix(&self) -> (usize, usize) {
         let (rows, columns) = self.source.shape().split_at(self.row_axes.min(self.source.shape().len()));
-        (rows.iter().product(), columns.iter().product())
+        // A shape with a zero in it may have other lengths whose product overflows.
+        let product = |lengths: &[usize]| lengths.iter().fold(1usize, |n, length| n.saturating_mul(*length));
+        (product(rows), product(columns))
     }
 
     /// The arithmetic that makes the output of type `to`; `None` if the source's bytes are the output's.
@@ -153,12 +157,11 @@ impl TensorSource {
             return Some(merge);
         }
         merge = merge.finite();
-        if let Some(stored) =
-            Float::of(self.dtype).filter(|f| self.is_computed() && self.replaced_by.is_some() && *f != from)
-        {
+        // What the adapter brings is loaded into the base, and so takes on its type.
+        if let Some(stored) = Float::of(self.dtype).filter(|_| self.replaced_by.is_some() || self.rows.is_some()) {
             merge = merge.rounded_first(stored);
         }
-        merge = merge.add_terms(self.low_rank.iter().map(|term| term.prepare(columns)).collect());
+        merge = merge.add_terms(self.low_rank.iter().map(|term| term.prepare()).collect());
         if let Some((tensor, rows, _)) = &self.rows {
             let float = Float::of(tensor.dtype())?;
             let width = columns * float.size();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -11,6 +11,9 @@ use crate::error::{Error, Result, escaped};
 
 /// File name of the config.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Most bytes of a compiled pattern: names of modules take a few thousand.
+const MAX_PATTERN: usize = 1 << 18;
 
 /// The part of PEFT's `LoraConfig` that a merge depends on.
 #[derive(Debug, Clone)]
@@ -25,6 +28,10 @@ pub struct AdapterConfig {
     pub fan_in_fan_out: bool,
     /// DoRA: magnitudes must be there.
     pub use_dora: bool,
+    /// `lora_bias`: pairs of linear layers have a bias.
+    pub lora_bias: bool,
+    /// `target_modules`, where it is a list and no other setting narrows it.
+    pub target_modules: Vec<String>,
     /// `base_model_name_or_path`, where it is given.
     pub base_model: Option<String>,
     /// `revision` of the base, where it is given.
@@ -53,6 +60,8 @@ struct Raw {
     fan_in_fan_out: Option<bool>,
     #[serde(default)]
     use_dora: Option<bool>,
+    #[serde(default)]
+    lora_bias: Option<bool>,
     base_model_name_or_path: Option<String>,
     revision: Option<String>,
     peft_version: Option<String>,
@@ -201,6 +210,8 @@ impl AdapterConfig {
             use_rslora: raw.use_rslora.unwrap_or(false),
             fan_in_fan_out: raw.fan_in_fan_out.unwrap_or(false),
             use_dora: raw.use_dora.unwrap_or(false),
+            lora_bias: raw.lora_bias.unwrap_or(false),
+            target_modules: target_modules(&all),
             base_model: raw.base_model_name_or_path.filter(|name| !name.is_empty()),
             revision: raw.revision,
             peft_version: raw.peft_version,
@@ -230,18 +241,28 @@ impl AdapterConfig {
         self.token_indices.iter().find(|(name, _)| names(name)).map(|(_, rows)| rows.as_slice())
     }
 
-    /// Whether `modules_to_save` names `module`.
+    /// Whether `modules_to_save` names `module` or a module that it lies in.
     pub fn saves(&self, module: &str) -> bool {
-        self.modules_to_save.iter().any(|name| module == name || module.ends_with(&format!(".{name}")))
+        self.modules_to_save.iter().any(|name| format!(".{module}.").contains(&format!(".{name}.")))
     }
 
     /// Whether PEFT of this version takes 3-D parameters as `(experts, in, out)` whatever the module says: before 0.19.
     /// A config without a version is older than 0.18.
     pub fn experts_in_out(&self) -> bool {
         let Some(version) = &self.peft_version else { return true };
-        let mut numbers = version.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
+        let digits = |part: &str| part.chars().take_while(char::is_ascii_digit).collect::<String>();
+        let mut numbers = version.split('.').map(|part| digits(part).parse::<u64>().unwrap_or(0));
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (0, 19)
     }
+}
+
+fn target_modules(config: &Map<String, Value>) -> Vec<String> {
+    let is_set = |key: &str| config.get(key).is_some_and(|v| !v.is_null());
+    if is_set("layers_to_transform") || is_set("exclude_modules") {
+        return Vec::new();
+    }
+    let list = config.get("target_modules").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
 /// The patterns of a map, in its order, with their values.
@@ -259,8 +280,12 @@ fn patterns<T>(
 
 /// PEFT's `get_pattern_key`: `re.match(rf"(.*\.)?({pattern})$", path)`.
 fn compile(pattern: &str) -> Result<Regex, String> {
-    Regex::new(&format!(r"^(.*\.)?({pattern})$"))
-        .map_err(|_| format!("pattern {}: not understood (look-around is not supported)", escaped(pattern)))
+    let whole = format!(r"^(.*\.)?({pattern})$");
+    let shown = || escaped(pattern);
+    RegexBuilder::new(&whole).size_limit(MAX_PATTERN).build().map_err(|e| match e {
+        regex::Error::CompiledTooBig(_) => format!("pattern {}: too large", shown()),
+        _ => format!("pattern {}: not understood (look-around is not supported)", shown()),
+    })
 }
 
 fn token_indices(raw: Option<TokenIndices>) -> Result<Vec<(String, Vec<u64>)>, String> {
@@ -282,7 +307,10 @@ fn refuse_other_kinds(path: &Path, config: &Map<String, Value>) -> Result<()> {
     let refuse = |what: String, remedy: &str| {
         Err(Error::refused(format!("{}: {what} can't be merged by qft", crate::error::shown(path)), remedy))
     };
-    let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
+    let kind = match config.get("peft_type") {
+        None | Some(Value::Null) => "LORA",
+        Some(kind) => kind.as_str().unwrap_or("(no text)"),
+    };
     if kind != "LORA" {
         let row = OTHER_KINDS.iter().find(|(kinds, _)| kinds.contains(&kind));
         return refuse(format!("an adapter of kind {}", escaped(kind)), row.map_or(OTHER_KINDS[0].1, |(_, r)| r));
@@ -365,7 +393,9 @@ mod tests {
 
     #[test]
     fn knows_the_expert_layout_of_each_version() {
-        for (version, in_out) in [("0.18.1", true), ("0.19.0", false), ("0.21.2", false), ("1.0.0", false)] {
+        for (version, in_out) in
+            [("0.18.1", true), ("0.19.0", false), ("0.19rc1", false), ("0.21.2", false), ("1.0.0", false)]
+        {
             assert_eq!(parse(&format!(r#""peft_version":"{version}""#)).unwrap().experts_in_out(), in_out, "{version}");
         }
         assert!(parse("").unwrap().experts_in_out());

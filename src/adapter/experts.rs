@@ -96,6 +96,10 @@ fn is_transposed(base: &Checkpoint) -> bool {
 fn find_parameter(base: &Checkpoint, module: &str, name: &str) -> Option<Parameter> {
     if let Some(tensor) = rename::find(&base.tensors, &format!("{module}.{name}")) {
         let &[experts, rows, columns] = base.tensors[&tensor].shape() else { return None };
+        // A shape without bytes may claim any number of experts.
+        if base.tensors[&tensor].bytes().is_empty() {
+            return None;
+        }
         let piece = |expert| Piece { tensor: tensor.clone(), expert, part: 0..rows, first_row: expert * rows };
         return Some(Parameter { experts, rows, columns, pieces: (0..experts).map(piece).collect(), row_axes: 2 });
     }
@@ -178,6 +182,9 @@ pub(super) fn slice_of_fused(base: &Checkpoint, module: &str) -> Option<(String,
     let (fused, parts) = FUSED.iter().find(|(_, parts)| parts.iter().any(|names| names.contains(&part)))?;
     let tensor = rename::find(&base.tensors, &format!("{path}.{fused}"))?;
     let &[experts, rows, _] = base.tensors[&tensor].shape() else { return None };
+    if base.tensors[&tensor].bytes().is_empty() {
+        return None;
+    }
     let position = parts.iter().position(|names| names.contains(&part))?;
     if expert >= experts || rows % parts.len() != 0 || is_transposed(base) {
         return None;

@@ -17,8 +17,10 @@ pub(super) enum Part {
     Magnitude,
     /// `token_adapter.trainable_tokens_delta`: rows of an embedding, as values.
     TokenRows,
-    /// A parameter of the base that the adapter brings a value of: `modules_to_save`, biases, `base_layer`.
+    /// A parameter that the adapter brings a trained value of: `modules_to_save`, biases.
     Value(String),
+    /// A parameter of the base as it was when the adapter was trained: `base_layer`.
+    BaseLayer(String),
 }
 
 /// A parsed name.
@@ -81,7 +83,10 @@ pub(super) fn parse(name: &str) -> Option<Key> {
         return None;
     }
     let module = wrapper.and_then(|w| path.strip_suffix(w)).unwrap_or(path);
-    named(module, 0, Part::Value(parameter.to_owned()))
+    let parameter = parameter.to_owned();
+    // A bias in `base_layer` was trained (`bias: all`, `lora_only`); a weight there was not.
+    let is_base = wrapper.is_some_and(|w| w.ends_with(".base_layer")) && parameter == "weight";
+    named(module, 0, if is_base { Part::BaseLayer(parameter) } else { Part::Value(parameter) })
 }
 
 fn named(module: &str, depth: usize, part: Part) -> Option<Key> {
@@ -95,6 +100,7 @@ mod tests {
     #[test]
     fn every_form_that_peft_saves() {
         let value = |p: &str| Part::Value(p.to_owned());
+        let base = || Part::BaseLayer("weight".to_owned());
         for (name, module, depth, part) in [
             ("model.layers.0.self_attn.q_proj.lora_A.weight", "model.layers.0.self_attn.q_proj", 0, Part::A),
             ("m.q_proj.lora_B.default.weight", "m.q_proj", 0, Part::B),
@@ -103,9 +109,9 @@ mod tests {
             ("m.k_proj.bias", "m.k_proj", 0, value("bias")),
             ("m.experts.base_layer.lora_A.weight", "m.experts", 1, Part::A),
             ("m.embed.lora_embedding_A", "m.embed", 0, Part::EmbeddingA),
-            ("m.embed.base_layer.weight", "m.embed", 0, value("weight")),
+            ("m.embed.base_layer.weight", "m.embed", 0, base()),
             ("m.embed.token_adapter.trainable_tokens_delta", "m.embed", 0, Part::TokenRows),
-            ("m.embed.token_adapter.base_layer.weight", "m.embed", 0, value("weight")),
+            ("m.embed.token_adapter.base_layer.weight", "m.embed", 0, base()),
             ("lm_head.modules_to_save.default.weight", "lm_head", 0, value("weight")),
             ("lm_head.weight", "lm_head", 0, value("weight")),
             ("m.q.lora_magnitude_vector", "m.q", 0, Part::Magnitude),

@@ -2,6 +2,7 @@
 //! arithmetic.
 
 mod change;
+mod complete;
 mod config;
 mod experts;
 mod keys;
@@ -16,7 +17,7 @@ pub use change::{FactorPlan, LowRankPlan, TensorSource};
 pub use config::{ADAPTER_CONFIG, AdapterConfig};
 pub use resolve::{Resolution, resolve};
 
-use crate::checkpoint::SafetensorsFile;
+use crate::checkpoint::{SafetensorsFile, member_if_there, resolve_member};
 use crate::error::{Error, Result};
 
 /// File name of an adapter's weights.
@@ -38,14 +39,13 @@ pub struct Adapter {
 impl Adapter {
     /// Opens the adapter in `dir`. Reads the config and the header of the weights.
     pub fn open(dir: &Path, weight: f64) -> Result<Self> {
-        let config_path = dir.join(ADAPTER_CONFIG);
-        if !config_path.exists() {
+        let Some(config_path) = member_if_there(dir, ADAPTER_CONFIG)? else {
             return Err(Error::malformed(
                 dir,
                 format!("holds no {ADAPTER_CONFIG}"),
                 "give the directory that PEFT or ms-swift saved the adapter in, such as output/.../checkpoint-200",
             ));
-        }
+        };
         let config = AdapterConfig::read(&config_path)?;
         let weights = dir.join(ADAPTER_WEIGHTS);
         if !weights.exists() && dir.join("adapter_model.bin").exists() {
@@ -55,6 +55,11 @@ impl Adapter {
                 "load it with PEFT and save it again with safe_serialization=True",
             ));
         }
-        Ok(Self { dir: dir.to_owned(), config, file: SafetensorsFile::open(&weights)?, weight })
+        Ok(Self {
+            dir: dir.to_owned(),
+            config,
+            file: SafetensorsFile::open(&resolve_member(dir, ADAPTER_WEIGHTS)?)?,
+            weight,
+        })
     }
 }

@@ -1,16 +1,17 @@
 //! From adapter tensors to changes of base tensors, by PEFT's rules. Every adapter tensor is used exactly once, or the
 //! whole is refused with the names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::change::{FactorPlan, LowRankPlan, TensorSource, float_of};
 use super::keys::{self, Part};
 use super::tied::Pair;
-use super::{Adapter, experts, rename};
+use super::{Adapter, complete, experts, rename, tied};
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::error::{Error, Result, escaped};
-use crate::merge::{Float, NormAxis};
+use crate::error::{Error, Result, escaped, shown};
+use crate::merge::{Float, Merge, NormAxis, Overflow, Vector};
+use safetensors::Dtype;
 
 /// Problems that a refusal lists; the rest is counted.
 const LISTED: usize = 12;
@@ -34,62 +35,69 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter]) -> Result<Resolution> {
         base,
         pair: Pair::find(base),
         tensors: base.tensors.iter().map(|(name, t)| (name.clone(), TensorSource::untouched(t))).collect(),
+        claimed: BTreeSet::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
     };
+    if let Some(method) = base.quantization().filter(|_| !adapters.is_empty()) {
+        let problem = format!("the base {} is quantized ({method})", shown(&base.dir));
+        return Err(Error::refused(problem, "give the 16-bit model that it was made from as --base"));
+    }
     for (index, adapter) in adapters.iter().enumerate() {
-        resolver.refuse_quantized()?;
         resolver.adapter(index, adapter);
     }
     if !resolver.problems.is_empty() {
-        return Err(refusal(&resolver.problems));
+        return Err(refusal(base, &resolver.problems));
     }
     let untied = resolver.pair.clone().is_some_and(|pair| pair.settle(base, &mut resolver.tensors));
     let vocabulary = resolver.vocabulary()?;
     Ok(Resolution { tensors: resolver.tensors, untied, vocabulary, warnings: resolver.warnings })
 }
 
-fn refusal(problems: &[String]) -> Error {
-    let mut text = format!("{} of the adapter's tensors can't be merged:", problems.len());
-    for problem in problems.iter().take(LISTED) {
+/// Something about an adapter that can't be merged.
+pub(super) struct Problem {
+    text: String,
+    /// The name that the base lacks, if that is the problem: its neighbours are listed.
+    lacking: Option<String>,
+}
+
+fn refusal(base: &Checkpoint, problems: &[Problem]) -> Error {
+    let mut text = format!("the adapter can't be merged into {}: {} problems", shown(&base.dir), problems.len());
+    for Problem { text: problem, lacking } in problems.iter().take(LISTED) {
         text.push_str("\n  ");
         text.push_str(problem);
+        let near = lacking.as_ref().map(|name| rename::nearest(&base.tensors, name)).unwrap_or_default();
+        if !near.is_empty() {
+            text.push_str("; nearest: ");
+            text.push_str(&near.iter().map(|name| escaped(name)).collect::<Vec<_>>().join(", "));
+        }
     }
     if problems.len() > LISTED {
         text.push_str(&format!("\n  and {} more", problems.len() - LISTED));
     }
-    Error::refused(text, "check that the adapter was trained on this base (adapter_config.json names it)")
+    Error::refused(text, "check that the adapter is whole and was trained on this base (adapter_config.json names it)")
 }
 
 /// The tensors of one wrapper of one module.
 #[derive(Default)]
-struct Module<'a> {
-    parts: BTreeMap<Part, &'a Tensor>,
+pub(super) struct Module<'a> {
+    pub(super) parts: BTreeMap<Part, &'a Tensor>,
 }
 
-struct Resolver<'a> {
-    base: &'a Checkpoint,
-    pair: Option<Pair>,
-    tensors: BTreeMap<String, TensorSource>,
-    problems: Vec<String>,
-    warnings: Vec<String>,
+pub(super) struct Resolver<'a> {
+    pub(super) base: &'a Checkpoint,
+    pub(super) pair: Option<Pair>,
+    pub(super) tensors: BTreeMap<String, TensorSource>,
+    /// Output tensors that the adapter at hand has a delta for.
+    claimed: BTreeSet<String>,
+    problems: Vec<Problem>,
+    pub(super) warnings: Vec<String>,
 }
 
 /// An adapter with its place on the command line.
 type Indexed<'a> = (usize, &'a Adapter);
 
 impl Resolver<'_> {
-    fn refuse_quantized(&self) -> Result<()> {
-        let Some(quantization) = self.base.config.as_ref().and_then(|c| c.get(&["quantization_config"])) else {
-            return Ok(());
-        };
-        let method = quantization.get("quant_method").and_then(|m| m.as_str()).unwrap_or("unknown").to_owned();
-        Err(Error::refused(
-            format!("the base {} is quantized ({})", crate::error::shown(&self.base.dir), escaped(&method)),
-            "give the 16-bit model that it was made from as --base",
-        ))
-    }
-
     fn adapter(&mut self, index: usize, adapter: &Adapter) {
         let tensors: Vec<Tensor> = adapter.file.tensors().collect();
         let mut modules: BTreeMap<(String, usize), Module<'_>> = BTreeMap::new();
@@ -103,6 +111,10 @@ impl Resolver<'_> {
                 self.problem(tensor.name(), "is there twice, under two spellings");
             }
         }
+        if tensors.is_empty() {
+            let problem = "holds no tensor: it was saved without gathering the weights (DeepSpeed ZeRO-3, FSDP)";
+            self.problem(&adapter.file.name(), problem);
+        }
         for setting in &adapter.config.unknown {
             self.warnings.push(format!("adapter_config.json has a setting that qft does not know: {setting}"));
         }
@@ -110,19 +122,23 @@ impl Resolver<'_> {
         // Values first: a delta is added to the value that the adapter brings.
         for ((path, _), module) in &by_module {
             for (part, tensor) in &module.parts {
-                if let Part::Value(parameter) = part {
-                    self.value((index, adapter), path, parameter, tensor);
+                if let Part::Value(parameter) | Part::BaseLayer(parameter) = part {
+                    let is_base_layer = matches!(part, Part::BaseLayer(_));
+                    self.value((index, adapter), &format!("{path}.{parameter}"), is_base_layer, tensor);
                 }
             }
         }
-        let mut claimed: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        self.claimed.clear();
+        let mut experts: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for ((path, _), module) in &by_module {
-            self.module((index, adapter), path, module, claimed.entry(path).or_default());
+            self.module((index, adapter), path, module, experts.entry(path).or_default());
         }
+        complete::check(self, adapter, &by_module);
     }
 
-    fn problem(&mut self, tensor: &str, problem: impl AsRef<str>) {
-        self.problems.push(format!("{}: {}", escaped(tensor), problem.as_ref()));
+    pub(super) fn problem(&mut self, tensor: &str, problem: impl AsRef<str>) {
+        let text = format!("{}: {}", escaped(tensor), problem.as_ref());
+        self.problems.push(Problem { text, lacking: None });
     }
 
     /// The output tensor that parameter `name` of the model class is; made if it is the head of a tied pair.
@@ -137,26 +153,30 @@ impl Resolver<'_> {
         Some(head)
     }
 
-    fn no_such_tensor(&mut self, tensor: &str, name: &str) {
-        let near = rename::nearest(&self.base.tensors, name).iter().map(|n| escaped(n)).collect::<Vec<_>>().join(", ");
-        let near = if near.is_empty() { String::new() } else { format!("; nearest: {near}") };
-        self.problem(tensor, format!("the base has no {}{near}", escaped(name)));
+    pub(super) fn no_such_tensor(&mut self, tensor: &str, name: &str) {
+        let text = format!("{}: the base has no {}", escaped(tensor), escaped(name));
+        self.problems.push(Problem { text, lacking: Some(name.to_owned()) });
     }
 
     /// `modules_to_save`, biases, and `base_layer` overrides: the adapter's value replaces the base's.
-    fn value(&mut self, (index, adapter): Indexed<'_>, module: &str, parameter: &str, tensor: &Tensor) {
-        let name = format!("{module}.{parameter}");
+    fn value(&mut self, (index, adapter): Indexed<'_>, name: &str, is_base_layer: bool, tensor: &Tensor) {
         if let Err(problem) = float_of(tensor) {
             return self.problem(tensor.name(), problem);
         }
-        let Some(output) = self.output(&name) else {
-            if adapter.config.saves(module) {
-                self.warnings.push(format!("{} is new: the base has no such tensor", escaped(&name)));
+        let output = match self.output(name) {
+            Some(output) => output,
+            None if !adapter.config.saves(name) => return self.no_such_tensor(tensor.name(), name),
+            // New to the base: a classifier on top of a language model. Another adapter may bring it too.
+            None if self.tensors.contains_key(name) => name.to_owned(),
+            None => {
+                if is_fraction(adapter) {
+                    return self.problem(tensor.name(), "is new to the base, and can't be weighted");
+                }
+                self.warnings.push(format!("{} is new: the base has no such tensor", escaped(name)));
                 let added = TensorSource { replaced_by: Some(index), ..TensorSource::untouched(tensor) };
-                self.tensors.insert(name, added);
+                self.tensors.insert(name.to_owned(), added);
                 return;
             }
-            return self.no_such_tensor(tensor.name(), &name);
         };
         let is_embedding = self.pair.as_ref().is_some_and(|p| p.embedding == output || p.head == output);
         let Some(target) = self.tensors.get_mut(&output) else { return };
@@ -175,34 +195,38 @@ impl Resolver<'_> {
                 format!("the base's {} is of type {:?}, which qft does not cast to", escaped(&output), target.dtype);
             return self.problem(tensor.name(), problem);
         }
-        let unchanged = || tensor.dtype() == target.source.dtype() && tensor.bytes() == target.source.bytes();
-        if (adapter.weight - 1.0).abs() > 0.0 || target.is_changed() {
-            // Another adapter's word on the same tensor, or a fraction of a value, makes no sense; its copy of the
-            // base's own value does.
-            if !unchanged() {
-                self.problem(
-                    tensor.name(),
-                    "replaces a value, which can't be weighted or combined with another adapter",
-                );
+        if is_fraction(adapter) || target.is_changed() {
+            // Another adapter's word on the same tensor, or a fraction of a value, makes no sense; a copy of the value
+            // that is there already does.
+            if !same_values(tensor, &target.source, target.dtype) {
+                let problem = "replaces a value, which can't be weighted or combined with another adapter";
+                self.problem(tensor.name(), problem);
             }
             return;
         }
         target.source = tensor.clone();
         target.replaced_by = Some(index);
+        target.is_base_layer = is_base_layer;
     }
 
     /// All else that an adapter says about a module: deltas, magnitudes, rows.
-    fn module(&mut self, adapter: Indexed<'_>, path: &str, module: &Module<'_>, claimed: &mut Vec<String>) {
+    fn module(&mut self, adapter: Indexed<'_>, path: &str, module: &Module<'_>, experts: &mut Vec<String>) {
         let part = |part: Part| module.parts.get(&part).copied();
         let weight = format!("{path}.weight");
         let axis = match (part(Part::A), part(Part::B), part(Part::EmbeddingA), part(Part::EmbeddingB)) {
             (None, None, None, None) => None,
             (Some(a), Some(b), None, None) => match self.output(&weight) {
-                Some(output) => self.linear(adapter, path, &output, (a, b)).map(|axis| (output, axis)),
-                None => return self.expert_pair(adapter, path, module, (a, b), claimed),
+                Some(output) => {
+                    let axis = self.claim(&output, a).then(|| self.linear(adapter, path, &output, (a, b))).flatten();
+                    axis.map(|axis| (output, axis))
+                }
+                None => return self.expert_pair(adapter, path, module, (a, b), experts),
             },
             (None, None, Some(a), Some(b)) => match self.output(&weight) {
-                Some(output) => self.embedding(adapter, path, &output, (a, b)).map(|axis| (output, axis)),
+                Some(output) => {
+                    let axis = self.claim(&output, a).then(|| self.embedding(adapter, path, &output, (a, b))).flatten();
+                    axis.map(|axis| (output, axis))
+                }
                 None => return self.no_such_tensor(a.name(), &weight),
             },
             _ => {
@@ -224,6 +248,15 @@ impl Resolver<'_> {
         if let Some(rows) = part(Part::TokenRows) {
             self.token_rows(adapter, path, rows);
         }
+    }
+
+    /// Notes that this adapter has a delta for `output`; `false` if it had one before, under another path.
+    fn claim(&mut self, output: &str, named: &Tensor) -> bool {
+        let fresh = self.claimed.insert(output.to_owned());
+        if !fresh {
+            self.problem(named.name(), format!("is the second delta of {}, under another name", escaped(output)));
+        }
+        fresh
     }
 
     /// `W += s * B @ A`, for linear layers, `Conv1D` (stored transposed) and convolutions. Returns the axis of DoRA's
@@ -254,7 +287,9 @@ impl Resolver<'_> {
         let plain = base_shape.split_first() == Some((&out, input));
         let transposed = matches!((input, &base_shape[..]), (&[i], &[r, c]) if (r, c) == (i, out));
         let columns: usize = input.iter().product();
-        let plan = if adapter.config.fan_in_fan_out && transposed {
+        // PEFT rewrites the flag for each module, so that the saved one is that of the last.
+        let is_conv1d = conv1d(self.base, path).unwrap_or(adapter.config.fan_in_fan_out);
+        let plan = if is_conv1d && transposed {
             let factors = (FactorPlan::transposed(a, columns, rank), FactorPlan::transposed(b, rank, out));
             Ok((0..columns, factors, NormAxis::Column))
         } else if plain {
@@ -287,6 +322,11 @@ impl Resolver<'_> {
         let (rank, scale) = adapter.config.scale(path, adapter.weight);
         let rank = usize::try_from(rank).ok()?;
         let base_shape = self.tensors.get(output)?.source.shape().to_vec();
+        if self.pair.as_ref().is_none_or(|pair| pair.embedding != output) && tied::may_be_tied_unknown(self.base) {
+            let problem = "is for an embedding that may be tied to a head by a rule that qft does not know";
+            self.problem(a.name(), format!("{problem}; set tie_word_embeddings in the base's config.json"));
+            return None;
+        }
         let fits = matches!(base_shape[..], [v, d] if a.shape() == [rank, v] && b.shape() == [d, rank]);
         if !fits {
             let problem = format!(
@@ -434,7 +474,7 @@ impl Resolver<'_> {
             problem
         } else if target.low_rank.len() != 1 {
             "DoRA can't be combined with another adapter on the same tensor".to_owned()
-        } else if (adapter.weight - 1.0).abs() > 0.0 {
+        } else if is_fraction(adapter) {
             "DoRA sets norms, which can't be weighted".to_owned()
         } else {
             target.magnitude = Some((magnitude.clone(), axis, index));
@@ -443,15 +483,26 @@ impl Resolver<'_> {
         self.problem(magnitude.name(), problem);
     }
 
+    /// The rows that the config names for a module; for one side of a pair, else those of the other side.
+    fn token_indices(&self, adapter: &Adapter, path: &str, output: &str) -> Vec<u64> {
+        let other = self.pair.as_ref().and_then(|pair| match output {
+            name if name == pair.head => pair.embedding.strip_suffix(".weight"),
+            name if name == pair.embedding => pair.head.strip_suffix(".weight"),
+            _ => None,
+        });
+        let rows = [Some(path), other].into_iter().flatten().find_map(|module| adapter.config.token_rows(module));
+        rows.unwrap_or_default().to_vec()
+    }
+
     /// `trainable_token_indices`: rows of values, not deltas.
     fn token_rows(&mut self, (index, adapter): Indexed<'_>, path: &str, tensor: &Tensor) {
         let name = format!("{path}.weight");
         let Some(output) = self.output(&name) else { return self.no_such_tensor(tensor.name(), &name) };
+        let indices = self.token_indices(adapter, path, &output);
         let Some(target) = self.tensors.get_mut(&output) else { return };
-        let (rows, columns) = target.matrix();
-        let indices = adapter.config.token_rows(path).unwrap_or_default();
         let map: BTreeMap<usize, usize> =
             indices.iter().enumerate().filter_map(|(from, to)| Some((usize::try_from(*to).ok()?, from))).collect();
+        let (rows, columns) = target.matrix();
         let problem = if tensor.shape() != [indices.len(), columns] {
             format!("has shape {:?}, trainable_token_indices needs [{}, {columns}]", tensor.shape(), indices.len())
         } else if map.len() != indices.len() || map.keys().any(|row| *row >= rows) {
@@ -462,7 +513,7 @@ impl Resolver<'_> {
             problem
         } else if target.is_changed() && (target.rows.is_some() || !target.low_rank.is_empty()) {
             "another adapter changes the same tensor; rows of values can't be combined with that".to_owned()
-        } else if (adapter.weight - 1.0).abs() > 0.0 {
+        } else if is_fraction(adapter) {
             "rows of values can't be weighted".to_owned()
         } else {
             target.rows = Some((tensor.clone(), map, index));
@@ -488,4 +539,37 @@ impl Resolver<'_> {
         }
         Ok(embedding.filter(|_| embedding != before))
     }
+}
+
+/// Whether an adapter's deltas are scaled by the user.
+fn is_fraction(adapter: &Adapter) -> bool {
+    (adapter.weight - 1.0).abs() > 0.0
+}
+
+/// Whether two tensors of one shape hold the same values once both are of type `stored`.
+fn same_values(a: &Tensor, b: &Tensor, stored: Dtype) -> bool {
+    if a.shape() != b.shape() {
+        return false;
+    }
+    if a.dtype() == b.dtype() {
+        return a.bytes() == b.bytes();
+    }
+    let rounded = |tensor: &Tensor| -> Option<Vec<u8>> {
+        let (from, to) = (Float::of(tensor.dtype())?, Float::of(stored)?);
+        let mut out = vec![0; tensor.elements() * to.size()];
+        let cast = Merge::cast(tensor.bytes(), from, to, tensor.elements().max(1), Overflow::Clamp, Vector::detect());
+        cast.run(0..tensor.elements(), &mut out).ok().map(|()| out)
+    };
+    rounded(a).is_some_and(|a| rounded(b) == Some(a))
+}
+
+/// Families whose linear layers are `Conv1D`, stored `(in, out)`, and the names of these layers.
+const CONV1D_TYPES: [&str; 4] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
+const CONV1D_LAYERS: [&str; 4] = ["c_attn", "q_attn", "c_proj", "c_fc"];
+
+/// Whether a layer is a `Conv1D`, where the family of the base tells.
+fn conv1d(base: &Checkpoint, path: &str) -> Option<bool> {
+    let family = base.config.as_ref()?.string(&["model_type"])?;
+    let layer = path.rsplit('.').next().unwrap_or(path);
+    CONV1D_TYPES.contains(&family.as_str()).then(|| CONV1D_LAYERS.contains(&layer))
 }

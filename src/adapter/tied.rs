@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::change::TensorSource;
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, TEXT_SECTIONS, Tensor};
 
 /// Heads, and the embeddings that they may be tied to, by their names on disk.
-const PAIRS: [(&str, &[&str]); 3] = [
+const PAIRS: [(&str, &[&str]); 6] = [
     (
         "lm_head.weight",
         &[
@@ -15,11 +15,21 @@ const PAIRS: [(&str, &[&str]); 3] = [
             "model.language_model.embed_tokens.weight",
             "language_model.model.embed_tokens.weight",
             "model.decoder.embed_tokens.weight",
+            "model.text_model.embed_tokens.weight",
+            "model.shared.weight",
             "transformer.wte.weight",
+            "transformer.word_embeddings.weight",
+            "backbone.embeddings.weight",
+            "backbone.embedding.weight",
             "wte.weight",
+            "word_embeddings.weight",
+            "shared.weight",
             "embed_tokens.weight",
         ],
     ),
+    ("proj_out.weight", &["model.decoder.embed_tokens.weight"]),
+    ("llm.lm_head.weight", &["llm.model.embed_tokens.weight"]),
+    ("thinker.lm_head.weight", &["thinker.model.embed_tokens.weight"]),
     ("language_model.lm_head.weight", &["language_model.model.embed_tokens.weight"]),
     ("embed_out.weight", &["gpt_neox.embed_in.weight"]),
 ];
@@ -43,23 +53,16 @@ pub(super) struct Pair {
 impl Pair {
     /// The base's pair, if it has an embedding that qft knows.
     pub(super) fn find(base: &Checkpoint) -> Option<Self> {
-        let (head, embedding) = PAIRS.iter().find_map(|(head, embeddings)| {
-            let embedding = embeddings.iter().find(|name| base.tensors.contains_key(**name))?;
-            // The pair of the head that is there, or the first whose embedding is.
-            let stored_elsewhere = PAIRS.iter().any(|(other, _)| other != head && base.tensors.contains_key(*other));
-            (!stored_elsewhere).then(|| ((*head).to_owned(), (*embedding).to_owned()))
-        })?;
-        let stored = base.tensors.contains_key(&head);
-        let flag = base.config.as_ref().and_then(|config| {
-            [&["tie_word_embeddings"][..], &["text_config", "tie_word_embeddings"]]
-                .iter()
-                .find_map(|keys| config.get(keys)?.as_bool())
-        });
-        let class =
-            base.config.as_ref().and_then(|config| config.get(&["architectures"])?.get(0)?.as_str().map(str::to_owned));
-        let has_head = class.is_none_or(|class| WITH_HEAD.iter().any(|ending| class.ends_with(ending)));
-        let tied = has_head && if stored { flag == Some(true) } else { flag != Some(false) };
-        Some(Self { embedding, head, stored, tied })
+        let has = |name: &str| base.tensors.contains_key(name);
+        let pairs = || PAIRS.iter().flat_map(|(head, embeddings)| embeddings.iter().map(move |e| (*head, *e)));
+        let known = || pairs().filter(|(_, embedding)| has(embedding));
+        // Whisper's head has another name than that of the other models with the same embedding.
+        let whisper = model_type(base).is_some_and(|name| name == "whisper");
+        let (head, embedding) = known()
+            .find(|(head, _)| has(head))
+            .or_else(|| known().find(|(head, _)| (*head == "proj_out.weight") == whisper))?;
+        let tied = has_head(base) && (!has(head) || tie_flag(base) == Some(true));
+        Some(Self { embedding: embedding.to_owned(), head: head.to_owned(), stored: has(head), tied })
     }
 
     /// Whether tensor `name` is the head of a tied pair that has no tensor of its own.
@@ -74,8 +77,11 @@ impl Pair {
         else {
             return false;
         };
-        let head = tensors.get(&self.head).filter(|head| head.is_changed());
-        match (embedding.is_changed(), head) {
+        let head = tensors.get(&self.head).filter(|head| head.is_changed()).cloned();
+        if head.is_none() && !self.stored {
+            tensors.remove(&self.head);
+        }
+        match (embedding.is_changed(), head.as_ref()) {
             _ if !self.tied => false,
             (false, None) => false,
             (true, Some(head)) if head.same_result(&embedding) => {
@@ -113,13 +119,39 @@ impl Pair {
 /// The side of the pair that was not trained, given the one that was: the base's tensor. Where the trained side brings
 /// its own (`base_layer`) and differs from the file's, that is the base that both sides were.
 fn untrained(trained: &TensorSource, original: &Tensor) -> TensorSource {
-    let brought = !trained.low_rank.is_empty() && trained.replaced_by.is_some();
     let same = || trained.source.dtype() == original.dtype() && trained.source.bytes() == original.bytes();
-    if brought && !same() {
+    if trained.is_base_layer && !same() {
         TensorSource { low_rank: Vec::new(), magnitude: None, rows: None, ..trained.clone() }
     } else {
         TensorSource::untouched(original)
     }
+}
+
+/// Whether a head of the base may be tied to an embedding that [`Pair`] does not know: it stores no head, its class has
+/// one, and its config does not say that they are apart.
+pub(super) fn may_be_tied_unknown(base: &Checkpoint) -> bool {
+    let stored = PAIRS.iter().any(|(head, _)| base.tensors.contains_key(*head));
+    !stored && base.config.is_some() && has_head(base) && tie_flag(base) != Some(false)
+}
+
+fn model_type(base: &Checkpoint) -> Option<String> {
+    base.config.as_ref()?.string(&["model_type"])
+}
+
+/// `tie_word_embeddings`: true if any section of the config says so.
+fn tie_flag(base: &Checkpoint) -> Option<bool> {
+    let config = base.config.as_ref()?;
+    let key = "tie_word_embeddings";
+    let places = TEXT_SECTIONS.iter().map(|section| vec![*section, key]).chain([vec![key]]);
+    let flags: Vec<bool> = places.filter_map(|keys| config.get(&keys)?.as_bool()).collect();
+    (!flags.is_empty()).then(|| flags.contains(&true))
+}
+
+/// Whether the model's class has an output head; without a config, it may have one.
+fn has_head(base: &Checkpoint) -> bool {
+    let class =
+        base.config.as_ref().and_then(|config| config.get(&["architectures"])?.get(0)?.as_str().map(str::to_owned));
+    class.is_none_or(|class| WITH_HEAD.iter().any(|ending| class.ends_with(ending)))
 }
 
 fn resized(embedding: &TensorSource, original: &Tensor) -> bool {

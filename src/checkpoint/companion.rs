@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::open::{read_small, read_text};
+use super::open::{open_regular, read_small, read_text};
 use super::shard_index::resolve_member;
 use crate::error::{Error, Result, escaped};
 
@@ -55,7 +55,7 @@ const ENDINGS: [&str; 7] = [".json", ".txt", ".model", ".jinja", ".tiktoken", ".
 /// Beginnings of the names of licence files.
 const LICENCES: [&str; 6] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING", "COPYRIGHT"];
 /// Files with those endings that speak of weights, of training or of another export.
-const NEVER: [&str; 11] = [
+const NEVER: [&str; 12] = [
     "config.json",
     "adapter_config.json",
     "additional_config.json",
@@ -67,6 +67,7 @@ const NEVER: [&str; 11] = [
     "eval_results.json",
     "quantize_config.json",
     "qft-manifest.json",
+    "qft-journal.json",
 ];
 /// A directory of named chat templates that transformers reads.
 const TEMPLATE_DIR: &str = "additional_chat_templates";
@@ -95,7 +96,12 @@ pub fn companions(base: &Path, adapters: &[&Path]) -> Result<Vec<Companion>> {
 }
 
 fn insert(found: &mut BTreeMap<String, Companion>, dir: &Path, name: String, source: CompanionSource) -> Result<()> {
+    if name.contains(|c: char| c.is_control() || c == '\\') {
+        let problem = format!("the name {} can't be listed in checksums", escaped(&name));
+        return Err(Error::malformed(dir, problem, "rename the file"));
+    }
     let path = resolve_member(dir, &name)?;
+    open_regular(&path)?;
     found.insert(name.clone(), Companion { name, path, source });
     Ok(())
 }
@@ -106,13 +112,13 @@ fn travels(name: &str) -> bool {
     (licence || ending) && !NEVER.contains(&name) && !name.ends_with(".index.json") && !name.starts_with('.')
 }
 
-/// Names of the regular files in `dir`, and in its directory of chat templates, sorted.
+/// Names of all that is no directory in `dir`, and in its directory of chat templates, sorted.
 fn files_of(dir: &Path) -> Result<Vec<String>> {
     let list = |dir: &Path, prefix: &str| -> Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
             let entry = entry.map_err(Error::io("list", dir))?;
-            if entry.path().is_file()
+            if !entry.path().is_dir()
                 && let Ok(name) = entry.file_name().into_string()
             {
                 names.push(format!("{prefix}{name}"));
@@ -173,16 +179,25 @@ fn lint_tokenizer(config: &Value) -> Vec<String> {
     if list { vec![problem.to_owned()] } else { Vec::new() }
 }
 
-/// Sampling settings, each with the value at which it has no effect (transformers' `GenerationConfig.validate`).
-const SAMPLING: [(&str, f64); 5] =
-    [("temperature", 1.0), ("top_p", 1.0), ("top_k", 50.0), ("min_p", 0.0), ("typical_p", 1.0)];
+/// Sampling settings, each with the value at which it has no effect, NaN if there is none (transformers'
+/// `GenerationConfig.validate`).
+const SAMPLING: [(&str, f64); 8] = [
+    ("temperature", 1.0),
+    ("top_p", 1.0),
+    ("top_k", 50.0),
+    ("min_p", f64::NAN),
+    ("typical_p", 1.0),
+    ("top_h", f64::NAN),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+];
 
 fn lint_generation(config: &Value) -> Vec<String> {
     if config.get("do_sample").and_then(Value::as_bool).unwrap_or(false) {
         return Vec::new();
     }
     let set = SAMPLING.iter().filter(|(key, neutral)| {
-        config.get(*key).and_then(Value::as_f64).is_some_and(|v| (v - neutral).abs() > f64::EPSILON)
+        config.get(*key).and_then(Value::as_f64).is_some_and(|v| (v - neutral).abs() > f64::EPSILON || neutral.is_nan())
     });
     set.map(|(key, _)| {
         format!("{key} is set while do_sample is off; save_pretrained on the loaded model will refuse: drop it or set do_sample")

@@ -10,6 +10,9 @@ use serde_json::value::RawValue;
 use super::open::read_text_if_there;
 use crate::error::{Error, Result};
 
+/// Sections in which composite models keep the settings of their text model.
+pub const TEXT_SECTIONS: [&str; 4] = ["text_config", "llm_config", "language_config", "thinker_config"];
+
 /// A JSON object with the text that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigText {

@@ -7,13 +7,16 @@ use std::fmt;
 
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// Longest header that any reader of the format accepts.
 pub const MAX_HEADER_LEN: u64 = 100_000_000;
 
 /// Most tensors that qft reads from one file; bounds the memory that a header can claim.
 pub const MAX_TENSORS: usize = 500_000;
+
+/// Most axes of a tensor: what NumPy allows.
+const MAX_AXES: usize = 64;
 
 /// One tensor of a file, as its header declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,12 +131,78 @@ fn check(raw: Vec<(String, RawTensor)>, header_len: usize, file_len: usize) -> R
     Ok(tensors)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawTensor {
     dtype: Dtype,
     shape: Vec<usize>,
     data_offsets: [usize; 2],
+}
+
+impl<'de> Deserialize<'de> for RawTensor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(RawTensorVisitor)
+    }
+}
+
+/// Reads an object only: what serde derives would take a list as well, which no other reader does.
+struct RawTensorVisitor;
+
+impl<'de> Visitor<'de> for RawTensorVisitor {
+    type Value = RawTensor;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with dtype, shape and data_offsets")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawTensor, A::Error> {
+        use serde::de::Error;
+        let (mut dtype, mut shape, mut data_offsets) = (None, None, None);
+        while let Some(key) = map.next_key::<String>()? {
+            let twice = match key.as_str() {
+                "dtype" => dtype.replace(map.next_value()?).is_some(),
+                "shape" => shape.replace(map.next_value::<Shape>()?).is_some(),
+                "data_offsets" => data_offsets.replace(map.next_value()?).is_some(),
+                _ => return Err(A::Error::custom(format!("unknown field {key:.100}"))),
+            };
+            if twice {
+                return Err(A::Error::custom(format!("{key} is given twice")));
+            }
+        }
+        match (dtype, shape, data_offsets) {
+            (Some(dtype), Some(Shape(shape)), Some(data_offsets)) => Ok(RawTensor { dtype, shape, data_offsets }),
+            _ => Err(A::Error::custom("a tensor lacks dtype, shape or data_offsets")),
+        }
+    }
+}
+
+/// Lengths of at most [`MAX_AXES`] axes.
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Shape;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of lengths")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+        use serde::de::Error;
+        let mut shape = Vec::new();
+        while let Some(length) = list.next_element()? {
+            if shape.len() == MAX_AXES {
+                return Err(A::Error::custom(format!("a tensor has more than {MAX_AXES} axes")));
+            }
+            shape.push(length);
+        }
+        Ok(Shape(shape))
+    }
 }
 
 #[derive(Default)]

@@ -50,8 +50,19 @@ impl Mapping {
 /// Exit code of a process that lost a mapped file under its hands.
 pub const LOST_MAPPING_EXIT: i32 = 1;
 
+/// Makes signals about files into errors: see [`report_lost_mappings`]; and a write beyond the limit on file sizes
+/// fails instead of ending the process. For the binary: a library has no business with its host's signals.
+pub fn prepare_signals() {
+    report_lost_mappings();
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal runs no code.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// Installs a SIGBUS handler that says that an input file shrank while it was read, and ends the process with
-/// [`LOST_MAPPING_EXIT`]. For the binary: a library has no business with its host's signals.
+/// [`LOST_MAPPING_EXIT`].
 #[cfg(unix)]
 pub fn report_lost_mappings() {
     extern "C" fn handler(_: libc::c_int) {

@@ -17,10 +17,10 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 pub use companion::{Companion, CompanionSource, companions, lint_companions};
-pub use config::ConfigText;
+pub use config::{ConfigText, TEXT_SECTIONS};
 pub use header::{BadHeader, Header, MAX_HEADER_LEN, MAX_TENSORS, TensorInfo};
 pub use hub::{Located, Locator, newest_checkpoint};
-pub use mapping::{LOST_MAPPING_EXIT, Mapping, report_lost_mappings};
+pub use mapping::{LOST_MAPPING_EXIT, Mapping, prepare_signals, report_lost_mappings};
 pub use open::{open_regular, read_small, read_text, read_text_if_there};
 pub use order::compare as compare_names;
 pub use shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex, resolve_member};
@@ -148,7 +148,7 @@ impl Checkpoint {
             }
             (vec![SINGLE_FILE.to_owned()], None)
         } else if index_path.exists() {
-            let index = ShardIndex::read(&index_path)?;
+            let index = ShardIndex::read(&resolve_member(dir, INDEX_FILE)?)?;
             (index.files().into_iter().map(str::to_owned).collect(), Some(index))
         } else {
             return Err(no_weights(dir));
@@ -172,8 +172,17 @@ impl Checkpoint {
         for stale in stale_shards(dir, &names)? {
             warnings.push(format!("{stale} belongs to no index and is not read"));
         }
-        let config = ConfigText::read(&dir.join("config.json"))?;
+        let config = match member_if_there(dir, "config.json")? {
+            Some(path) => ConfigText::read(&path)?,
+            None => None,
+        };
         Ok(Self { dir: dir.to_owned(), files, tensors, config, warnings })
+    }
+
+    /// How the model is quantized, by its config; `None` if it isn't.
+    pub fn quantization(&self) -> Option<String> {
+        let config = self.config.as_ref()?.get(&["quantization_config"]).filter(|v| !v.is_null())?;
+        Some(escaped(config.get("quant_method").and_then(|m| m.as_str()).unwrap_or("unknown method")))
     }
 
     /// Bytes of all tensors.
@@ -189,11 +198,16 @@ fn check_index(path: &Path, index: &ShardIndex, tensors: &BTreeMap<String, Tenso
         match tensors.get(name) {
             Some(tensor) if tensor.file.name() == *file => {}
             Some(tensor) => {
-                let problem = format!("tensor {} is in {}, not in {file}", escaped(name), tensor.file.name());
+                let (found, file) = (escaped(&tensor.file.name()), escaped(file));
+                let problem = format!("tensor {} is in {found}, not in {file}", escaped(name));
                 return Err(Error::malformed(path, problem, REMEDY));
             }
             None => {
-                return Err(Error::malformed(path, format!("tensor {} is not in {file}", escaped(name)), REMEDY));
+                return Err(Error::malformed(
+                    path,
+                    format!("tensor {} is not in {}", escaped(name), escaped(file)),
+                    REMEDY,
+                ));
             }
         }
     }
@@ -205,12 +219,20 @@ fn check_index(path: &Path, index: &ShardIndex, tensors: &BTreeMap<String, Tenso
     }
 }
 
-/// `*.safetensors` files in `dir` that look like shards of a model, but are not in `used`.
+/// The path of file `name` of the model in `dir`, if there is one; see [`resolve_member`].
+pub fn member_if_there(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
+    match dir.join(name).symlink_metadata() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        _ => resolve_member(dir, name).map(Some),
+    }
+}
+
+/// `*.safetensors` files in `dir` that are not in `used`: some loaders read every one that they find.
 pub fn stale_shards(dir: &Path, used: &[String]) -> Result<Vec<String>> {
     let mut stale = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let name = entry.map_err(Error::io("list", dir))?.file_name().to_string_lossy().into_owned();
-        if name.starts_with("model") && name.ends_with(".safetensors") && !used.contains(&name) {
+        if name.ends_with(".safetensors") && !used.contains(&name) {
             stale.push(escaped(&name));
         }
     }

@@ -45,11 +45,11 @@ pub fn read_text(path: &Path) -> Result<String> {
         .map_err(|_| Error::malformed(path, "is not UTF-8 text", "restore the file from its source"))
 }
 
-/// As [`read_text`]; `None` if there is no such file.
+/// As [`read_text`]; `None` if there is no such file. A link to nothing is no such absence.
 pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
-    match read_text(path) {
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        result => result.map(Some),
+    match path.symlink_metadata() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        _ => read_text(path).map(Some),
     }
 }
 

@@ -24,13 +24,15 @@ fn stage(name: &str) -> u8 {
     }
 }
 
-/// Compares part by part at the dots; two numbers compare as numbers.
+/// Compares part by part at the dots: two numbers as numbers, a number before a word.
 fn natural(a: &str, b: &str) -> Ordering {
     let parts = |name: &str| name.split('.').map(|p| (p.parse::<u64>().ok(), p.to_owned())).collect::<Vec<_>>();
     for ((x, x_text), (y, y_text)) in parts(a).iter().zip(&parts(b)) {
         let order = match (x, y) {
             (Some(x), Some(y)) => x.cmp(y).then_with(|| x_text.cmp(y_text)),
-            _ => x_text.cmp(y_text),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => x_text.cmp(y_text),
         };
         if order != Ordering::Equal {
             return order;
@@ -63,9 +65,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_a_total_order(mut names in proptest::collection::vec("[a-b01.]{0,6}", 3)) {
+        fn is_a_total_order(mut names in proptest::collection::vec("(9|10|1a|a|01|1)(\\.(9|10|1a|b))?", 3)) {
             names.sort_by(|a, b| compare(a, b));
             prop_assert_ne!(compare(&names[0], &names[2]), Ordering::Greater);
+            prop_assert_ne!(compare(&names[0], &names[1]), Ordering::Greater);
+            prop_assert_ne!(compare(&names[1], &names[2]), Ordering::Greater);
             prop_assert_eq!(compare(&names[0], &names[1]) == Ordering::Equal, names[0] == names[1]);
         }
     }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
-use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::open::read_text;
 use crate::error::{Error, Result, escaped};
@@ -26,26 +27,23 @@ pub struct ShardIndex {
     pub total_parameters: Option<u64>,
 }
 
-#[derive(Deserialize)]
-struct Raw {
-    #[serde(default)]
-    metadata: serde_json::Map<String, serde_json::Value>,
-    weight_map: BTreeMap<String, String>,
-}
-
 impl ShardIndex {
     /// Parses the text of an index and checks that each shard is a plain file name.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let raw: Raw = serde_json::from_str(text).map_err(|e| e.to_string())?;
-        for (tensor, file) in &raw.weight_map {
+        // By hand, since what serde derives would take a list for the object.
+        let members: BTreeMap<String, &RawValue> = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let weight_map = members.get("weight_map").ok_or("has no weight_map")?;
+        let weight_map: BTreeMap<String, String> =
+            serde_json::from_str(weight_map.get()).map_err(|e| format!("weight_map: {e}"))?;
+        if weight_map.is_empty() {
+            return Err("its weight_map names no tensor".to_owned());
+        }
+        for (tensor, file) in &weight_map {
             check_file_name(file).map_err(|e| format!("weight_map[{}]: {e}", escaped(tensor)))?;
         }
-        let number = |key| raw.metadata.get(key).and_then(serde_json::Value::as_u64);
-        Ok(Self {
-            total_size: number("total_size"),
-            total_parameters: number("total_parameters"),
-            weight_map: raw.weight_map,
-        })
+        let metadata = members.get("metadata").and_then(|m| serde_json::from_str::<Value>(m.get()).ok());
+        let number = |key| metadata.as_ref()?.get(key)?.as_u64();
+        Ok(Self { total_size: number("total_size"), total_parameters: number("total_parameters"), weight_map })
     }
 
     /// Reads the index at `path`.
@@ -65,7 +63,7 @@ fn check_file_name(name: &str) -> Result<(), String> {
     let shown = escaped(name);
     let mut components = Path::new(name).components();
     let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
-    if !plain || name.contains(['/', '\\', ':', '\0']) {
+    if !plain || name.contains(['/', '\\', ':']) || name.contains(char::is_control) {
         return Err(format!("{shown:?} is no plain file name; a shard must lie beside its index"));
     }
     if Path::new(name).extension().is_none_or(|e| e != "safetensors") {
@@ -103,7 +101,19 @@ mod tests {
         .unwrap();
         assert_eq!(index.files().into_iter().collect::<Vec<_>>(), ["x.safetensors"]);
         assert_eq!((index.total_size, index.total_parameters), (Some(12), Some(6)));
-        assert_eq!(ShardIndex::parse(r#"{"metadata":{"total_size":1.5},"weight_map":{}}"#).unwrap().total_size, None);
+        assert_eq!(
+            ShardIndex::parse(r#"{"metadata":{"total_size":1.5},"weight_map":{"a":"x.safetensors"}}"#)
+                .unwrap()
+                .total_size,
+            None
+        );
+    }
+
+    #[test]
+    fn refuses_what_names_no_tensor_or_is_no_object() {
+        for text in ["{}", r#"{"weight_map":{}}"#, r#"[{},{"a":"x.safetensors"}]"#, r#"{"weight_map":[]}"#] {
+            assert!(ShardIndex::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use qft::adapter::Adapter;
 use qft::checkpoint::{Checkpoint, Locator};
 use qft::error::{Error, escaped, shown};
@@ -27,8 +28,9 @@ use super::{CANCEL, handle_signals, jobs, note, print};
 /// complete or as it was. It holds the weights with an index, config.json changed only where the merge demands it,
 /// the tokenizer and the other companions, SHA256SUMS and qft-manifest.json.
 ///
-/// ms-swift's flags mean what they mean there: --`ckpt_dir`, --adapters, --model, --`merge_lora` true,
-/// --`safe_serialization` true, --`max_shard_size`, --`output_dir`; underscores or dashes.
+/// ms-swift's flags mean what they mean there: --ckpt_dir, --adapters, --model, --merge_lora true,
+/// --safe_serialization true, --max_shard_size, --output_dir; underscores or dashes.
+#[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// The base: a directory, or a Hub id, which is looked up in the Hugging Face and ModelScope caches and then
@@ -40,7 +42,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, aliases = ["adapters", "ckpt-dir"], value_name = "DIR|ID[=WEIGHT]", num_args = 1..)]
     adapter: Vec<AdapterSpec>,
     /// Merge the adapter into the base.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "false", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, value_parser = BoolishValueParser::new(), default_missing_value = "true", default_value = "false", hide_default_value = true, hide_possible_values = true)]
     merge_lora: bool,
     /// The destination; must be empty or absent unless --overwrite is given [default: <adapter>-merged].
     #[arg(long, alias = "output-dir", value_name = "DIR")]
@@ -73,7 +75,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
     /// Accepted for ms-swift's sake: qft writes nothing but safetensors.
-    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value = "true")]
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, value_parser = BoolishValueParser::new(), default_missing_value = "true", default_value = "true")]
     safe_serialization: bool,
 }
 
@@ -137,14 +139,21 @@ fn default_out(found: &[Found], base: &Path, provenance: &Provenance) -> PathBuf
         Some(Found { adapter, repo }) => (adapter.dir.as_path(), repo, "-merged"),
         None => (base, &provenance.repo, "-export"),
     };
-    if let Some(repo) = repo {
-        PathBuf::from(format!("{}{ending}", repo.rsplit('/').next().unwrap_or(repo)))
+    if let Some(repo) = repo.clone().or_else(|| name_in_cache(dir)) {
+        PathBuf::from(format!("{}{ending}", repo.rsplit('/').next().unwrap_or(&repo)))
     } else {
         // `.` and `..` have no name of their own.
         let real = dir.file_name().map_or_else(|| dir.canonicalize().ok(), |_| None);
         let dir = real.as_deref().unwrap_or(dir);
         dir.with_file_name(format!("{}{ending}", dir.file_name().unwrap_or_default().to_string_lossy()))
     }
+}
+
+/// The model's name, if `dir` is a snapshot in the Hugging Face cache: `models--ORG--NAME/snapshots/COMMIT`.
+fn name_in_cache(dir: &Path) -> Option<String> {
+    let snapshots = dir.parent().filter(|parent| parent.ends_with("snapshots"))?;
+    let folder = snapshots.parent()?.file_name()?.to_str()?;
+    Some(folder.strip_prefix("models--")?.rsplit("--").next()?.to_owned())
 }
 
 /// The plan, for people.
@@ -267,7 +276,7 @@ fn report_json(plan: &ExportPlan, report: &Report) -> String {
         .map(|(name, (size, sha256))| (name.clone(), json!({"size": size, "sha256": sha256})))
         .collect();
     let report = json!({
-        "out": report.out,
+        "out": report.out.to_string_lossy(),
         "bytes": report.bytes,
         "seconds": report.seconds,
         "tensors": plan.tensors(),
@@ -325,5 +334,6 @@ mod tests {
         assert_eq!(out("models/a", None), Path::new("models/a-export"));
         assert_eq!(out("models/a/", None), Path::new("models/a-export"));
         assert_eq!(out("/cache/snapshots/123", Some("org/a")), Path::new("a-export"));
+        assert_eq!(out("/cache/models--org--a/snapshots/123", None), Path::new("a-export"));
     }
 }

@@ -35,12 +35,12 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         print(&format!("{:#}\n", serde_json::to_value(&found)?))?;
     } else {
-        print(&text(&found))?;
+        print(&text(&found, args.stats))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(found: &Inspection) -> String {
+fn text(found: &Inspection, with_stats: bool) -> String {
     let kind = match found.kind {
         Kind::Model => "model",
         Kind::Adapter => "adapter",
@@ -58,11 +58,10 @@ fn text(found: &Inspection) -> String {
     for (key, value) in settings(found) {
         let _ = writeln!(out, "  {key}: {}", escaped(&value));
     }
-    let with_stats = found.tensors.iter().any(|t| t.stats.is_some());
     let lines = if with_stats {
         let head = ["min", "max", "mean", "std", "zeros", "nan", "inf"].map(str::to_owned);
         let mut rows = vec![row(None, head)];
-        rows.extend(found.tensors.iter().map(|t| row(Some(t), t.stats.map(cells).unwrap_or_default())));
+        rows.extend(found.tensors.iter().map(|t| row(Some(t), t.stats.map_or_else(not_computed, cells))));
         columns(&rows, [false, false, false, true, true, true, true, true, true, true])
     } else {
         let rows: Vec<_> = found
@@ -115,6 +114,12 @@ fn row(tensor: Option<&TensorEntry>, [a, b, c, d, e, f, g]: [String; 7]) -> [Str
     let form = tensor.map(|t| [escaped(&t.name), t.dtype.clone(), format!("{:?}", t.shape)]).unwrap_or_default();
     let [name, dtype, shape] = form;
     [name, dtype, shape, a, b, c, d, e, f, g]
+}
+
+fn not_computed() -> [String; 7] {
+    let mut cells = <[String; 7]>::default();
+    "not computed".clone_into(&mut cells[0]);
+    cells
 }
 
 fn cells(s: Stats) -> [String; 7] {

@@ -83,7 +83,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let interrupted = matches!(error.downcast_ref(), Some(qft::Error::Interrupted { .. }));
-    let line = if interrupted { format!("qft: {error}") } else { format!("error: {error:#}") };
+    let line = if interrupted { format!("qft: {error}") } else { format!("error: {error}") };
     let _ = writeln!(io::stderr(), "{line}");
     if interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::FAILURE }
 }

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
+use qft::Error;
+use qft::adapter::{ADAPTER_WEIGHTS, Adapter};
 use qft::checkpoint::{Checkpoint, Locator, read_text};
 use qft::error::{escaped, shown};
-use qft::export::{Difference, MANIFEST, audit};
+use qft::export::{Audit, Difference, MANIFEST, Run, audit, sha256};
 use qft::merge::{Float, Overflow, Vector};
 use qft::size::ByteSize;
 use qft::verify::{Verification, verify};
@@ -17,7 +19,7 @@ use serde_json::{Value, json};
 use super::bars::Bars;
 use super::models::{AdapterSpec, Found, find_adapters, find_base};
 use super::table::count;
-use super::{CANCEL, EXIT_DIFFERENT, handle_signals, jobs, print};
+use super::{CANCEL, EXIT_DIFFERENT, EXIT_INTERRUPTED, handle_signals, jobs, note, print};
 
 /// Check a release: every digest, and every rule of the safetensors format and of a sharded model.
 ///
@@ -32,7 +34,8 @@ pub(crate) struct VerifyArgs {
     /// The base: a directory or a Hub id [default: the one that the adapter names].
     #[arg(long, value_name = "DIR|ID", requires = "audit")]
     base: Option<String>,
-    /// An adapter, with its weight after `=`, as it was given to export.
+    /// An adapter, with its weight after `=`, as it was given to export [default: the newest checkpoint below
+    /// ./output, if the release was made from it].
     #[arg(long, value_name = "DIR|ID[=WEIGHT]", num_args = 1.., requires = "audit")]
     adapter: Vec<AdapterSpec>,
     /// Print JSON.
@@ -44,59 +47,206 @@ pub(crate) struct VerifyArgs {
 }
 
 pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    match check(args) {
+        // The library's own words are about a destination, and there is none.
+        Err(error) if matches!(error.downcast_ref(), Some(Error::Interrupted { .. })) => {
+            note("qft: interrupted");
+            Ok(ExitCode::from(EXIT_INTERRUPTED))
+        }
+        done => done,
+    }
+}
+
+fn check(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let locator = Locator::from_env();
-    let inputs = args.audit.then(|| inputs(&locator, args)).transpose()?;
+    let inputs = args.audit.then(|| Inputs::find(args)).transpose()?;
     handle_signals();
     let bars = Bars::default();
     let jobs = jobs(args.jobs);
     let result = verify(&args.dir, jobs, &CANCEL, &bars);
     bars.clear();
-    let result = result?;
-    let difference = match inputs {
-        Some((base, adapters)) => Some(run_audit(&args.dir, &base, &adapters, jobs)?),
-        None => None,
-    };
-    if args.json {
-        let mut report = json!(result);
-        if let Some(difference) = &difference {
-            report["audit"] = json!({"first_difference": difference});
-        }
-        print(&format!("{report:#}\n"))?;
+    let mut result = result?;
+    let audited = inputs.map(|inputs| inputs.audit(&args.dir, jobs, &mut result)).transpose()?;
+    let seconds = started.elapsed().as_secs_f64();
+    print(&if args.json {
+        json(&result, audited.as_ref())
     } else {
-        print(&text(&args.dir, &result, difference.as_ref(), started.elapsed().as_secs_f64()))?;
+        text(&args.dir, &result, audited.as_ref(), seconds)
+    })?;
+    let bad = problems(&result, audited.as_ref()) > 0;
+    match audited {
+        Some(Audited::Failed(error)) if !bad => return Err(error.into()),
+        Some(Audited::Failed(error)) => note(&format!("error: {error}")),
+        _ => {}
     }
-    let clean = result.problems.is_empty() && !matches!(difference, Some(Some(_)));
-    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DIFFERENT) })
+    Ok(if bad { ExitCode::from(EXIT_DIFFERENT) } else { ExitCode::SUCCESS })
 }
 
-/// The base and the adapters of an audit. A release that the manifest says has no adapters needs none.
-fn inputs(locator: &Locator, args: &VerifyArgs) -> anyhow::Result<(PathBuf, Vec<Found>)> {
-    let none = args.adapter.is_empty() && manifest(&args.dir).is_some_and(|m| m["adapters"] == json!([]));
-    let adapters = if none { Vec::new() } else { find_adapters(locator, &args.adapter)? };
-    let (base, _) = find_base(locator, args.base.as_deref(), &adapters)?;
-    Ok((base, adapters))
+/// What the manifest says of how the release was made. It may lie: the audit finds out.
+struct Recipe {
+    dtype: Option<Float>,
+    overflow: Overflow,
+    /// Weight and digest of every adapter; `None` if there is no such list.
+    adapters: Option<Vec<(f64, Option<String>)>>,
 }
 
-fn manifest(dir: &Path) -> Option<Value> {
-    serde_json::from_str(&read_text(&dir.join(MANIFEST)).ok()?).ok()
+impl Recipe {
+    fn read(release: &Path) -> Self {
+        let manifest = read_text(&release.join(MANIFEST)).ok();
+        let manifest: Value = manifest.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let options = &manifest["options"];
+        let adapter = |entry: &Value| {
+            let digest = entry["files"][ADAPTER_WEIGHTS]["sha256"].as_str();
+            (entry["weight"].as_f64().unwrap_or(1.0), digest.map(str::to_owned))
+        };
+        Self {
+            dtype: options["dtype"].as_str().and_then(|name| name.parse().ok()),
+            overflow: if options["overflow"] == "clamp" { Overflow::Clamp } else { Overflow::Refuse },
+            adapters: manifest["adapters"].as_array().map(|list| list.iter().map(adapter).collect()),
+        }
+    }
 }
 
-/// Audits with the options that the manifest records.
-fn run_audit(dir: &Path, base: &Path, adapters: &[Found], jobs: usize) -> anyhow::Result<Option<Difference>> {
-    let options = manifest(dir).map(|m| m["options"].clone()).unwrap_or_default();
-    let dtype = options["dtype"].as_str().and_then(|name| name.parse::<Float>().ok());
-    let overflow = if options["overflow"] == "clamp" { Overflow::Clamp } else { Overflow::Refuse };
-    let release = Checkpoint::open(dir)?;
-    let base = Checkpoint::open(base)?;
-    let adapters: Vec<_> = adapters.iter().map(|found| found.adapter.clone()).collect();
-    let bars = Bars::default();
-    let found = audit(&release, &base, &adapters, (dtype, overflow), jobs, Vector::detect(), &CANCEL, &bars);
-    bars.clear();
-    Ok(found?)
+/// What a release is audited against.
+struct Inputs {
+    recipe: Recipe,
+    base: Checkpoint,
+    adapters: Vec<Adapter>,
+    /// In what the adapters are not those of the manifest.
+    notes: Vec<String>,
 }
 
-fn text(dir: &Path, result: &Verification, audit: Option<&Option<Difference>>, seconds: f64) -> String {
+impl Inputs {
+    fn find(args: &VerifyArgs) -> qft::Result<Self> {
+        let locator = Locator::from_env();
+        let recipe = Recipe::read(&args.dir);
+        let found = if args.adapter.is_empty() {
+            default_adapters(&locator, &args.dir, recipe.adapters.as_deref())?
+        } else {
+            find_adapters(&locator, &args.adapter)?
+        };
+        let (base, _) = find_base(&locator, args.base.as_deref(), &found)?;
+        let base = Checkpoint::open(&base)?;
+        let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
+        let notes = recipe.adapters.as_ref().map(|listed| deviations(&adapters, listed)).unwrap_or_default();
+        Ok(Self { recipe, base, adapters, notes })
+    }
+
+    /// Audits `release` after its verification, which it adds to.
+    fn audit(self, release: &Path, jobs: usize, result: &mut Verification) -> qft::Result<Audited> {
+        result.notes.extend(self.notes);
+        let release = match Checkpoint::open(release) {
+            Ok(release) => release,
+            Err(error) => {
+                result.unreadable(release, &error);
+                return Ok(Audited::LeftOut);
+            }
+        };
+        let Recipe { dtype, overflow, .. } = self.recipe;
+        let audited = Audit { release: &release, base: &self.base, adapters: &self.adapters, dtype, overflow };
+        let bars = Bars::default();
+        let how = Run { jobs, vector: Vector::detect(), resume: false, cancel: &CANCEL, progress: &bars };
+        let found = audit(&audited, &how);
+        bars.clear();
+        match found {
+            Ok(None) => Ok(Audited::Agrees),
+            Ok(Some(difference)) => Ok(Audited::Differs(difference)),
+            Err(error @ Error::Interrupted { .. }) => Err(error),
+            Err(error) => Ok(Audited::Failed(error)),
+        }
+    }
+}
+
+/// The adapters that the manifest lists, where they need no name: none, or the newest checkpoint below `./output`.
+fn default_adapters(
+    locator: &Locator,
+    release: &Path,
+    listed: Option<&[(f64, Option<String>)]>,
+) -> qft::Result<Vec<Found>> {
+    let refuse = |problem: &str| {
+        let problem = format!("{} {problem}", shown(release));
+        Err(Error::refused(problem, "name each adapter with --adapter, as it was given to export"))
+    };
+    let (weight, digest) = match listed {
+        None => return refuse(&format!("has no {MANIFEST} that lists its adapters")),
+        Some([]) => return Ok(Vec::new()),
+        Some([one]) => one,
+        Some(many) => return refuse(&format!("was made from {} adapters", many.len())),
+    };
+    let mut found = find_adapters(locator, &[])?;
+    for Found { adapter, .. } in &mut found {
+        if digest.as_ref() != Some(&sha256(adapter.file.bytes())) {
+            return refuse(&format!("was made from another adapter than {}", shown(&adapter.dir)));
+        }
+        adapter.weight = *weight;
+    }
+    Ok(found)
+}
+
+/// In what `adapters` are not those that the manifest lists.
+fn deviations(adapters: &[Adapter], listed: &[(f64, Option<String>)]) -> Vec<String> {
+    let mut notes = Vec::new();
+    if adapters.len() != listed.len() {
+        let (given, made) = (count(adapters.len(), "adapter"), count(listed.len(), "adapter"));
+        notes.push(format!("{given} given; {MANIFEST} lists {made}"));
+    }
+    for (adapter, (weight, digest)) in adapters.iter().zip(listed) {
+        let dir = adapter.dir.display();
+        if digest.as_ref().is_some_and(|digest| *digest != sha256(adapter.file.bytes())) {
+            notes.push(format!("{dir} is not the adapter in {MANIFEST}: {ADAPTER_WEIGHTS} has another SHA-256"));
+        }
+        if adapter.weight.to_bits() != weight.to_bits() {
+            notes.push(format!("{dir} has the weight {}; {MANIFEST} gives it {weight}", adapter.weight));
+        }
+    }
+    notes
+}
+
+/// How an audit ended.
+enum Audited {
+    Agrees,
+    Differs(Difference),
+    /// The release can't be opened.
+    LeftOut,
+    /// It can't be computed what the inputs give.
+    Failed(Error),
+}
+
+const LEFT_OUT: &str = "left out: the release can't be opened";
+
+impl Audited {
+    fn json(&self) -> Value {
+        match self {
+            Self::Agrees => json!({"first_difference": null}),
+            Self::Differs(difference) => json!({"first_difference": difference}),
+            Self::LeftOut => json!({"left_out": LEFT_OUT}),
+            Self::Failed(error) => json!({"failed": error.to_string()}),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Agrees => "every tensor is what the base and the adapters give, byte for byte".to_owned(),
+            Self::Differs(difference) => describe(difference),
+            Self::LeftOut => LEFT_OUT.to_owned(),
+            Self::Failed(_) => "failed".to_owned(),
+        }
+    }
+}
+
+fn problems(result: &Verification, audited: Option<&Audited>) -> usize {
+    result.problems.len() + usize::from(matches!(audited, Some(Audited::Differs(_))))
+}
+
+fn json(result: &Verification, audited: Option<&Audited>) -> String {
+    let mut report = json!(result);
+    if let Some(audited) = audited {
+        report["audit"] = audited.json();
+    }
+    format!("{report:#}\n")
+}
+
+fn text(dir: &Path, result: &Verification, audited: Option<&Audited>, seconds: f64) -> String {
     let mut out = String::new();
     for problem in &result.problems {
         let _ = writeln!(out, "{}: {}", problem.file, problem.problem);
@@ -104,27 +254,21 @@ fn text(dir: &Path, result: &Verification, audit: Option<&Option<Difference>>, s
     for note in &result.notes {
         let _ = writeln!(out, "note: {}", escaped(note));
     }
-    match audit {
-        Some(Some(difference)) => {
-            let _ = writeln!(out, "audit: {}", describe(difference));
-        }
-        Some(None) => {
-            let _ = writeln!(out, "audit: every tensor is what the base and the adapters give, byte for byte");
-        }
-        None => {}
+    if let Some(audited) = audited {
+        let _ = writeln!(out, "audit: {}", audited.text());
     }
-    let verdict = match result.problems.len() + usize::from(matches!(audit, Some(Some(_)))) {
-        0 => "clean".to_owned(),
-        n => count(n, "problem"),
+    let tensors = count(result.tensors, "tensor");
+    let checked = match result.digests {
+        0 => format!("nothing to compare digests with; {tensors}"),
+        n => format!("{} of {} and {tensors}", count(n, "digest"), ByteSize(result.bytes)),
     };
-    let _ = writeln!(
-        out,
-        "{}: {verdict}; {} of {} and {} checked in {seconds:.1} s",
-        shown(dir),
-        count(result.digests, "digest"),
-        ByteSize(result.bytes),
-        count(result.tensors, "tensor")
-    );
+    let verdict = match (problems(result, audited), audited) {
+        (0, Some(Audited::Failed(_))) => "no problems, but no audit".to_owned(),
+        (0, _) if result.digests == 0 => "no problems".to_owned(),
+        (0, _) => "clean".to_owned(),
+        (n, _) => count(n, "problem"),
+    };
+    let _ = writeln!(out, "{}: {verdict}; {checked} checked in {seconds:.1} s", shown(dir));
     out
 }
 

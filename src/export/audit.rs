@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::Run;
 use super::block::{BLOCK_LEN, TensorWork};
 use super::plan::unplaced;
 use super::shard::{self, PlacedTensor, Shard};
 use crate::adapter::{Adapter, resolve};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
-use crate::merge::{Float, Overflow, Vector};
-use crate::progress::Progress;
+use crate::merge::{Float, Overflow};
 
 /// Some bytes of one tensor.
 struct Block {
@@ -66,66 +66,93 @@ pub enum Difference {
     },
 }
 
-/// Compares `release` with what `base`, `adapters` and the two options give. `None` if every byte agrees.
-#[expect(clippy::too_many_arguments, reason = "two models, the options that made one of the other, and how to run")]
-pub fn audit(
-    release: &Checkpoint,
-    base: &Checkpoint,
-    adapters: &[Adapter],
-    (dtype, overflow): (Option<Float>, Overflow),
-    jobs: usize,
-    vector: Vector,
-    cancel: &AtomicBool,
-    progress: &dyn Progress,
-) -> Result<Option<Difference>> {
-    let whole = shard::split(unplaced(resolve(base, adapters)?.tensors, dtype), u64::MAX);
-    let [expected] = &whole[..] else { return Ok(None) };
-    if let Some(difference) = compare_forms(release, expected) {
-        return Ok(Some(difference));
+/// A release, and what it is said to be made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Audit<'a> {
+    /// The release.
+    pub release: &'a Checkpoint,
+    /// The base.
+    pub base: &'a Checkpoint,
+    /// The adapters, in the order in which they were applied.
+    pub adapters: &'a [Adapter],
+    /// Type that float tensors were cast to; their own if `None`.
+    pub dtype: Option<Float>,
+    /// What happened to a finite value beyond the output type.
+    pub overflow: Overflow,
+}
+
+/// Compares the release with what its inputs give. `None` if every byte agrees. Nothing is resumed, whatever `how` says.
+pub fn audit(inputs: &Audit<'_>, how: &Run<'_>) -> Result<Option<Difference>> {
+    let tensors = resolve(inputs.base, inputs.adapters)?.tensors;
+    let expected = whole(shard::split(unplaced(tensors, inputs.dtype), u64::MAX))?;
+    match compare_forms(inputs.release, &expected) {
+        None => compare_values(inputs, &expected, how),
+        difference => Ok(difference),
     }
+}
+
+/// The one shard that holds a model of any size.
+fn whole(shards: Vec<Shard>) -> Result<Shard> {
+    let count = shards.len();
+    let mut shards = shards.into_iter();
+    match (shards.next(), shards.next()) {
+        (Some(shard), None) => Ok(shard),
+        _ => Err(Error::refused(
+            format!("the audit laid the expected tensors out in {count} shards, and compares one"),
+            "report this: it is a bug in qft",
+        )),
+    }
+}
+
+fn compare_values(inputs: &Audit<'_>, expected: &Shard, how: &Run<'_>) -> Result<Option<Difference>> {
     let blocks = blocks(expected);
     let uses = |t: &PlacedTensor| (t.len as usize).div_ceil(BLOCK_LEN);
-    let works: Vec<TensorWork<'_>> =
-        expected.tensors.iter().map(|t| TensorWork::new(t, uses(t), overflow, vector)).collect();
-    progress.start(&[("audit".to_owned(), expected.tensors.iter().map(|t| t.len).sum())]);
+    let work_on = |t| TensorWork::new(t, uses(t), inputs.overflow, how.vector);
+    let works: Vec<TensorWork<'_>> = expected.tensors.iter().map(work_on).collect();
+    how.progress.start(&[("audit".to_owned(), expected.tensors.iter().map(|t| t.len).sum())]);
     let next = AtomicUsize::new(0);
-    let first: Mutex<Result<Option<(usize, Difference)>>> = Mutex::new(Ok(None));
+    let first = Mutex::new(Ok(None));
     let work = || {
         let mut buffer = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(block) = blocks.get(index) else { return };
-            let found = if cancel.load(Ordering::Relaxed) {
+            let found = if how.cancel.load(Ordering::Relaxed) {
                 Err(Error::Interrupted { kept: None, finished: 0, shards: 0 })
             } else {
-                compare(release, expected, &works[block.tensor], block, &mut buffer)
+                compare(inputs.release, &expected.tensors[block.tensor], &works[block.tensor], block, &mut buffer)
             };
-            progress.advance(0, block.bytes.len() as u64);
-            let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
-            match found {
-                Ok(None) => continue,
-                Ok(Some(d)) => {
-                    if let Ok(earliest) = &mut *first
-                        && earliest.as_ref().is_none_or(|(at, _)| index < *at)
-                    {
-                        *earliest = Some((index, d));
-                    }
-                }
-                Err(e) => *first = Err(e),
+            how.progress.advance(0, block.bytes.len() as u64);
+            if found.as_ref().is_ok_and(Option::is_none) {
+                continue;
             }
+            keep_first(&mut first.lock().unwrap_or_else(PoisonError::into_inner), index, found);
             // Blocks are taken in order, so every earlier one is done or in the hands of another worker.
             return next.store(blocks.len(), Ordering::Relaxed);
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..jobs.max(1) {
+        for _ in 1..how.jobs {
             scope.spawn(work);
         }
         work();
     });
-    progress.finish(0);
+    how.progress.finish(0);
     let first = first.into_inner().unwrap_or_else(PoisonError::into_inner)?;
     Ok(first.map(|(_, difference)| difference))
+}
+
+/// The difference in the earliest block so far, with the block's number; or an error, which outweighs any difference.
+type First = Result<Option<(usize, Difference)>>;
+
+fn keep_first(first: &mut First, index: usize, found: Result<Option<Difference>>) {
+    match (found, &mut *first) {
+        (Ok(Some(difference)), Ok(earliest)) if earliest.as_ref().is_none_or(|(at, _)| index < *at) => {
+            *earliest = Some((index, difference));
+        }
+        (Err(error), Ok(_)) => *first = Err(error),
+        _ => {}
+    }
 }
 
 /// Names, types and shapes.
@@ -147,13 +174,13 @@ fn compare_forms(release: &Checkpoint, expected: &Shard) -> Option<Difference> {
 
 fn compare(
     release: &Checkpoint,
-    expected: &Shard,
+    expected: &PlacedTensor,
     work: &TensorWork<'_>,
     block: &Block,
     buffer: &mut Vec<u8>,
 ) -> Result<Option<Difference>> {
-    let placed = &expected.tensors[block.tensor];
-    let Some(found) = release.tensors.get(&placed.name) else { return Ok(None) };
+    let tensor = expected.name.clone();
+    let Some(found) = release.tensors.get(&tensor) else { return Ok(Some(Difference::Missing { tensor })) };
     buffer.resize(block.bytes.len(), 0);
     work.fill(block.bytes.clone(), buffer)?;
     let right = &buffer[..];
@@ -163,24 +190,51 @@ fn compare(
         return Ok(None);
     }
     let at = left.iter().zip(right).position(|(a, b)| a != b).unwrap_or(0);
-    Ok(Some(value_difference(found, &placed.name, block.bytes.start, at, right, left)))
+    Ok(Some(value_difference(found, tensor, block.bytes.start, at, right, left)))
 }
 
-fn value_difference(tensor: &Tensor, name: &str, start: usize, at: usize, right: &[u8], left: &[u8]) -> Difference {
-    let size = tensor.dtype().bitsize().div_ceil(8);
+fn value_difference(found: &Tensor, tensor: String, start: usize, at: usize, right: &[u8], left: &[u8]) -> Difference {
+    let size = found.dtype().bitsize().div_ceil(8);
     let from = at / size * size;
     let element = ((start + from) / size) as u64;
-    let columns = tensor.shape().iter().skip(1).product::<usize>().max(1) as u64;
+    let columns = found.shape().iter().skip(1).product::<usize>().max(1) as u64;
     let show = |bytes: &[u8]| {
         let bytes = &bytes[from..(from + size).min(bytes.len())];
         let hex = super::hex(bytes);
-        Float::of(tensor.dtype()).map_or(hex.clone(), |float| format!("{} (0x{hex})", float.widen_one(bytes)))
+        Float::of(found.dtype()).map_or(hex.clone(), |float| format!("{} (0x{hex})", float.widen_one(bytes)))
     };
     Difference::Value {
-        tensor: name.to_owned(),
+        tensor,
         row: element / columns,
         column: element % columns,
         expected: show(right),
         found: show(left),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_shard_is_a_whole_model() {
+        let shards = |n| (0..n).flat_map(|_| shard::split(Vec::new(), u64::MAX)).collect::<Vec<_>>();
+        assert!(whole(shards(1)).is_ok());
+        for n in [0, 2] {
+            assert!(whole(shards(n)).unwrap_err().to_string().contains("report this"), "{n} shards");
+        }
+    }
+
+    #[test]
+    fn the_earliest_difference_and_any_error_win() {
+        let missing = |tensor: &str| Difference::Missing { tensor: tensor.to_owned() };
+        let mut first = Ok(None);
+        for (index, name) in [(5, "b"), (3, "a"), (9, "c")] {
+            keep_first(&mut first, index, Ok(Some(missing(name))));
+        }
+        assert_eq!(first.as_ref().unwrap(), &Some((3, missing("a"))));
+        keep_first(&mut first, 7, Err(Error::refused("no", "none")));
+        keep_first(&mut first, 1, Ok(Some(missing("z"))));
+        assert!(first.is_err());
     }
 }

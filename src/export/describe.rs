@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::block::BLOCK_LEN;
 use super::manifest::{changes, companion_origin, dtype_name};
 use super::plan::ExportPlan;
-use super::stream::MAX_IN_FLIGHT;
+use super::stream::{in_flight, largest_factor, open_shards};
 
 /// The plan as JSON: inputs, shards, every changed tensor with its changes, what it needs, and the warnings.
 pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
@@ -25,14 +25,14 @@ pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
     let adapters: Vec<Value> = plan
         .adapters
         .iter()
-        .map(|a| json!({"dir": a.dir, "weight": a.weight, "tensors": a.file.header().tensors.len()}))
+        .map(|a| json!({"dir": a.dir.to_string_lossy(), "weight": a.weight, "tensors": a.file.header().tensors.len()}))
         .collect();
     let companions: BTreeMap<&str, &str> =
         plan.companions.iter().map(|c| (c.name.as_str(), companion_origin(c.source))).collect();
     json!({
-        "out": plan.out,
+        "out": plan.out.to_string_lossy(),
         "base": {
-            "dir": plan.base.dir,
+            "dir": plan.base.dir.to_string_lossy(),
             "repo": plan.base_provenance.repo,
             "revision": plan.base_provenance.revision,
             "tensors": plan.base.tensors.len(),
@@ -51,13 +51,10 @@ pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
     })
 }
 
-/// An upper bound of the anonymous memory of a run: blocks in flight, and each worker's widened factors.
+/// A bound of the anonymous memory of a run: segments in flight, the widened factors of the shards that are open at
+/// once, and what each worker widens for itself.
 fn memory(plan: &ExportPlan, jobs: usize) -> u64 {
-    let in_flight = MAX_IN_FLIGHT.min(2 * jobs + 4) * BLOCK_LEN;
-    let factors = |t: &super::PlacedTensor| {
-        let (_, columns) = t.source.matrix();
-        t.source.low_rank.iter().map(|term| 4 * term.rank * columns).sum::<usize>()
-    };
-    let largest = plan.shards.iter().flat_map(|s| &s.tensors).map(factors).max().unwrap_or(0);
-    (in_flight + jobs * largest + (16 << 20)) as u64
+    let open = open_shards(plan.shards.iter(), jobs);
+    let largest = plan.shards.iter().map(largest_factor).max().unwrap_or(0);
+    (in_flight(jobs) * BLOCK_LEN + 2 * open * largest + jobs * BLOCK_LEN + (16 << 20)) as u64
 }

@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::Run;
 use super::digest::{Hex, sha256};
 use super::plan::ExportPlan;
 use super::publish::Staging;
-use crate::checkpoint::{Mapping, read_small};
+use super::shard::Shard;
+use crate::checkpoint::read_small;
+use crate::digests::digest_files;
 use crate::error::{Error, Result};
+use crate::progress::Silent;
 
 /// File name of the journal.
 pub(super) const JOURNAL: &str = "qft-journal.json";
@@ -33,12 +37,15 @@ pub(super) struct Journal<'a> {
 }
 
 impl<'a> Journal<'a> {
-    /// Starts the journal of `plan`, taking over the shards of `finished`.
-    pub(super) fn start(staging: &'a Staging, plan: &ExportPlan, finished: &BTreeMap<String, Hex>) -> Result<Self> {
+    /// The journal of `plan`, with the shards of `finished`; not on disk before [`Self::start`].
+    pub(super) fn new(staging: &'a Staging, plan: &ExportPlan, finished: &BTreeMap<String, Hex>) -> Result<Self> {
         let entries = Entries { plan: identity(plan)?, shards: finished.clone() };
-        let journal = Self { staging, entries: Mutex::new(entries) };
-        journal.save(&journal.entries.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Ok(journal)
+        Ok(Self { staging, entries: Mutex::new(entries) })
+    }
+
+    /// Writes the journal, over the one that was there.
+    pub(super) fn start(&self) -> Result<()> {
+        self.save(&self.entries.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Records a shard that is complete and synced.
@@ -60,31 +67,31 @@ impl<'a> Journal<'a> {
 
 /// The shards that a former run of the same plan finished, by name with their digest, each checked by reading it.
 /// Empty if there is no journal, or if it is of another plan or other inputs.
-pub(super) fn finished_shards(staging: &Staging, plan: &ExportPlan) -> BTreeMap<String, Hex> {
+pub(super) fn finished_shards(staging: &Staging, plan: &ExportPlan, how: &Run<'_>) -> Result<BTreeMap<String, Hex>> {
     let read = || -> Option<Entries> { serde_json::from_slice(&read_small(&staging.dir.join(JOURNAL)).ok()?).ok() };
-    let Some(entries) = read().filter(|entries| identity(plan).is_ok_and(|id| id == entries.plan)) else {
-        return BTreeMap::new();
-    };
-    std::thread::scope(|scope| {
-        let check = |shard: &super::shard::Shard| {
-            let recorded = entries.shards.get(&shard.name)?;
-            let file = Mapping::open(&staging.dir.join(&shard.name)).ok()?;
-            let intact = file.bytes().len() as u64 == shard.len() && sha256(file.bytes()) == *recorded;
-            intact.then(|| (shard.name.clone(), recorded.clone()))
-        };
-        let threads: Vec<_> = plan.shards.iter().map(|shard| scope.spawn(move || check(shard))).collect();
-        threads.into_iter().filter_map(|t| t.join().ok().flatten()).collect()
-    })
+    let identity = identity(plan)?;
+    let Some(entries) = read().filter(|entries| identity == entries.plan) else { return Ok(BTreeMap::new()) };
+    let recorded: Vec<(&Shard, &Hex)> = plan
+        .shards
+        .iter()
+        .filter_map(|shard| Some((shard, entries.shards.get(&shard.name)?)))
+        .filter(|(shard, _)| fs::metadata(staging.dir.join(&shard.name)).is_ok_and(|m| m.len() == shard.len()))
+        .collect();
+    let files: Vec<(PathBuf, u64)> = recorded.iter().map(|(s, _)| (staging.dir.join(&s.name), s.len())).collect();
+    let found = digest_files(&files, how.jobs, how.cancel, &Silent)?;
+    let intact =
+        recorded.into_iter().zip(found).filter(|((_, recorded), found)| found.as_ref().ok() == Some(*recorded));
+    Ok(intact.map(|((shard, digest), _)| (shard.name.clone(), digest.clone())).collect())
 }
 
-/// A digest of all that decides the bytes of the shards: their headers and sources, the adapters' settings, and size,
-/// time and inode of every input file.
+/// A digest of all that decides the bytes of the shards: their headers, the settings of base and adapters, and device,
+/// inode, size and time of every weight file.
 fn identity(plan: &ExportPlan) -> Result<Hex> {
     let file = |path: &Path| -> Result<Value> {
         let meta = fs::metadata(path).map_err(Error::io("look at", path))?;
-        Ok(json!([path, meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ino()]))
+        Ok(json!([meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()]))
     };
-    let mut inputs = Vec::new();
+    let mut inputs = vec![json!(plan.base.config.as_ref().map(|config| sha256(config.text().as_bytes())))];
     for weights in &plan.base.files {
         inputs.push(file(weights.path())?);
     }

@@ -13,12 +13,11 @@ mod sink;
 mod stream;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-pub use audit::{Difference, audit};
+pub use audit::{Audit, Difference, audit};
 pub use describe::describe_plan;
 pub use digest::{Hex, hex, sha256};
 pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
@@ -76,24 +75,13 @@ pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     how.progress.start(&plan.shards.iter().map(|s| (s.name.clone(), s.len())).collect::<Vec<_>>());
     let finished = if how.resume {
         how.progress.phase("checking finished shards");
-        journal::finished_shards(&staging, plan)
+        journal::finished_shards(&staging, plan, how)?
     } else {
         BTreeMap::new()
     };
-    staging.clear(|name| finished.contains_key(name))?;
-    let done: u64 = plan.shards.iter().filter(|s| finished.contains_key(&s.name)).map(Shard::len).sum();
-    if let Err(error) = staging.check_space(plan.disk_bytes().saturating_sub(done)) {
-        if finished.is_empty() {
-            staging.remove();
-        }
-        return Err(error);
-    }
-    let journal = Journal::start(&staging, plan, &finished)?;
+    let journal = Journal::new(&staging, plan, &finished)?;
     match fill(plan, how, &staging, &journal, &finished) {
         Ok((files, timings)) => {
-            how.progress.phase("publishing");
-            remove_journal(&staging)?;
-            staging.publish(plan.options.overwrite)?;
             let bytes = files.values().map(|(size, _)| size).sum();
             let (out, seconds) = (plan.out.clone(), started.elapsed().as_secs_f64());
             Ok(Report { out, bytes, files, resumed: finished.len(), seconds, timings })
@@ -102,27 +90,27 @@ pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     }
 }
 
-fn remove_journal(staging: &Staging) -> Result<()> {
-    let path = staging.dir.join(JOURNAL);
-    fs::remove_file(&path).map_err(Error::io("remove", &path))
-}
-
-/// Removes the staging directory, unless the user stopped the run and could resume it.
+/// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk failed it.
 fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, plan: &ExportPlan) -> Error {
-    let finished = journal.count();
-    let kept = (matches!(error, Error::Interrupted { .. }) && finished > 0).then(|| staging.dir.clone());
-    if kept.is_none() {
-        staging.remove();
+    let (finished, shards) = (journal.count(), plan.shards.len());
+    let kept = || staging.dir.clone();
+    // Publishing takes the journal away first; if that failed, it is wanted back.
+    if finished > 0 && staging.dir.exists() {
+        let _ = journal.start();
     }
     match error {
-        Error::Interrupted { .. } => Error::Interrupted { kept, finished, shards: plan.shards.len() },
-        error => error,
+        Error::Interrupted { .. } if finished > 0 => Error::Interrupted { kept: Some(kept()), finished, shards },
+        Error::Io { .. } if finished > 0 => Error::Stopped { cause: Box::new(error), kept: kept(), finished, shards },
+        error => {
+            staging.remove();
+            error
+        }
     }
 }
 
 type Files = BTreeMap<String, (u64, Hex)>;
 
-/// Fills the staging directory with every file of the output.
+/// Fills the staging directory with every file of the output, and publishes it.
 fn fill(
     plan: &ExportPlan,
     how: &Run<'_>,
@@ -130,6 +118,10 @@ fn fill(
     journal: &Journal<'_>,
     finished: &BTreeMap<String, Hex>,
 ) -> Result<(Files, Timings)> {
+    staging.clear(|name| finished.contains_key(name) || (name == JOURNAL && !finished.is_empty()))?;
+    let done: u64 = plan.shards.iter().filter(|s| finished.contains_key(&s.name)).map(Shard::len).sum();
+    staging.check_space(plan.disk_bytes().saturating_sub(done))?;
+    journal.start()?;
     for (part, _) in plan.shards.iter().enumerate().filter(|(_, s)| finished.contains_key(&s.name)) {
         how.progress.advance(part, plan.shards[part].len());
         how.progress.finish(part);
@@ -170,6 +162,8 @@ fn fill(
     let sums = manifest::checksums(&files);
     staging.write(CHECKSUMS, sums.as_bytes())?;
     files.insert(CHECKSUMS.to_owned(), (sums.len() as u64, sha256(sums.as_bytes())));
+    how.progress.phase("publishing");
+    staging.publish(plan.options.overwrite, JOURNAL)?;
     Ok((files, streamed.timings))
 }
 
@@ -184,21 +178,12 @@ fn inputs_in_order(plan: &ExportPlan) -> Vec<&str> {
 
 /// Writes config, index and the companions, and records their digests.
 fn write_companions(plan: &ExportPlan, staging: &Staging, files: &mut Files) -> Result<()> {
-    let mut write = |name: &str, bytes: &[u8]| -> Result<()> {
-        if let Some(parent) = Path::new(name).parent().filter(|p| !p.as_os_str().is_empty()) {
-            let dir = staging.dir.join(parent);
-            fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        }
-        staging.write(name, bytes)?;
-        files.insert(name.to_owned(), (bytes.len() as u64, sha256(bytes)));
-        Ok(())
-    };
     for companion in &plan.companions {
-        let bytes = read_small(&companion.path)?;
-        write(&companion.name, &bytes)?;
+        files.insert(companion.name.clone(), staging.copy(&companion.path, &companion.name)?);
     }
     for (name, text) in &plan.texts {
-        write(name, text.as_bytes())?;
+        staging.write(name, text.as_bytes())?;
+        files.insert(name.clone(), (text.len() as u64, sha256(text.as_bytes())));
     }
     Ok(())
 }

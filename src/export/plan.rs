@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::publish;
 use super::shard::{self, Shard, Unplaced};
 use crate::adapter::{Adapter, TensorSource, resolve};
-use crate::checkpoint::{Checkpoint, Companion, ConfigText, companions, lint_companions};
+use crate::checkpoint::{Checkpoint, Companion, ConfigText, TEXT_SECTIONS, companions, lint_companions};
 use crate::error::{Error, Result, escaped, shown};
 use crate::merge::{Float, Overflow};
 use crate::size::ByteSize;
@@ -74,6 +74,14 @@ impl ExportPlan {
         let inputs: Vec<&Path> =
             std::iter::once(base.dir.as_path()).chain(adapters.iter().map(|a| a.dir.as_path())).collect();
         publish::check_destination(out, &inputs, options.overwrite)?;
+        if options.dtype.is_some()
+            && let Some(method) = base.quantization()
+        {
+            return Err(Error::refused(
+                format!("the base is quantized ({method}); casting would change its scales and leave its weights"),
+                "drop --dtype, or give the 16-bit model that it was made from",
+            ));
+        }
         let resolution = resolve(&base, &adapters)?;
         let mut warnings = base.warnings.clone();
         warnings.extend(resolution.warnings);
@@ -157,36 +165,50 @@ fn edit_config(
 ) -> (Option<String>, Vec<String>) {
     let Some(mut config) = base.config.clone() else { return (None, Vec::new()) };
     let mut changes = Vec::new();
-    let mut wanted: Vec<(&str, Value)> = Vec::new();
     if untied {
-        wanted.push(("tie_word_embeddings", Value::Bool(false)));
+        // Loaders differ in whether they look at the top or at the text model's section.
+        set(&mut config, "tie_word_embeddings", &Value::Bool(false), Where::Everywhere, &mut changes);
     }
     if let Some(rows) = vocabulary {
-        wanted.push(("vocab_size", json!(rows)));
+        set(&mut config, "vocab_size", &json!(rows), Where::TextModel, &mut changes);
     }
     if let Some(dtype) = options.dtype {
         // transformers 5 writes `dtype`, older ones `torch_dtype`; both read the older name.
-        let key = if config.get(&["dtype"]).is_some() { "dtype" } else { "torch_dtype" };
-        wanted.push((key, json!(dtype.config_name())));
-    }
-    for (key, value) in wanted {
-        set(&mut config, key, &value, &mut changes);
+        let name = json!(dtype.config_name());
+        let before = changes.len();
+        for key in ["dtype", "torch_dtype"] {
+            set(&mut config, key, &name, Where::Present, &mut changes);
+        }
+        if changes.len() == before && config.get(&["dtype"]).or(config.get(&["torch_dtype"])).is_none() {
+            set(&mut config, "torch_dtype", &name, Where::Everywhere, &mut changes);
+        }
     }
     (Some(config.text().to_owned()), changes)
 }
 
-/// Sets `key` in the text model's own section where the file has it there, else at the top; a flag that both have is
-/// set in both.
-fn set(config: &mut ConfigText, key: &str, value: &Value, changes: &mut Vec<String>) {
-    let nested = [["text_config", key], ["llm_config", key], ["language_config", key]];
-    let mut places: Vec<Vec<&str>> =
-        nested.iter().filter(|keys| config.get(*keys).is_some()).map(|k| k.to_vec()).collect();
-    if places.is_empty() || config.get(&[key]).is_some() {
-        places.push(vec![key]);
-    }
-    for keys in places {
-        let before = config.get(&keys).map_or_else(|| "absent".to_owned(), |v| v.to_string());
-        if config.set(&keys, value) {
+/// In which parts of a config a setting is written.
+#[derive(Clone, Copy, PartialEq)]
+enum Where {
+    /// At the top, and in the text model's section if there is one.
+    Everywhere,
+    /// In the text model's section if there is one, else at the top; at the top too if it is there.
+    TextModel,
+    /// Where it is.
+    Present,
+}
+
+fn set(config: &mut ConfigText, key: &str, value: &Value, place: Where, changes: &mut Vec<String>) {
+    let section = TEXT_SECTIONS.into_iter().find(|section| config.get(&[section]).is_some_and(|v| v.is_object()));
+    let nested = section.map(|section| vec![section, key]);
+    for keys in [Some(vec![key]), nested.clone()].into_iter().flatten() {
+        let before = config.get(&keys);
+        let wanted = match place {
+            Where::Everywhere => true,
+            Where::TextModel => before.is_some() || keys.len() == 2 || nested.is_none(),
+            Where::Present => before.is_some(),
+        };
+        if wanted && config.set(&keys, value) {
+            let before = before.map_or_else(|| "absent".to_owned(), |v| v.to_string());
             changes.push(format!("{}: {before} -> {value}", keys.join(".")));
         }
     }

@@ -2,9 +2,13 @@
 //! here knows what the files hold.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
+use super::digest::{Hex, hex};
+use crate::checkpoint::open_regular;
 use crate::error::{Error, Result, shown};
 
 /// The directory that an export writes to until it is published. Holds an exclusive lock while it lives.
@@ -33,6 +37,9 @@ pub(super) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -
         }
     }
     match fs::metadata(out) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(out).is_ok() => {
+            refuse(format!("{} is a link to nothing", shown(out)), "remove the link, or choose another --out")
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("look at", out)(e)),
         Ok(meta) if !meta.is_dir() => refuse(format!("{} is there, and is no directory", shown(out)), other),
@@ -84,12 +91,13 @@ impl Staging {
             return Err(Error::refused(format!("{} is a link", shown(&dir)), "remove it, then run again"));
         }
         let lock = File::open(&dir).map_err(Error::io("open", &dir))?;
-        lock.try_lock().map_err(|_| {
-            Error::refused(
+        // A filesystem without locks is no reason to refuse.
+        if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+            return Err(Error::refused(
                 format!("another qft is writing to {}", shown(&destination)),
                 "wait for it, or choose another destination with --out",
-            )
-        })?;
+            ));
+        }
         Ok(Self { dir, destination, _lock: lock })
     }
 
@@ -132,6 +140,27 @@ impl Staging {
         ))
     }
 
+    /// Copies a file into the directory, syncs it, and returns its size and digest.
+    pub(super) fn copy(&self, from: &Path, name: &str) -> Result<(u64, Hex)> {
+        let path = self.dir.join(name);
+        let parent = parent(&path);
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        let (mut source, _) = open_regular(from)?;
+        let mut file = File::create(&path).map_err(Error::io("create", &path))?;
+        let (mut hasher, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 16]);
+        loop {
+            let read = source.read(&mut buffer).map_err(Error::io("read", from))?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+            size += read as u64;
+            file.write_all(&buffer[..read]).map_err(Error::io("write", &path))?;
+        }
+        file.sync_all().map_err(Error::io("sync", &path))?;
+        Ok((size, hex(&hasher.finalize())))
+    }
+
     /// Writes a small file and syncs it.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.dir.join(name);
@@ -161,10 +190,14 @@ impl Staging {
         sync_dir(&self.dir)
     }
 
-    /// Puts the directory in place of its destination: by a rename, or, where something is there and may be
-    /// overwritten, by an exchange after which the old content is deleted.
-    pub(super) fn publish(self, overwrite: bool) -> Result<()> {
-        self.sync()?;
+    /// Puts the directory in place of its destination, without the file `journal`: by a rename, or, where something is
+    /// there and may be overwritten, by an exchange after which the old content is deleted.
+    pub(super) fn publish(&self, overwrite: bool, journal: &str) -> Result<()> {
+        let journal = self.dir.join(journal);
+        match fs::remove_file(&journal) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &journal)(e)),
+            _ => self.sync()?,
+        }
         let io_error = || Error::io("publish", &self.destination);
         match fs::rename(&self.dir, &self.destination) {
             Ok(()) => {}
@@ -205,7 +238,10 @@ fn exchange(new: &Path, destination: &Path) -> io::Result<()> {
     aside.push(".qft-old");
     let aside = PathBuf::from(aside);
     fs::rename(destination, &aside)?;
-    fs::rename(new, destination)?;
+    if let Err(error) = fs::rename(new, destination) {
+        fs::rename(&aside, destination)?;
+        return Err(error);
+    }
     fs::rename(&aside, new)
 }
 
@@ -251,7 +287,7 @@ mod tests {
         let publish = |text: &str, overwrite| {
             let staging = Staging::open(&out).unwrap();
             staging.write("config.json", text.as_bytes()).unwrap();
-            staging.publish(overwrite)
+            staging.publish(overwrite, "journal")
         };
         publish("1", false).unwrap();
         assert!(publish("2", false).is_err(), "something appeared after the plan was made");

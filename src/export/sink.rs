@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result};
 
 /// What direct writes must be aligned to: addresses, offsets and lengths. Any disk's sector size divides it.
 const ALIGN: usize = 4096;
@@ -59,24 +59,24 @@ impl Sink {
         if let Some(file) = open_direct(&path, len) {
             return match reserve(&file, len) {
                 Ok(()) => Ok(Self { path, file, len, direct: true }),
-                Err(error) => Err(io_error(error, &path)),
+                Err(error) => Err(Error::io("reserve the space of", &path)(error)),
             };
         }
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        file.set_len(len).map_err(|e| io_error(e, &path))?;
+        file.set_len(len).map_err(Error::io("set the length of", &path))?;
         Ok(Self { path, file, len, direct: false })
     }
 
     /// Writes a segment at `at`, which is a multiple of [`ALIGN`].
     pub(super) fn write(&self, buffer: &Buffer, at: u64) -> Result<()> {
         let bytes = if self.direct { buffer.padded() } else { buffer.bytes() };
-        self.file.write_all_at(bytes, at).map_err(|e| io_error(e, &self.path))
+        self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.path))
     }
 
     /// Cuts the padding of the last segment and waits until the disk has everything.
     pub(super) fn finish(&self) -> Result<()> {
         if self.direct {
-            self.file.set_len(self.len).map_err(|e| io_error(e, &self.path))?;
+            self.file.set_len(self.len).map_err(Error::io("write", &self.path))?;
         }
         self.file.sync_all().map_err(Error::io("sync", &self.path))
     }
@@ -104,25 +104,18 @@ fn open_direct(_: &Path, _: u64) -> Option<File> {
 fn reserve(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     use rustix::io::Errno;
-    match fallocate(file, FallocateFlags::empty(), 0, len.next_multiple_of(ALIGN as u64)) {
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
-        Err(error) => Err(error.into()),
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, len.next_multiple_of(ALIGN as u64)) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
 #[cfg(not(target_os = "linux"))]
 fn reserve(file: &File, len: u64) -> io::Result<()> {
     file.set_len(len)
-}
-
-fn io_error(error: io::Error, path: &Path) -> Error {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::refused(
-            format!("no space left on the disk of {}", shown(path)),
-            "free some space, or give a destination on another disk with --out",
-        ),
-        _ => Error::io("write", path)(error),
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::block::{BLOCK_LEN, ShardWork};
 use super::digest::{Hex, hex};
-use super::shard::Shard;
+use super::shard::{PlacedTensor, Shard};
 use super::sink::{Buffer, Sink};
 use crate::error::{Error, Result};
 use crate::merge::{Overflow, Vector};
@@ -20,12 +20,35 @@ use crate::progress::Progress;
 
 /// Most segments in flight, whatever the number of workers: bounds their memory at 192 MiB.
 pub(super) const MAX_IN_FLIGHT: usize = 96;
+/// Most bytes of widened factors that open shards may hold.
+const MAX_FACTORS: usize = 128 << 20;
 /// Threads that do nothing but write: they wait for the disk, so that the workers need not.
 const WRITERS: usize = 2;
 /// Bytes of an input that one step digests.
 const INPUT_STEP: usize = 4 << 20;
 /// How far the digests of inputs may lag behind the segments made from them, so that their pages are read once.
 const MAX_LAG: u64 = 64 << 20;
+
+/// Segments in flight with that many workers.
+pub(super) fn in_flight(jobs: usize) -> usize {
+    MAX_IN_FLIGHT.min(2 * jobs + 2 + WRITERS)
+}
+
+/// Bytes of the largest widened factor of a shard's tensors.
+pub(super) fn largest_factor(shard: &Shard) -> usize {
+    let bytes = |tensor: &PlacedTensor| {
+        let columns = tensor.source.matrix().1;
+        let terms = tensor.source.low_rank.iter();
+        terms.map(|term| term.rank.saturating_mul(columns).saturating_mul(4)).max().unwrap_or(0)
+    };
+    shard.tensors.iter().map(bytes).max().unwrap_or(0)
+}
+
+/// How many shards are in the making at once: as many as there are workers, fewer where factors are large.
+pub(super) fn open_shards<'s>(shards: impl Iterator<Item = &'s Shard>, jobs: usize) -> usize {
+    let largest = shards.map(largest_factor).max().unwrap_or(0);
+    jobs.min((MAX_FACTORS / 2).checked_div(largest).unwrap_or(jobs)).max(1)
+}
 
 /// What to write and how.
 pub(super) struct Job<'a> {
@@ -117,14 +140,16 @@ enum Task {
 struct Stream<'j, 'a> {
     job: &'j Job<'a>,
     works: Vec<ShardWork<'a>>,
-    sinks: Vec<Sink>,
+    /// Open files; each from its first segment to its last.
+    sinks: Vec<Mutex<Option<Arc<Sink>>>>,
+    /// Most shards in the making at once.
+    open: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 /// Runs the job to its end or its first error.
 pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
-    let create = |(_, shard): &(usize, &Shard)| Sink::create(job.directory.join(&shard.name), shard.len());
     let shard_state = |_: &(usize, &Shard)| ShardState {
         next: 0,
         filled: BTreeMap::new(),
@@ -147,7 +172,8 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
     let stream = Stream {
         job,
         works: job.shards.iter().map(|(_, shard)| ShardWork::new(shard, job.overflow, job.vector)).collect(),
-        sinks: job.shards.iter().map(create).collect::<Result<_>>()?,
+        sinks: job.shards.iter().map(|_| Mutex::new(None)).collect(),
+        open: open_shards(job.shards.iter().map(|(_, shard)| *shard), job.jobs),
         state: Mutex::new(state),
         changed: Condvar::new(),
     };
@@ -182,6 +208,7 @@ impl<'a> Stream<'_, 'a> {
     /// One thread: takes steps until there are none left or something failed. The waiting of a worker is counted as
     /// idle, that of a writer is its job.
     fn run_thread<'s>(&'s self, next: impl Fn(&'s Self, &mut State) -> Option<Step<'s>>, worker: bool) {
+        let _guard = PanicGuard(self);
         let mut timings = Timings::default();
         let mut state = self.lock();
         loop {
@@ -263,14 +290,14 @@ impl<'a> Stream<'_, 'a> {
         Some(Task::Digest { shard, filled, hasher })
     }
 
-    /// A segment of the shard that is furthest from its end, among as many unfinished ones as there are workers: shards
+    /// A segment of the shard that is furthest from its end, among the unfinished ones that may be open at once: shards
     /// finish one after another, and their digests, one chain each, run side by side.
     fn next_segment(&self, state: &mut State) -> Option<Task> {
-        if state.in_flight >= MAX_IN_FLIGHT.min(2 * self.job.jobs + 2 + WRITERS) {
+        if state.in_flight >= in_flight(self.job.jobs) {
             return None;
         }
         let left = |i: usize, s: &ShardState| self.works[i].segments() - s.next;
-        let open = state.shards.iter().enumerate().filter(|(_, s)| !s.finished).take(self.job.jobs.max(1));
+        let open = state.shards.iter().enumerate().filter(|(_, s)| !s.finished).take(self.open);
         let (shard, _) = open.filter(|(i, s)| left(*i, s) > 0).max_by_key(|(i, s)| (left(*i, s), usize::MAX - i))?;
         let segment = state.shards[shard].next;
         state.shards[shard].next += 1;
@@ -327,7 +354,7 @@ impl<'a> Stream<'_, 'a> {
     fn write(&self, shard: usize, segment: usize, buffer: Arc<Buffer>, timings: &mut Timings) -> Result<()> {
         let started = Instant::now();
         let range = self.works[shard].range(segment);
-        self.sinks[shard].write(&buffer, range.start as u64)?;
+        self.sink(shard)?.write(&buffer, range.start as u64)?;
         timings.write += started.elapsed().as_secs_f64();
         self.job.progress.advance(self.job.shards[shard].0, range.len() as u64);
         let mut state = self.lock();
@@ -344,12 +371,25 @@ impl<'a> Stream<'_, 'a> {
         };
         drop(state);
         let started = Instant::now();
-        self.sinks[shard].finish()?;
+        self.sink(shard)?.finish()?;
+        *self.sinks[shard].lock().unwrap_or_else(PoisonError::into_inner) = None;
         timings.sync += started.elapsed().as_secs_f64();
         (self.job.finished)(shard, &digest)?;
         self.job.progress.finish(self.job.shards[shard].0);
         self.lock().shards[shard].finished = true;
         Ok(())
+    }
+
+    /// The file of a shard, created when it is first asked for.
+    fn sink(&self, shard: usize) -> Result<Arc<Sink>> {
+        let mut slot = self.sinks[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sink) = &*slot {
+            return Ok(Arc::clone(sink));
+        }
+        let planned = self.job.shards[shard].1;
+        let sink = Arc::new(Sink::create(self.job.directory.join(&planned.name), planned.len())?);
+        *slot = Some(Arc::clone(&sink));
+        Ok(sink)
     }
 
     fn digest_input(&self, input: usize, range: Range<usize>, mut hasher: Sha256, timings: &mut Timings) {
@@ -365,6 +405,19 @@ impl<'a> Stream<'_, 'a> {
             chain.digest = Some(hex(&hasher.finalize()));
         } else {
             chain.hasher = Some(hasher);
+        }
+    }
+}
+
+/// Stops the other threads if this one panics: they would wait for its work for ever.
+struct PanicGuard<'s, 'j, 'a>(&'s Stream<'j, 'a>);
+
+impl Drop for PanicGuard<'_, '_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let bug = || Error::refused("a worker failed", "report this: it is a bug");
+            self.0.lock().error.get_or_insert_with(bug);
+            self.0.changed.notify_all();
         }
     }
 }

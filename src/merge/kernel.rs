@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::float::{bf16_to_f32, f32_to_bf16};
-use super::{Fault, Float, LowRank, Merge, NormAxis, Overflow};
+use super::{Fault, Float, Merge, NormAxis, Overflow, Term};
 
 /// Columns that are worked on at once: both tiles of `ROWS` rows and `CHUNK` tile rows of `right` fit the L1 cache.
 const TILE: usize = 512;
@@ -23,6 +23,8 @@ type Tile = [[f32; TILE]; ROWS];
 #[inline(always)]
 pub(super) fn run(merge: &Merge<'_>, elements: Range<usize>, out: &mut [u8]) -> Result<(), Fault> {
     let size = merge.out_float.size();
+    let rows = elements.start / merge.columns.max(1)..elements.end.div_ceil(merge.columns.max(1));
+    let terms = merge.terms_of(&rows);
     let mut left = Vec::new();
     let mut done = 0;
     let mut at = elements.start;
@@ -30,35 +32,36 @@ pub(super) fn run(merge: &Merge<'_>, elements: Range<usize>, out: &mut [u8]) -> 
         let (row, column) = (at / merge.columns, at % merge.columns);
         let in_row = (merge.columns - column).min(elements.end - at);
         // Two whole rows go together where every term covers both or neither.
-        let pair = in_row == merge.columns && at + ROWS * merge.columns <= elements.end && pairs(merge, row);
+        let pair = in_row == merge.columns && at + ROWS * merge.columns <= elements.end && pairs(&terms, row);
         let rows = if pair { ROWS } else { 1 };
         let taken = rows * in_row;
         let bytes = &mut out[done * size..(done + taken) * size];
-        group(merge, row..row + rows, column..column + in_row, &mut left, bytes)?;
+        group(merge, &terms, row..row + rows, column..column + in_row, &mut left, bytes)?;
         at += taken;
         done += taken;
     }
     Ok(())
 }
 
-fn pairs(merge: &Merge<'_>, row: usize) -> bool {
-    merge.terms.iter().all(|term| term.rows.contains(&row) == term.rows.contains(&(row + 1)))
+fn pairs(terms: &[Term<'_>], row: usize) -> bool {
+    terms.iter().all(|term| term.rows.contains(&row) == term.rows.contains(&(row + 1)))
 }
 
 /// Makes and writes `columns` of up to [`ROWS`] rows.
 #[inline(always)]
 fn group(
     merge: &Merge<'_>,
+    terms: &[Term<'_>],
     rows: Range<usize>,
     columns: Range<usize>,
     left: &mut Vec<f32>,
     out: &mut [u8],
 ) -> Result<(), Fault> {
     let size = merge.out_float.size();
-    gather_left(merge, &rows, left);
+    gather_left(terms, &rows, left);
     let row_gains = match &merge.magnitude {
         Some((magnitude, NormAxis::Row)) => {
-            let norms = row_norms(merge, &rows, left);
+            let norms = row_norms(merge, terms, &rows, left);
             std::array::from_fn(|r| magnitude.get(rows.start + r).map_or(1.0, |m| m / norms[r]))
         }
         _ => [1.0; ROWS],
@@ -67,7 +70,7 @@ fn group(
     let mut start = columns.start;
     while start < columns.end {
         let end = columns.end.min(start + TILE);
-        values(merge, &rows, start..end, left, &mut tile);
+        values(merge, terms, &rows, start..end, left, &mut tile);
         for (r, row) in rows.clone().enumerate() {
             let values = &mut tile[r][..end - start];
             match merge.magnitude {
@@ -87,9 +90,9 @@ fn group(
 }
 
 /// Widens the rows of every term's left factor, term after term.
-fn gather_left(merge: &Merge<'_>, rows: &Range<usize>, left: &mut Vec<f32>) {
+fn gather_left(terms: &[Term<'_>], rows: &Range<usize>, left: &mut Vec<f32>) {
     left.clear();
-    for term in merge.terms.iter().filter(|term| term.rows.contains(&rows.start)) {
+    for term in terms.iter().filter(|term| term.rows.contains(&rows.start)) {
         for row in rows.clone() {
             let at = left.len();
             left.resize(at + term.rank, 0.0);
@@ -100,7 +103,14 @@ fn gather_left(merge: &Merge<'_>, rows: &Range<usize>, left: &mut Vec<f32>) {
 
 /// The values before magnitudes and rounding: `fma(s, acc, w)`, term after term.
 #[inline(always)]
-fn values(merge: &Merge<'_>, rows: &Range<usize>, columns: Range<usize>, left: &[f32], tile: &mut Tile) {
+fn values(
+    merge: &Merge<'_>,
+    terms: &[Term<'_>],
+    rows: &Range<usize>,
+    columns: Range<usize>,
+    left: &[f32],
+    tile: &mut Tile,
+) {
     for (r, row) in rows.clone().enumerate() {
         let values = &mut tile[r][..columns.len()];
         if let Some(bytes) = merge.overwritten.get(&row) {
@@ -110,13 +120,13 @@ fn values(merge: &Merge<'_>, rows: &Range<usize>, columns: Range<usize>, left: &
             let size = merge.base_float.size();
             let at = (row * merge.columns + columns.start) * size;
             widen(merge.base_float, &merge.base[at..at + columns.len() * size], values);
-            if let Some(stored) = merge.rounded_first {
-                round(stored, values);
-            }
+        }
+        if let Some(stored) = merge.rounded_first {
+            round(stored, values);
         }
     }
     let mut left = left;
-    for term in merge.terms.iter().filter(|term| term.rows.contains(&rows.start)) {
+    for term in terms.iter().filter(|term| term.rows.contains(&rows.start)) {
         let (own, rest) = left.split_at(term.rank * rows.len());
         if rows.len() == ROWS {
             add_term::<ROWS>(term, own, merge.columns, columns.clone(), tile);
@@ -129,7 +139,7 @@ fn values(merge: &Merge<'_>, rows: &Range<usize>, columns: Range<usize>, left: &
 
 /// `tile = fma(scale, left @ right, tile)` for `R` rows.
 #[inline(always)]
-fn add_term<const R: usize>(term: &LowRank<'_>, left: &[f32], stride: usize, columns: Range<usize>, tile: &mut Tile) {
+fn add_term<const R: usize>(term: &Term<'_>, left: &[f32], stride: usize, columns: Range<usize>, tile: &mut Tile) {
     let n = columns.len();
     let mut acc: Tile = [[0.0; TILE]; ROWS];
     let mut k = 0;
@@ -201,13 +211,13 @@ fn accumulate<const R: usize, const K: usize>(
 
 /// Norms of whole rows: squares summed in f64, in [`NORM_LANES`] sums that are then added as a tree.
 #[inline(always)]
-fn row_norms(merge: &Merge<'_>, rows: &Range<usize>, left: &[f32]) -> [f32; ROWS] {
+fn row_norms(merge: &Merge<'_>, terms: &[Term<'_>], rows: &Range<usize>, left: &[f32]) -> [f32; ROWS] {
     let mut sums = [[0.0f64; NORM_LANES]; ROWS];
     let mut tile: Tile = [[0.0; TILE]; ROWS];
     let mut start = 0;
     while start < merge.columns {
         let end = merge.columns.min(start + TILE);
-        values(merge, rows, start..end, left, &mut tile);
+        values(merge, terms, rows, start..end, left, &mut tile);
         for r in 0..rows.len() {
             // TILE is a multiple of NORM_LANES, so a value's place in the tile names its sum.
             for chunk in tile[r][..end - start].chunks(NORM_LANES) {
@@ -234,14 +244,15 @@ fn row_norms(merge: &Merge<'_>, rows: &Range<usize>, left: &[f32]) -> [f32; ROWS
 #[inline(always)]
 pub(super) fn column_norms(merge: &Merge<'_>) -> Vec<f32> {
     let mut sums = vec![0.0f64; merge.columns];
+    let terms = merge.terms_of(&(0..merge.rows()));
     let mut left = Vec::new();
     let mut tile: Tile = [[0.0; TILE]; ROWS];
     for row in 0..merge.rows() {
-        gather_left(merge, &(row..row + 1), &mut left);
+        gather_left(&terms, &(row..row + 1), &mut left);
         let mut start = 0;
         while start < merge.columns {
             let end = merge.columns.min(start + TILE);
-            values(merge, &(row..row + 1), start..end, &left, &mut tile);
+            values(merge, &terms, &(row..row + 1), start..end, &left, &mut tile);
             for (sum, value) in sums[start..end].iter_mut().zip(&tile[0]) {
                 *sum += f64::from(*value) * f64::from(*value);
             }

@@ -5,6 +5,7 @@ mod float;
 mod kernel;
 mod vector;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -72,30 +73,35 @@ pub struct Layout {
 /// One low-rank term: `scale * left @ right`, added to some rows of the output.
 #[derive(Debug)]
 pub struct LowRank<'a> {
-    rows: Range<usize>,
-    left: Factor<'a>,
-    /// `rank` x `columns`, widened once for the whole tensor.
-    right: Vec<f32>,
-    rank: usize,
-    scale: f32,
+    /// Rows of the output.
+    pub rows: Range<usize>,
+    /// `rows.len()` x `rank`.
+    pub left: Factor<'a>,
+    /// `rank` x the output's columns.
+    pub right: Factor<'a>,
+    /// The inner dimension.
+    pub rank: usize,
+    /// Factor on the product.
+    pub scale: f32,
 }
 
-impl<'a> LowRank<'a> {
-    /// A term for the output rows `rows`: `left` is `rows.len()` x `rank`, `right` is `rank` x `columns`.
-    pub fn new(
-        rows: Range<usize>,
-        left: Factor<'a>,
-        right: Factor<'_>,
-        rank: usize,
-        columns: usize,
-        scale: f32,
-    ) -> Self {
-        let mut widened = vec![0.0; rank * columns];
+impl LowRank<'_> {
+    fn widen_right(&self, columns: usize) -> Vec<f32> {
+        let mut widened = vec![0.0; self.rank * columns];
         for (k, out) in widened.chunks_exact_mut(columns.max(1)).enumerate() {
-            right.row(k, out);
+            self.right.row(k, out);
         }
-        Self { rows, left, right: widened, rank, scale }
+        widened
     }
+}
+
+/// A term at work: its right factor is widened.
+struct Term<'m> {
+    rows: Range<usize>,
+    left: &'m Factor<'m>,
+    right: Cow<'m, [f32]>,
+    rank: usize,
+    scale: f32,
 }
 
 /// The axis over which DoRA takes norms, as the weight is stored.
@@ -137,6 +143,9 @@ pub struct Merge<'a> {
     out_float: Float,
     columns: usize,
     terms: Vec<LowRank<'a>>,
+    /// The right factor of a single term, widened once. Several (experts) are widened as their rows come up, since
+    /// together they may be large.
+    widened: Option<Vec<f32>>,
     overwritten: BTreeMap<usize, &'a [u8]>,
     overwritten_float: Float,
     magnitude: Option<(Vec<f32>, NormAxis)>,
@@ -157,6 +166,7 @@ impl<'a> Merge<'a> {
             out_float: to,
             columns,
             terms: Vec::new(),
+            widened: None,
             overwritten: BTreeMap::new(),
             overwritten_float: from,
             magnitude: None,
@@ -186,8 +196,26 @@ impl<'a> Merge<'a> {
     /// Adds low-rank terms, applied in this order.
     #[must_use]
     pub fn add_terms(mut self, terms: Vec<LowRank<'a>>) -> Self {
+        self.widened = match &terms[..] {
+            [term] => Some(term.widen_right(self.columns)),
+            _ => None,
+        };
         self.terms = terms;
         self
+    }
+
+    /// The terms of some rows, ready for work.
+    fn terms_of(&self, rows: &Range<usize>) -> Vec<Term<'_>> {
+        let touches = |term: &&LowRank<'_>| term.rows.start < rows.end && rows.start < term.rows.end;
+        self.terms.iter().filter(touches).map(|term| self.ready(term)).collect()
+    }
+
+    fn ready<'s>(&'s self, term: &'s LowRank<'a>) -> Term<'s> {
+        let right = match &self.widened {
+            Some(widened) => Cow::Borrowed(&widened[..]),
+            None => Cow::Owned(term.widen_right(self.columns)),
+        };
+        Term { rows: term.rows.clone(), left: &term.left, right, rank: term.rank, scale: term.scale }
     }
 
     /// Replaces rows by values of `float`.
