@@ -336,7 +336,7 @@ mod tests {
         let drift = |i: u16| 1e4 + f32::from(i) + f32::from(i % 3);
         for values in [outlier_first, drift].map(|f| (0..u16::MAX).map(f).collect::<Vec<f32>>()) {
             let ratio = stats(&values).std.unwrap() / exact(&values);
-            assert!((ratio - 1.0).abs() < 1e-12, "{ratio}");
+            assert!((ratio - 1.0).abs() < 1e-10, "{ratio}");
         }
     }
 

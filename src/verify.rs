@@ -201,6 +201,10 @@ fn unlisted(dir: &Path, listed: &Listed, lists: &[&str]) -> Result<Vec<String>> 
         for entry in fs::read_dir(&at).map_err(Error::io("list", &at))? {
             let entry = entry.map_err(Error::io("list", &at))?;
             let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            // What downloads leave (`.cache`, `.gitattributes`): no loader reads it, no export writes it.
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 pending.push(format!("{name}/"));
             } else if !lists.contains(&name.as_str()) && !listed.contains_key(&name) {

@@ -44,6 +44,38 @@ fn statistics_are_those_of_the_values() {
 }
 
 #[test]
+fn statistics_of_other_types_than_floats() {
+    use safetensors::Dtype;
+
+    let bench = Bench::new();
+    let doubles = [0.5f64, -1.5].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let tensors = [
+        ("mask", Dtype::BOOL, vec![4], vec![1, 0, 1, 1]),
+        ("ids", Dtype::I64, vec![1], vec![7, 0, 0, 0, 0, 0, 0, 0]),
+        ("wide", Dtype::F64, vec![2], doubles),
+        ("fp8", Dtype::F8_E4M3, vec![2], vec![0x38, 0xb8]),
+        ("complex", Dtype::C64, vec![1], vec![0; 8]),
+    ];
+    let tensors = tensors.map(|(name, dtype, shape, bytes)| (name.to_owned(), (dtype, shape, bytes)));
+    bench.tensors("x.safetensors", &tensors.into());
+    let json: Value = serde_json::from_str(&bench.ok("inspect x.safetensors --stats --json").out).unwrap();
+    let found = json["tensors"].as_array().unwrap().iter().map(|t| {
+        let number = |key: &str| t["stats"][key].as_f64();
+        (t["name"].as_str().unwrap(), [number("min"), number("max"), number("mean"), number("std")])
+    });
+    let found: std::collections::BTreeMap<&str, [Option<f64>; 4]> = found.collect();
+    assert_eq!(found["mask"][..3], [Some(0.0), Some(1.0), Some(0.75)]);
+    assert_eq!(found["ids"], [Some(7.0), Some(7.0), Some(7.0), Some(0.0)]);
+    assert_eq!(found["wide"], [Some(-1.5), Some(0.5), Some(-0.5), Some(1.0)]);
+    assert_eq!(found["fp8"], [Some(-1.0), Some(1.0), Some(0.0), Some(1.0)]);
+    assert_eq!(found["complex"], [None; 4]);
+    let text = bench.ok("inspect x.safetensors --stats").out;
+    let line = text.lines().find(|line| line.starts_with("complex")).unwrap();
+    assert!(line.ends_with("not computed"), "{text}");
+    assert!(!bench.ok("inspect x.safetensors").out.contains("not computed"));
+}
+
+#[test]
 fn a_closed_pipe_is_no_failure() {
     let bench = bench();
     let mut command = bench.command();

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::workbench::{Bench, Said};
+use crate::workbench::{Bench, Said, said};
 
 fn bench() -> Bench {
     let bench = Bench::new();
@@ -40,7 +40,7 @@ fn a_release_is_clean() {
 #[test]
 fn every_damage_is_named() {
     type Damage = fn(&Bench);
-    let damages: [(&str, Damage, &[&str]); 9] = [
+    let damages: [(&str, Damage, &[&str]); 13] = [
         (
             "a flipped bit",
             |b| flip(b, "out/model-00002-of-00003.safetensors"),
@@ -52,6 +52,25 @@ fn every_damage_is_named() {
             "a stale shard",
             |b| drop(b.write("out/model-9.safetensors", "x")),
             &["model-9.safetensors", "belongs to no index"],
+        ),
+        (
+            "weights of another name",
+            |b| drop(b.write("out/foo.safetensors", "x")),
+            &["foo.safetensors: belongs to no index"],
+        ),
+        (
+            "no checksums",
+            |b| fs::remove_file(b.path("out/SHA256SUMS")).unwrap(),
+            &["SHA256SUMS: is missing, though qft-manifest.json is there", "out: 1 problem; "],
+        ),
+        ("broken checksums", |b| drop(b.write("out/SHA256SUMS", [0xff])), &["SHA256SUMS: is not UTF-8 text"]),
+        (
+            "a directory for a file",
+            |b| {
+                fs::remove_file(b.path("out/tokenizer.json")).unwrap();
+                fs::create_dir(b.path("out/tokenizer.json")).unwrap();
+            },
+            &["tokenizer.json: not a regular file"],
         ),
         ("a cut shard", |b| cut(b, "out/model-00001-of-00003.safetensors"), &["model-00001-of-00003", "cut off"]),
         ("another total", |b| edit(b, "total_size\": ", "total_size\": 1"), &["index.json", "total_size"]),
@@ -126,8 +145,100 @@ fn the_audit_knows_how_the_release_was_cast() {
 }
 
 #[test]
-fn a_model_without_checksums_is_linted() {
+fn the_manifest_alone_lists_every_file() {
+    let bench = bench();
+    fs::remove_file(bench.path("out/SHA256SUMS")).unwrap();
+    bench.write("out/stray/x.txt", "x");
+    flip(&bench, "out/tokenizer.json");
+    let mentions = ["stray/x.txt: is not in qft-manifest.json", "tokenizer.json: its SHA-256", "out: 3 problems; "];
+    finds(&bench, "verify out", &mentions);
+}
+
+#[test]
+fn a_model_without_digests_is_linted_and_not_called_clean() {
     let bench = bench();
     let said = bench.ok("verify base");
-    assert!(said.out.contains("there is no SHA256SUMS"), "{}", said.out);
+    let mentions = ["neither SHA256SUMS nor qft-manifest.json", "base: no problems; nothing to compare digests with"];
+    for mention in mentions {
+        assert!(said.out.contains(mention), "{}", said.out);
+    }
+    assert!(!said.out.contains("clean"), "{}", said.out);
+    bench.write("base/foo.safetensors", "x");
+    finds(&bench, "verify base", &["foo.safetensors: belongs to no index", "base: 1 problem; nothing to compare"]);
+}
+
+#[test]
+fn what_was_found_is_told_where_the_audit_fails() {
+    const AUDIT: &str = "verify out --audit --base base --adapter adapter";
+    let bench = bench();
+    bench.adapter("wide", 64);
+    let said = bench.refuses("verify out --audit --base base --adapter wide", &["remedy"]);
+    assert!(said.out.contains("audit: failed\nout: no problems, but no audit; "), "{}", said.out);
+    bench.write("out/extra.txt", "x");
+    let said = finds(&bench, "verify out --audit --base base --adapter wide", &["extra.txt: is not in SHA256SUMS"]);
+    assert!(said.err.contains("error: "), "{}", said.err);
+    cut(&bench, "out/model-00001-of-00003.safetensors");
+    let mentions = ["extra.txt: is not in SHA256SUMS", "cut off", "audit: left out: the release can't be opened"];
+    let said = finds(&bench, AUDIT, &mentions);
+    assert_eq!(said.out.matches("cut off").count(), 1, "{}", said.out);
+    let json: Value = serde_json::from_str(&finds(&bench, &format!("{AUDIT} --json"), &[]).out).unwrap();
+    assert_eq!(json["audit"]["left_out"], "left out: the release can't be opened");
+}
+
+#[test]
+fn the_newest_checkpoint_is_audited_against_only_if_the_release_was_made_from_it() {
+    let bench = bench();
+    bench.adapter("output/v0/checkpoint-1", 32);
+    bench.ok("verify out --audit");
+    bench.ok("export --merge-lora --base base --adapter adapter=0.5 --out half");
+    bench.ok("verify half --audit");
+    bench.ok("export --merge-lora --base base --adapter adapter=0.5 adapter --out both");
+    bench.refuses("verify both --audit", &["both was made from 2 adapters", "--adapter"]);
+    flip(&bench, "output/v0/checkpoint-1/adapter_model.safetensors");
+    bench.refuses("verify out --audit", &["made from another adapter than output/v0/checkpoint-1", "--adapter"]);
+    fs::remove_file(bench.path("out/qft-manifest.json")).unwrap();
+    bench.refuses("verify out --audit", &["has no qft-manifest.json", "--adapter"]);
+}
+
+#[test]
+fn the_audit_notes_adapters_that_are_not_those_of_the_manifest() {
+    let bench = bench();
+    let notes =
+        |line: &str| bench.qft(line).out.lines().filter(|l| l.starts_with("note: ")).collect::<Vec<_>>().join("\n");
+    assert_eq!(notes("verify out --audit --adapter adapter"), "");
+    let weight = notes("verify out --audit --adapter adapter=0.5");
+    assert_eq!(weight, "note: adapter has the weight 0.5; qft-manifest.json gives it 1");
+    bench.adapter("other", 32);
+    flip(&bench, "other/adapter_model.safetensors");
+    let digest = notes("verify out --audit --adapter other adapter");
+    assert!(digest.contains("2 adapters given; qft-manifest.json lists 1 adapter"), "{digest}");
+    assert!(digest.contains("other is not the adapter in qft-manifest.json"), "{digest}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interruption_speaks_of_no_destination() {
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    let bench = bench();
+    let sums = bench.read("out/SHA256SUMS");
+    bench.write("out/SHA256SUMS", format!("{sums}{}  huge\n", "0".repeat(64)));
+    // A hole that takes minutes to digest.
+    fs::File::create(bench.path("out/huge")).unwrap().set_len(1 << 38).unwrap();
+    let mut command = bench.command();
+    let child = command.args(["verify", "out"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id().to_string();
+    let caught = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+        u64::from_str_radix(&mask, 16).unwrap() & 0b10 != 0
+    };
+    while !caught() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let said = said(child.wait_with_output().unwrap());
+    assert_eq!(said.code, Some(130), "{}{}", said.out, said.err);
+    assert!(said.err.ends_with("qft: interrupted\n") && !said.err.contains("destination"), "{}", said.err);
 }

@@ -1,6 +1,7 @@
 //! Reading a PEFT LoRA and resolving it to one typed change per base tensor. Reads no base values; `merge` has the
 //! arithmetic.
 
+mod apply;
 mod change;
 mod complete;
 mod config;

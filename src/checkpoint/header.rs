@@ -15,7 +15,7 @@ pub const MAX_HEADER_LEN: u64 = 100_000_000;
 /// Most tensors that qft reads from one file; bounds the memory that a header can claim.
 pub const MAX_TENSORS: usize = 500_000;
 
-/// Most axes of a tensor: what NumPy allows.
+/// Most axes of a tensor: what `NumPy` allows.
 const MAX_AXES: usize = 64;
 
 /// One tensor of a file, as its header declares it.

@@ -1,7 +1,10 @@
 //! Read-only memory maps of input files: one of the rooms with `unsafe`. A mapped file that shrinks raises SIGBUS on
 //! the next touch; [`report_lost_mappings`] turns that into a message and an exit code.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use memmap2::{Advice, Mmap};
 
@@ -13,19 +16,23 @@ use crate::error::{Error, Result};
 pub struct Mapping {
     map: Option<Mmap>,
     path: PathBuf,
+    file: File,
+    /// Length and time of the last change when it was mapped.
+    stamp: (u64, Option<SystemTime>),
 }
 
 impl Mapping {
     /// Maps the regular file at `path`. An empty file is an empty slice.
     pub fn open(path: &Path) -> Result<Self> {
         let (file, len) = open_regular(path)?;
+        let stamp = stamp(&file).map_err(Error::io("look at", path))?;
         if len == 0 {
-            return Ok(Self { map: None, path: path.to_owned() });
+            return Ok(Self { map: None, path: path.to_owned(), file, stamp });
         }
         // SAFETY: the map is private and read-only. Another process can still change or cut the file: changed bytes
         // are plain `u8`s to us, and a cut file raises SIGBUS, which `report_lost_mappings` handles.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        Ok(Self { map: Some(map), path: path.to_owned() })
+        Ok(Self { map: Some(map), path: path.to_owned(), file, stamp })
     }
 
     /// The file's bytes.
@@ -38,6 +45,19 @@ impl Mapping {
         &self.path
     }
 
+    /// Refuses if the file was written to since it was mapped: what was read may be neither the old nor the new. A cut
+    /// within the last page raises no signal, so this is the only way to see it.
+    pub fn check_unchanged(&self) -> Result<()> {
+        if stamp(&self.file).map_err(Error::io("look at", &self.path))? == self.stamp {
+            return Ok(());
+        }
+        Err(Error::malformed(
+            &self.path,
+            "became shorter, or was changed, while it was being read",
+            "make sure that nothing writes to the base or the adapter, then run again",
+        ))
+    }
+
     /// Asks the system to read `range` ahead and to map its pages at once. A hint: failing costs speed only.
     pub fn prefetch(&self, start: usize, len: usize) {
         if let Some(map) = &self.map {
@@ -45,6 +65,11 @@ impl Mapping {
             let _ = map.advise_range(advice, start, len);
         }
     }
+}
+
+fn stamp(file: &File) -> io::Result<(u64, Option<SystemTime>)> {
+    let meta = file.metadata()?;
+    Ok((meta.len(), meta.modified().ok()))
 }
 
 /// Exit code of a process that lost a mapped file under its hands.
@@ -66,9 +91,8 @@ pub fn prepare_signals() {
 #[cfg(unix)]
 pub fn report_lost_mappings() {
     extern "C" fn handler(_: libc::c_int) {
-        const MESSAGE: &[u8] =
-            b"\nerror: an input file became shorter while it was being read (or its disk failed); the \
-            destination is untouched\n  remedy: make sure that nothing writes to the base or the adapter, then run \
+        const MESSAGE: &[u8] = b"\nerror: an input file became shorter while it was being read (or its disk failed); \
+            nothing was published\n  remedy: make sure that nothing writes to the base or the adapter, then run \
             again\n";
         // SAFETY: write(2) and _exit(2) are async-signal-safe, and MESSAGE is static.
         unsafe {

@@ -64,6 +64,11 @@ impl SafetensorsFile {
         self.mapping.bytes()
     }
 
+    /// See [`Mapping::check_unchanged`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.mapping.check_unchanged()
+    }
+
     /// Handles for all tensors, in the order of their bytes.
     pub fn tensors(self: &Arc<Self>) -> impl Iterator<Item = Tensor> {
         let file = Arc::clone(self);

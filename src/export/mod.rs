@@ -144,6 +144,9 @@ fn fill(
         finished: &|shard, digest| journal.finished(&shards[shard].1.name, digest),
     };
     let streamed = stream::run(&job)?;
+    for file in plan.base.files.iter().chain(plan.adapters.iter().map(|adapter| &adapter.file)) {
+        file.check_unchanged()?;
+    }
     let mut files = Files::new();
     let fresh = shards.iter().map(|(_, s)| *s).zip(streamed.shards);
     let kept = plan.shards.iter().filter_map(|s| Some((s, finished.get(&s.name)?.clone())));

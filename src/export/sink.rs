@@ -90,8 +90,11 @@ fn open_direct(path: &Path, len: u64) -> Option<File> {
     let file = open.ok().filter(|_| len > 0)?;
     let mut probe = Buffer::new(ALIGN);
     probe.resize(ALIGN).fill(0);
-    file.write_all_at(probe.bytes(), 0).ok()?;
-    Some(file)
+    match file.write_all_at(probe.bytes(), 0) {
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => None,
+        // Another failure, such as a full disk, will come back where it can be reported.
+        _ => Some(file),
+    }
 }
 
 #[cfg(not(target_os = "linux"))]

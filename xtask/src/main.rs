@@ -1,1 +1,82 @@
-fn main() {}
+//! The project's chores: `cargo xtask` lists them. Each is a file here, and a row of the table below.
+
+// A program for people at a terminal: printing is what it is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bench;
+mod ci;
+mod demo;
+mod fuzz;
+mod options;
+mod shell;
+mod synth;
+
+use std::process::ExitCode;
+
+/// One chore.
+struct Task {
+    /// The words that name it on the command line.
+    words: &'static [&'static str],
+    options: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> anyhow::Result<()>,
+}
+
+const TASKS: [Task; 4] = [
+    Task {
+        words: &["ci"],
+        options: "",
+        about: "everything that a change must pass: format, lints, tests, documentation",
+        run: ci::run,
+    },
+    Task {
+        words: &["demo"],
+        options: "",
+        about: "make a tiny model and a LoRA in ./demo, then export, verify and inspect",
+        run: demo::run,
+    },
+    Task {
+        words: &["bench", "export"],
+        options: "[--layers N] [--runs N] [--dir DIR] [--python PYTHON]",
+        about: "time an export of a Qwen2.5-7B-shaped model against cp and PEFT",
+        run: bench::export,
+    },
+    Task {
+        words: &["fuzz"],
+        options: "[SECONDS]",
+        about: "run every fuzz target for that long, 60 seconds if not told",
+        run: fuzz::run,
+    },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let asks = |task: &&Task| args.len() >= task.words.len() && args.iter().zip(task.words).all(|(a, word)| a == word);
+    let Some(task) = TASKS.iter().find(asks) else { return usage(&args) };
+    match (task.run)(&args[task.words.len()..]) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Lists the chores: on standard output where that was asked for, else as the answer to what is no chore.
+fn usage(args: &[String]) -> ExitCode {
+    let row = |Task { words, options, about, .. }: &Task| {
+        let line = format!("{} {options}", words.join(" "));
+        format!("  {}\n      {about}\n", line.trim_end())
+    };
+    let text = format!("usage: cargo xtask TASK\n\n{}", TASKS.iter().map(row).collect::<String>());
+    match args.first().map(String::as_str) {
+        None | Some("help" | "--help" | "-h") => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Some(_) => {
+            eprint!("error: there is no task {:?}\n{text}", args.join(" "));
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! What an adapter does to one module: deltas of linear layers, embeddings and experts, biases, magnitudes, rows.
+//! Each becomes a change of an output tensor, or a problem with its reason.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::change::{FactorPlan, LowRankPlan, float_of};
+use super::keys::Part;
+use super::resolve::{Indexed, Module, Resolver, is_fraction};
+use super::{Adapter, experts, tied};
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::error::escaped;
+use crate::merge::{Float, NormAxis};
+
+impl Resolver<'_> {
+    /// All else that an adapter says about a module: deltas, magnitudes, rows.
+    pub(super) fn module(&mut self, adapter: Indexed<'_>, path: &str, module: &Module<'_>, experts: &mut Vec<String>) {
+        let values = |part: &Part| matches!(part, Part::Value(_) | Part::BaseLayer(_));
+        for (_, tensor) in module.parts.iter().filter(|(part, _)| !values(part)) {
+            if let Err(problem) = float_of(tensor) {
+                return self.problem(tensor.name(), problem);
+            }
+        }
+        let part = |part: Part| module.parts.get(&part).copied();
+        let weight = format!("{path}.weight");
+        let axis = match (part(Part::A), part(Part::B), part(Part::EmbeddingA), part(Part::EmbeddingB)) {
+            (None, None, None, None) => None,
+            (Some(a), Some(b), None, None) => match self.output(&weight) {
+                Some(output) => {
+                    let axis = self.claim(&output, a).then(|| self.linear(adapter, path, &output, (a, b))).flatten();
+                    axis.map(|axis| (output, axis))
+                }
+                None => return self.expert_pair(adapter, path, module, (a, b), experts),
+            },
+            (None, None, Some(a), Some(b)) => match self.output(&weight) {
+                Some(output) => {
+                    let axis = self.claim(&output, a).then(|| self.embedding(adapter, path, &output, (a, b))).flatten();
+                    axis.map(|axis| (output, axis))
+                }
+                None => return self.no_such_tensor(a.name(), &weight),
+            },
+            _ => {
+                let names: Vec<_> = module.parts.values().map(|t| escaped(t.name())).collect();
+                return self.problem(&names.join(", "), "the other factor of the pair is missing");
+            }
+        };
+        if let Some(bias) = part(Part::BBias) {
+            self.bias(adapter, path, bias, axis.is_some());
+        }
+        match (part(Part::Magnitude), axis) {
+            (Some(m), Some((output, axis))) => self.magnitude(adapter, &output, m, axis),
+            (Some(m), None) => self.problem(m.name(), "a magnitude without lora_A and lora_B"),
+            (None, Some(_)) if adapter.1.config.use_dora => {
+                self.problem(path, "use_dora is set, but lora_magnitude_vector is missing");
+            }
+            (None, _) => {}
+        }
+        if let Some(rows) = part(Part::TokenRows) {
+            self.token_rows(adapter, path, rows);
+        }
+    }
+
+    /// Notes that this adapter has a delta for `output`; `false` if it had one before, under another path.
+    fn claim(&mut self, output: &str, named: &Tensor) -> bool {
+        let fresh = self.claimed.insert(output.to_owned());
+        if !fresh {
+            self.problem(named.name(), format!("is the second delta of {}, under another name", escaped(output)));
+        }
+        fresh
+    }
+
+    /// `W += s * B @ A`, for linear layers, `Conv1D` (stored transposed) and convolutions. Returns the axis of DoRA's
+    /// norms, or `None` after reporting a problem.
+    fn linear(
+        &mut self,
+        (index, adapter): Indexed<'_>,
+        path: &str,
+        output: &str,
+        (a, b): (&Tensor, &Tensor),
+    ) -> Option<NormAxis> {
+        let (rank, scale) = adapter.config.scale(path, adapter.weight);
+        let rank = usize::try_from(rank).ok()?;
+        let base_shape = self.tensors.get(output)?.source.shape().to_vec();
+        let (&[a_rank, ref input @ ..], &[out, b_rank, ref kernel @ ..]) = (a.shape(), b.shape()) else {
+            self.problem(
+                a.name(),
+                format!("has shape {:?}, its lora_B {:?}: they must be matrices", a.shape(), b.shape()),
+            );
+            return None;
+        };
+        if (a_rank, b_rank) != (rank, rank) || kernel.iter().any(|k| *k != 1) {
+            let problem =
+                format!("has shape {:?} and lora_B {:?}, adapter_config.json says rank {rank}", a.shape(), b.shape());
+            self.problem(a.name(), problem);
+            return None;
+        }
+        let plain = base_shape.split_first() == Some((&out, input));
+        let transposed = matches!((input, &base_shape[..]), (&[i], &[r, c]) if (r, c) == (i, out));
+        let columns: usize = input.iter().product();
+        // PEFT rewrites the flag for each module, so that the saved one is that of the last.
+        let is_conv1d = conv1d(self.base, path).unwrap_or(adapter.config.fan_in_fan_out);
+        let plan = if is_conv1d && transposed {
+            let factors = (FactorPlan::transposed(a, columns, rank), FactorPlan::transposed(b, rank, out));
+            Ok((0..columns, factors, NormAxis::Column))
+        } else if plain {
+            Ok((0..out, (FactorPlan::whole(b, out, rank), FactorPlan::whole(a, rank, columns)), NormAxis::Row))
+        } else {
+            let hint = if transposed {
+                " (stored transposed: fan_in_fan_out must be true in adapter_config.json)"
+            } else {
+                ""
+            };
+            Err(format!("the delta is {out} x {input:?}, the base's {} is {base_shape:?}{hint}", escaped(output)))
+        };
+        match plan {
+            Ok((rows, factors, axis)) => self.term(index, output, rows, factors, (rank, scale), a).then_some(axis),
+            Err(problem) => {
+                self.problem(a.name(), problem);
+                None
+            }
+        }
+    }
+
+    /// `W[v, d] += s * sum over k of B[d, k] * A[k, v]`.
+    fn embedding(
+        &mut self,
+        (index, adapter): Indexed<'_>,
+        path: &str,
+        output: &str,
+        (a, b): (&Tensor, &Tensor),
+    ) -> Option<NormAxis> {
+        let (rank, scale) = adapter.config.scale(path, adapter.weight);
+        let rank = usize::try_from(rank).ok()?;
+        let base_shape = self.tensors.get(output)?.source.shape().to_vec();
+        if self.pair.as_ref().is_none_or(|pair| pair.embedding != output) && tied::may_be_tied_unknown(self.base) {
+            let problem = "is for an embedding that may be tied to a head by a rule that qft does not know";
+            self.problem(a.name(), format!("{problem}; set tie_word_embeddings in the base's config.json"));
+            return None;
+        }
+        let fits = matches!(base_shape[..], [v, d] if a.shape() == [rank, v] && b.shape() == [d, rank]);
+        if !fits {
+            let problem = format!(
+                "has shape {:?} and lora_embedding_B {:?}, which do not fit rank {rank} and the base's {} {base_shape:?}",
+                a.shape(),
+                b.shape(),
+                escaped(output)
+            );
+            self.problem(a.name(), problem);
+            return None;
+        }
+        let (rows, columns) = (base_shape[0], base_shape[1]);
+        let factors = (FactorPlan::transposed(a, rows, rank), FactorPlan::transposed(b, rank, columns));
+        self.term(index, output, 0..rows, factors, (rank, scale), a).then_some(NormAxis::Column)
+    }
+
+    /// Adds a term to an output tensor; `false` after reporting a problem.
+    fn term(
+        &mut self,
+        adapter: usize,
+        output: &str,
+        rows: Range<usize>,
+        (left, right): (Result<FactorPlan, String>, Result<FactorPlan, String>),
+        (rank, scale): (usize, f32),
+        named: &Tensor,
+    ) -> bool {
+        match (left, right) {
+            (Ok(left), Ok(right)) => {
+                self.push(output, LowRankPlan { adapter, rows, rank, scale, left, right }, None, named)
+            }
+            (Err(problem), _) | (_, Err(problem)) => {
+                self.problem(named.name(), problem);
+                false
+            }
+        }
+    }
+
+    fn push(&mut self, output: &str, term: LowRankPlan, row_axes: Option<usize>, named: &Tensor) -> bool {
+        let Some(target) = self.tensors.get_mut(output) else { return false };
+        let problem = if Float::of(target.source.dtype()).is_none() {
+            format!(
+                "the base's {} is of type {:?}; only BF16, F16 and F32 can be merged",
+                escaped(output),
+                target.source.dtype()
+            )
+        } else if !term.scale.is_finite() {
+            "its scale alpha / r is not finite".to_owned()
+        } else if target.rows.is_some() {
+            "its module has both a LoRA and trainable token rows".to_owned()
+        } else if target.magnitude.is_some() {
+            "a DoRA on the same tensor comes first, and DoRA can't be combined with another adapter".to_owned()
+        } else {
+            target.row_axes = row_axes.unwrap_or(target.row_axes);
+            target.low_rank.push(term);
+            return true;
+        };
+        self.problem(named.name(), problem);
+        false
+    }
+
+    /// A pair for a module without a weight of its own: experts.
+    fn expert_pair(
+        &mut self,
+        (index, adapter): Indexed<'_>,
+        path: &str,
+        module: &Module<'_>,
+        (a, b): (&Tensor, &Tensor),
+        claimed: &mut Vec<String>,
+    ) {
+        if module.parts.keys().any(|part| matches!(part, Part::BBias | Part::Magnitude | Part::TokenRows)) {
+            return self.no_such_tensor(a.name(), &format!("{path}.weight"));
+        }
+        if let Some((output, rows)) = experts::slice_of_fused(self.base, path) {
+            return self.expert_slice((index, adapter), path, &output, rows, (a, b));
+        }
+        if adapter.config.target_parameters.is_empty() {
+            return self.no_such_tensor(a.name(), &format!("{path}.weight"));
+        }
+        match experts::resolve(self.base, &adapter.config, (index, adapter.weight), path, (a, b), claimed) {
+            Ok((parameter, terms)) => {
+                claimed.push(parameter);
+                for term in terms {
+                    if !self.push(&term.tensor, term.term, Some(term.row_axes), a) {
+                        return;
+                    }
+                }
+            }
+            Err(problem) => self.problem(a.name(), problem),
+        }
+    }
+
+    /// A pair for one expert, on a base that stores the experts fused.
+    fn expert_slice(
+        &mut self,
+        (index, adapter): Indexed<'_>,
+        path: &str,
+        output: &str,
+        rows: Range<usize>,
+        (a, b): (&Tensor, &Tensor),
+    ) {
+        let (rank, scale) = adapter.config.scale(path, adapter.weight);
+        let columns = self.tensors.get(output).and_then(|t| t.source.shape().last().copied()).unwrap_or(0);
+        let rank = usize::try_from(rank).unwrap_or(usize::MAX);
+        if a.shape() != [rank, columns] || b.shape() != [rows.len(), rank] {
+            let problem =
+                format!("has shape {:?} and lora_B {:?}, which do not fit {}", a.shape(), b.shape(), escaped(output));
+            return self.problem(a.name(), problem);
+        }
+        match (FactorPlan::whole(b, rows.len(), rank), FactorPlan::whole(a, rank, columns)) {
+            (Ok(left), Ok(right)) => {
+                self.push(output, LowRankPlan { adapter: index, rows, rank, scale, left, right }, Some(2), a);
+            }
+            (Err(problem), _) | (_, Err(problem)) => self.problem(a.name(), problem),
+        }
+    }
+
+    /// `lora_bias`: `b += s * B.bias`.
+    fn bias(&mut self, (index, adapter): Indexed<'_>, path: &str, bias: &Tensor, has_delta: bool) {
+        let name = format!("{path}.bias");
+        let Some(output) = self.output(&name).filter(|_| has_delta) else {
+            return self.no_such_tensor(bias.name(), &name);
+        };
+        let length = self.tensors.get(&output).map_or(0, |t| t.source.elements());
+        if bias.shape() != [length] {
+            return self.problem(bias.name(), format!("has shape {:?}, the base's bias has [{length}]", bias.shape()));
+        }
+        let (_, scale) = adapter.config.scale(path, adapter.weight);
+        match FactorPlan::whole(bias, length, 1) {
+            Ok(left) => {
+                let term =
+                    LowRankPlan { adapter: index, rows: 0..length, rank: 1, scale, left, right: FactorPlan::one() };
+                self.push(&output, term, Some(1), bias);
+            }
+            Err(problem) => self.problem(bias.name(), problem),
+        }
+    }
+
+    fn magnitude(&mut self, (index, adapter): Indexed<'_>, output: &str, magnitude: &Tensor, axis: NormAxis) {
+        let Some(target) = self.tensors.get_mut(output) else { return };
+        let (rows, columns) = target.matrix();
+        let length = if axis == NormAxis::Row { rows } else { columns };
+        let problem = if magnitude.elements() != length {
+            format!("has shape {:?}, {length} norms are needed", magnitude.shape())
+        } else if let Err(problem) = float_of(magnitude) {
+            problem
+        } else if target.low_rank.len() != 1 {
+            "DoRA can't be combined with another adapter on the same tensor".to_owned()
+        } else if is_fraction(adapter) {
+            "DoRA sets norms, which can't be weighted".to_owned()
+        } else {
+            target.magnitude = Some((magnitude.clone(), axis, index));
+            return;
+        };
+        self.problem(magnitude.name(), problem);
+    }
+
+    /// The rows that the config names for a module; for one side of a pair, else those of the other side.
+    fn token_indices(&self, adapter: &Adapter, path: &str, output: &str) -> Vec<u64> {
+        let other = self.pair.as_ref().and_then(|pair| match output {
+            name if name == pair.head => pair.embedding.strip_suffix(".weight"),
+            name if name == pair.embedding => pair.head.strip_suffix(".weight"),
+            _ => None,
+        });
+        let rows = [Some(path), other].into_iter().flatten().find_map(|module| adapter.config.token_rows(module));
+        rows.unwrap_or_default().to_vec()
+    }
+
+    /// `trainable_token_indices`: rows of values, not deltas.
+    fn token_rows(&mut self, (index, adapter): Indexed<'_>, path: &str, tensor: &Tensor) {
+        let name = format!("{path}.weight");
+        let Some(output) = self.output(&name) else { return self.no_such_tensor(tensor.name(), &name) };
+        let indices = self.token_indices(adapter, path, &output);
+        let Some(target) = self.tensors.get_mut(&output) else { return };
+        let map: BTreeMap<usize, usize> =
+            indices.iter().enumerate().filter_map(|(from, to)| Some((usize::try_from(*to).ok()?, from))).collect();
+        let (rows, columns) = target.matrix();
+        let problem = if tensor.shape() != [indices.len(), columns] {
+            format!("has shape {:?}, trainable_token_indices needs [{}, {columns}]", tensor.shape(), indices.len())
+        } else if map.len() != indices.len() || map.keys().any(|row| *row >= rows) {
+            format!("trainable_token_indices has a row twice, or one beyond the {rows} of {}", escaped(&output))
+        } else if let Err(problem) = float_of(tensor)
+            .and(Float::of(target.source.dtype()).ok_or("the base's tensor is not BF16, F16 or F32".to_owned()))
+        {
+            problem
+        } else if target.is_changed() && (target.rows.is_some() || !target.low_rank.is_empty()) {
+            "another adapter changes the same tensor; rows of values can't be combined with that".to_owned()
+        } else if is_fraction(adapter) {
+            "rows of values can't be weighted".to_owned()
+        } else {
+            target.rows = Some((tensor.clone(), map, index));
+            return;
+        };
+        self.problem(tensor.name(), problem);
+    }
+}
+
+/// Families whose linear layers are `Conv1D`, stored `(in, out)`, and the names of these layers.
+const CONV1D_TYPES: [&str; 4] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
+const CONV1D_LAYERS: [&str; 4] = ["c_attn", "q_attn", "c_proj", "c_fc"];
+
+/// Whether a layer is a `Conv1D`, where the family of the base tells.
+fn conv1d(base: &Checkpoint, path: &str) -> Option<bool> {
+    let family = base.config.as_ref()?.string(&["model_type"])?;
+    let layer = path.rsplit('.').next().unwrap_or(path);
+    CONV1D_TYPES.contains(&family.as_str()).then(|| CONV1D_LAYERS.contains(&layer))
+}

@@ -1,0 +1,89 @@
+//! Seconds and memory of one run of a program.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+use super::machine::{kib, proc_value};
+
+const SAMPLE_EVERY: Duration = Duration::from_millis(20);
+
+/// What one run took.
+pub(super) struct Run {
+    pub(super) seconds: f64,
+    pub(super) memory: Memory,
+    /// The last line that it printed.
+    pub(super) said: String,
+}
+
+/// The most memory that was seen, in KiB.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Memory {
+    /// Of its own: heap and stacks, without the files that it maps.
+    pub(super) anonymous: u64,
+    /// All that was resident, mapped files included.
+    pub(super) resident: u64,
+}
+
+impl Memory {
+    /// The larger of each.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { anonymous: self.anonymous.max(other.anonymous), resident: self.resident.max(other.resident) }
+    }
+}
+
+/// Writes out what earlier runs left in memory, so that the next one does not wait for it.
+pub(super) fn settle(dir: &Path) -> anyhow::Result<()> {
+    let status = Command::new("sync").arg("-f").arg(dir).status().context("sync could not be started")?;
+    ensure!(status.success(), "sync -f {}: {status}", dir.display());
+    Ok(())
+}
+
+/// Runs `lines` one after the other.
+pub(super) fn run(lines: &[Vec<OsString>]) -> anyhow::Result<Run> {
+    let mut total = Run { seconds: 0.0, memory: Memory::default(), said: String::new() };
+    for line in lines {
+        let Run { seconds, memory, said } = run_one(line)?;
+        total = Run { seconds: total.seconds + seconds, memory: total.memory.max(memory), said };
+    }
+    Ok(total)
+}
+
+fn run_one(line: &[OsString]) -> anyhow::Result<Run> {
+    let Some((program, args)) = line.split_first() else { bail!("an empty command line") };
+    let name = program.display();
+    let started = Instant::now();
+    let child = Command::new(program).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.with_context(|| format!("{name} could not be started"))?;
+    let (pid, done) = (child.id(), AtomicBool::new(false));
+    let (output, seconds, memory) = thread::scope(|scope| {
+        let sampler = scope.spawn(|| sample(pid, &done));
+        let output = child.wait_with_output();
+        let seconds = started.elapsed().as_secs_f64();
+        done.store(true, Ordering::Relaxed);
+        (output, seconds, sampler.join().unwrap_or_default())
+    });
+    let output = output.with_context(|| format!("{name} was lost"))?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {}\n{}", output.status, error.trim_end());
+    let said = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
+    Ok(Run { seconds, memory, said })
+}
+
+/// Looks at a process's memory until `done`.
+fn sample(pid: u32, done: &AtomicBool) -> Memory {
+    let path = format!("/proc/{pid}/status");
+    let mut most = Memory::default();
+    while !done.load(Ordering::Relaxed) {
+        // A process that has just ended has no such file, which is no reason to fail.
+        let value = |key| proc_value(&path, key).map_or(0, |value| kib(&value));
+        most = most.max(Memory { anonymous: value("RssAnon"), resident: value("VmHWM") });
+        thread::sleep(SAMPLE_EVERY);
+    }
+    most
+}

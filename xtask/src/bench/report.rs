@@ -1,0 +1,67 @@
+//! The benchmark's table and its targets.
+
+use super::{CP, Contender, PEFT, QFT};
+
+const HEAD: &str = "\
+| what | median s | min s | ratio to cp | ratio to PEFT | peak anonymous | peak resident |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+";
+
+/// A Markdown table of all contenders.
+pub(super) fn table(contenders: &[Contender]) -> String {
+    let [cp, peft] = [CP, PEFT].map(|name| median_of(contenders, name));
+    let row = |contender: &Contender| {
+        let seconds = contender.median();
+        let least = contender.seconds().first().copied().unwrap_or(0.0);
+        let ratio = |to: Option<f64>| to.map_or_else(|| "-".to_owned(), |to| format!("{:.2}", seconds / to));
+        let [anonymous, resident] = contender.memory_mib().map(|mib| format!("{mib} MiB"));
+        let cells = [format!("{seconds:.2}"), format!("{least:.2}"), ratio(cp), ratio(peft), anonymous, resident];
+        format!("| {} | {} |\n", contender.name, cells.join(" | "))
+    };
+    HEAD.to_owned() + &contenders.iter().map(row).collect::<String>()
+}
+
+/// What was promised, and what was seen.
+pub(super) fn targets(contenders: &[Contender]) -> String {
+    let [cp, qft, peft] = [CP, QFT, PEFT].map(|name| median_of(contenders, name));
+    let mut lines = Vec::new();
+    let mut line = |met: bool, target: &str, seen: String| {
+        lines.push(format!("{target}: {seen}{}", if met { "" } else { " (missed)" }));
+    };
+    if let (Some(qft), Some(peft)) = (qft, peft) {
+        line(peft >= 8.0 * qft, "at least 8x faster than PEFT", format!("{:.1}x", peft / qft));
+    }
+    if let (Some(qft), Some(cp)) = (qft, cp) {
+        line(qft <= 2.0 * cp, "at most 2x cp -r", format!("{:.1}x", qft / cp));
+    }
+    if let Some(qft) = contenders.iter().find(|contender| contender.name == QFT) {
+        let [anonymous, _] = qft.memory_mib();
+        line(anonymous < 512, "anonymous memory under 512 MiB", format!("{anonymous} MiB"));
+    }
+    lines.join("\n")
+}
+
+fn median_of(contenders: &[Contender], name: &str) -> Option<f64> {
+    contenders.iter().find(|contender| contender.name == name).map(Contender::median)
+}
+
+impl Contender {
+    /// Seconds of all runs, the least first.
+    fn seconds(&self) -> Vec<f64> {
+        let mut seconds: Vec<f64> = self.runs.iter().map(|run| run.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        seconds
+    }
+
+    fn median(&self) -> f64 {
+        let seconds = self.seconds();
+        let middle = |i: usize| seconds.get(i).copied().unwrap_or(0.0);
+        f64::midpoint(middle(seconds.len().saturating_sub(1) / 2), middle(seconds.len() / 2))
+    }
+
+    /// The most anonymous and the most resident memory of all runs.
+    fn memory_mib(&self) -> [u64; 2] {
+        let most = self.runs.iter().map(|run| run.memory).reduce(super::measure::Memory::max).unwrap_or_default();
+        [most.anonymous.div_ceil(1024), most.resident.div_ceil(1024)]
+    }
+}
