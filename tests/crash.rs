@@ -52,16 +52,16 @@ fn wait_for_shards(bench: &Bench, child: &mut Child, out: &str, shards: usize) -
 #[test]
 fn killed_at_many_points() {
     let bench = bench();
-    let started = Instant::now();
     bench.ok(&format!("{EXPORT} --out whole"));
-    let duration = started.elapsed();
     let whole = bench.files("whole");
     assert!(whole.len() > 8, "{:?}", whole.keys());
     let (mut killed, mut resumed) = (0, 0);
     for step in 0..24u32 {
         let resume = if step % 2 == 0 { "--resume" } else { "" };
         let mut child = start(&bench, &format!("{EXPORT} --out out {resume}"));
-        std::thread::sleep(duration * step / 24);
+        // From before the first shard to after the seventh of eight or nine, and some moments later each time.
+        wait_for_shards(&bench, &mut child, "out", step as usize % 8);
+        std::thread::sleep(Duration::from_micros(u64::from(step / 8) * 700));
         signal(&child, "-KILL");
         let ended = child.wait().unwrap();
         let complete = bench.path("out").exists();

@@ -196,7 +196,7 @@ fn the_checksums_are_sha256sums_own_and_the_manifest_is_complete() {
     let q = &manifest["tensors"]["model.layers.0.self_attn.q_proj.weight"];
     assert_eq!(q["changes"], json!([{"adapter": 0, "kind": "low-rank", "rank": 4, "scale": 2.0}]));
     assert_eq!(q["source"], json!({"base": "model.layers.0.self_attn.q_proj.weight"}));
-    assert_eq!(manifest["base"]["tensor_sha256"].as_object().unwrap().len(), bench.model("base").len());
+    assert_eq!(manifest["base"]["tensor_blake3"].as_object().unwrap().len(), bench.model("base").len());
     let text = bench.read("out/qft-manifest.json");
     assert!(!text.contains(&*bench.path("").to_string_lossy()), "no path of the machine");
 }
@@ -217,7 +217,7 @@ fn the_bases_digest_does_not_depend_on_its_shards() {
     bench.ok("export --base base --out resharded --max-shard 3KB");
     bench.ok(EXPORT);
     bench.ok("export --merge-lora --base resharded --adapter adapter --out again");
-    let digest = |name: &str| bench.json(format!("{name}/qft-manifest.json"))["base"]["model_sha256"].clone();
+    let digest = |name: &str| bench.json(format!("{name}/qft-manifest.json"))["base"]["model_blake3"].clone();
     assert_eq!(digest("out"), digest("again"));
     assert!(digest("out").as_str().is_some_and(|d| d.len() == 64));
 }

@@ -198,7 +198,7 @@ impl AdapterConfig {
         refuse_other_kinds(path, &all)?;
         let raw: Raw = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         if raw.r == 0 || !raw.lora_alpha.is_finite() {
-            return Err(bad("r and lora_alpha must be numbers above zero".to_owned()));
+            return Err(bad("r must be above zero, and lora_alpha a number".to_owned()));
         }
         let rank = |value: &Value| value.as_u64().filter(|r| *r > 0);
         let alpha = |value: &Value| value.as_f64().filter(|alpha| alpha.is_finite());

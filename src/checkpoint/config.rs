@@ -66,6 +66,9 @@ impl ConfigText {
                 None => return false,
             }
         }
+        if members(&self.text[object.clone()]).is_err() {
+            return false;
+        }
         if let Some(span) = self.span(object.clone(), last) {
             self.text.replace_range(span, &value.to_string());
         } else {
@@ -122,6 +125,10 @@ mod tests {
         assert_eq!(c.text(), TEXT.replace("true", "false").replace(":7", ":9"));
         assert!(!c.set(&["text_config", "vocab_size"], &Value::from(9)), "nothing left to change");
         assert!(!c.set(&["vision_config", "vocab_size"], &Value::from(9)), "no such parent");
+        for odd in [r#"{"a":7}"#, r#"{"a":"}"}"#, r#"{"a":[{"x":1}]}"#, r#"{"a":null}"#] {
+            let mut c = config(odd);
+            assert!(!c.set(&["a", "b"], &Value::from(1)) && c.text() == odd, "{odd}: the parent is no object");
+        }
     }
 
     #[test]

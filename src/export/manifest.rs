@@ -23,7 +23,7 @@ pub const FORMAT: &str = "qft-manifest/1";
 pub(super) struct Digests {
     /// Size and digest of every output file but the manifest and the checksums, by name.
     pub(super) files: BTreeMap<String, (u64, Hex)>,
-    /// Digest of every base tensor, by name.
+    /// BLAKE3 of every base tensor, by name.
     pub(super) base: BTreeMap<String, Hex>,
     /// Digest of the base's config.json.
     pub(super) base_config: Option<Hex>,
@@ -80,9 +80,9 @@ fn describe_base(plan: &ExportPlan, digests: &Digests) -> Value {
         "revision": revision,
         "tensors": plan.base.tensors.len(),
         "bytes": plan.base.tensor_bytes(),
-        "model_sha256": of_model(lines),
+        "model_blake3": of_model(lines),
         "config_sha256": digests.base_config,
-        "tensor_sha256": digests.base,
+        "tensor_blake3": digests.base,
     })
 }
 

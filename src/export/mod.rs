@@ -32,10 +32,11 @@ use crate::checkpoint::read_small;
 use crate::error::{Error, Result};
 use crate::merge::Vector;
 use crate::progress::Progress;
+use digest::Hasher;
 use journal::{JOURNAL, Journal};
 use manifest::Digests;
 use publish::Staging;
-use stream::Job;
+use stream::{Input, Job};
 
 /// How to run a plan: nothing here changes a byte of the output.
 pub struct Run<'a> {
@@ -130,8 +131,9 @@ fn fill(
     let shards: Vec<(usize, &Shard)> =
         plan.shards.iter().enumerate().filter(|(_, s)| !finished.contains_key(&s.name)).collect();
     let names = inputs_in_order(plan);
-    let mut inputs: Vec<&[u8]> = names.iter().map(|name| plan.base.tensors[*name].bytes()).collect();
-    inputs.extend(plan.adapters.iter().map(|adapter| adapter.file.bytes()));
+    let tensors = names.iter().map(|name| plan.base.tensors[*name].bytes());
+    let mut inputs: Vec<Input<'_>> = tensors.map(|bytes| Input { bytes, hasher: Hasher::blake3 }).collect();
+    inputs.extend(plan.adapters.iter().map(|a| Input { bytes: a.file.bytes(), hasher: Hasher::sha256 }));
     let job = Job {
         shards: shards.clone(),
         inputs,

@@ -8,10 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
 use super::block::{BLOCK_LEN, ShardWork};
-use super::digest::{Hex, hex};
+use super::digest::{Hasher, Hex};
 use super::shard::{PlacedTensor, Shard};
 use super::sink::{Buffer, Sink};
 use crate::error::{Error, Result};
@@ -23,7 +21,7 @@ pub(super) const MAX_IN_FLIGHT: usize = 96;
 /// Most bytes of widened factors that open shards may hold.
 const MAX_FACTORS: usize = 128 << 20;
 /// Threads that do nothing but write: they wait for the disk, so that the workers need not.
-const WRITERS: usize = 2;
+const WRITERS: usize = 4;
 /// Bytes of an input that one step digests.
 const INPUT_STEP: usize = 4 << 20;
 /// How far the digests of inputs may lag behind the segments made from them, so that their pages are read once.
@@ -50,12 +48,19 @@ pub(super) fn open_shards<'s>(shards: impl Iterator<Item = &'s Shard>, jobs: usi
     jobs.min((MAX_FACTORS / 2).checked_div(largest).unwrap_or(jobs)).max(1)
 }
 
+/// Bytes to digest as they stream past, beside the shards.
+pub(super) struct Input<'a> {
+    pub(super) bytes: &'a [u8],
+    /// Makes the digest.
+    pub(super) hasher: fn() -> Hasher,
+}
+
 /// What to write and how.
 pub(super) struct Job<'a> {
     /// The shards to write: the progress's part, and the shard.
     pub(super) shards: Vec<(usize, &'a Shard)>,
     /// Inputs to digest as they stream past, in about the order in which the shards use them.
-    pub(super) inputs: Vec<&'a [u8]>,
+    pub(super) inputs: Vec<Input<'a>>,
     pub(super) directory: &'a Path,
     pub(super) jobs: usize,
     pub(super) overflow: Overflow,
@@ -96,13 +101,13 @@ pub(super) struct Streamed {
 struct Chain {
     /// How much of it is fed: segments of a shard, bytes of an input.
     at: usize,
-    hasher: Option<Sha256>,
+    hasher: Option<Hasher>,
     digest: Option<Hex>,
 }
 
 impl Chain {
-    fn new() -> Self {
-        Self { at: 0, hasher: Some(Sha256::new()), digest: None }
+    fn new(hasher: Hasher) -> Self {
+        Self { at: 0, hasher: Some(hasher), digest: None }
     }
 }
 
@@ -133,8 +138,8 @@ struct State {
 
 enum Task {
     Fill { shard: usize, segment: usize, buffer: Option<Buffer> },
-    Digest { shard: usize, filled: Vec<Arc<Buffer>>, hasher: Sha256 },
-    Input { input: usize, range: Range<usize>, hasher: Sha256 },
+    Digest { shard: usize, filled: Vec<Arc<Buffer>>, hasher: Hasher },
+    Input { input: usize, range: Range<usize>, hasher: Hasher },
 }
 
 struct Stream<'j, 'a> {
@@ -153,13 +158,13 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
     let shard_state = |_: &(usize, &Shard)| ShardState {
         next: 0,
         filled: BTreeMap::new(),
-        chain: Chain::new(),
+        chain: Chain::new(Hasher::sha256()),
         written: 0,
         finished: false,
     };
     let state = State {
         shards: job.shards.iter().map(shard_state).collect(),
-        inputs: job.inputs.iter().map(|_| Chain::new()).collect(),
+        inputs: job.inputs.iter().map(|input| Chain::new((input.hasher)())).collect(),
         first_input: 0,
         to_write: VecDeque::new(),
         in_flight: 0,
@@ -311,7 +316,7 @@ impl<'a> Stream<'_, 'a> {
         }
         let first = state.first_input;
         let (input, chain) = state.inputs.iter_mut().enumerate().skip(first).find(|(_, c)| c.hasher.is_some())?;
-        let range = chain.at..self.job.inputs[input].len().min(chain.at + INPUT_STEP);
+        let range = chain.at..self.job.inputs[input].bytes.len().min(chain.at + INPUT_STEP);
         let hasher = chain.hasher.take()?;
         Some(Task::Input { input, range, hasher })
     }
@@ -331,7 +336,7 @@ impl<'a> Stream<'_, 'a> {
         Ok(())
     }
 
-    fn digest(&self, shard: usize, filled: Vec<Arc<Buffer>>, mut hasher: Sha256, timings: &mut Timings) -> Result<()> {
+    fn digest(&self, shard: usize, filled: Vec<Arc<Buffer>>, mut hasher: Hasher, timings: &mut Timings) -> Result<()> {
         for buffer in filled {
             let started = Instant::now();
             hasher.update(buffer.bytes());
@@ -346,7 +351,7 @@ impl<'a> Stream<'_, 'a> {
         if chain.at < self.works[shard].segments() {
             chain.hasher = Some(hasher);
         } else {
-            chain.digest = Some(hex(&hasher.finalize()));
+            chain.digest = Some(hasher.finish());
         }
         self.finish(shard, state, timings)
     }
@@ -392,9 +397,9 @@ impl<'a> Stream<'_, 'a> {
         Ok(sink)
     }
 
-    fn digest_input(&self, input: usize, range: Range<usize>, mut hasher: Sha256, timings: &mut Timings) {
+    fn digest_input(&self, input: usize, range: Range<usize>, mut hasher: Hasher, timings: &mut Timings) {
         let started = Instant::now();
-        let bytes: &'a [u8] = self.job.inputs[input];
+        let bytes: &'a [u8] = self.job.inputs[input].bytes;
         hasher.update(&bytes[range.clone()]);
         timings.input_digest += started.elapsed().as_secs_f64();
         let mut state = self.lock();
@@ -402,7 +407,7 @@ impl<'a> Stream<'_, 'a> {
         let chain = &mut state.inputs[input];
         chain.at = range.end;
         if range.end == bytes.len() {
-            chain.digest = Some(hex(&hasher.finalize()));
+            chain.digest = Some(hasher.finish());
         } else {
             chain.hasher = Some(hasher);
         }

@@ -26,10 +26,10 @@ const LINTS: Section = section(
     "mend what is named above; `cargo clippy --fix --workspace --all-targets` does the simple ones",
 );
 const REPEAT: &str = "mend what failed; `cargo test NAME` repeats one test";
-/// nextest runs no doctests, so they follow it.
+/// nextest runs no doctests, so they have a section of their own; first, so that the tests' summary is the last word.
 const NEXTEST: [Section; 2] = [
-    section("tests", "cargo nextest run --workspace", REPEAT),
     section("doctests", "cargo test --doc", "mend the examples in the documentation comments"),
+    section("tests", "cargo nextest run --workspace", REPEAT),
 ];
 const TESTS: [Section; 1] = [section("tests", "cargo test --workspace", REPEAT)];
 const DOCUMENTATION: Section = Section {

@@ -37,7 +37,7 @@ const TASKS: [Task; 4] = [
     },
     Task {
         words: &["bench", "export"],
-        options: "[--layers N] [--runs N] [--dir DIR] [--python PYTHON]",
+        options: "[--layers N] [--runs N] [--dir DIR] [--python PYTHON] [--qft BINARY]",
         about: "time an export of a Qwen2.5-7B-shaped model against cp and PEFT",
         run: bench::export,
     },

@@ -6,15 +6,17 @@ use std::process::Command;
 
 use anyhow::Context;
 
-/// Processor, cores, memory, and the filesystem that holds `dir`.
+/// Processor, cores, memory, the filesystem that holds `dir`, and how busy it is: figures from a busy machine tell little.
 pub(super) fn describe(dir: &Path) -> anyhow::Result<String> {
     let cpu = proc_value("/proc/cpuinfo", "model name")?;
     let memory = proc_value("/proc/meminfo", "MemTotal")?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let load = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
     Ok(format!(
-        "Machine: {cpu}, {cores} cores, {:.0} GiB of memory, {}",
+        "Machine: {cpu}, {cores} cores, {:.0} GiB of memory, {}; load average at the start {}",
         kib(&memory) as f64 / 1024.0 / 1024.0,
-        filesystem(dir)?
+        filesystem(dir)?,
+        load.split_whitespace().next().unwrap_or("unknown")
     ))
 }
 

@@ -51,21 +51,22 @@ struct Contender {
 
 /// Makes the data, runs the contenders and prints a Markdown table.
 pub(crate) fn export(args: &[String]) -> anyhow::Result<()> {
-    let options = Options::parse(args, &["layers", "runs", "dir", "python"])?;
+    let options = Options::parse(args, &["layers", "runs", "dir", "python", "qft"])?;
     let rounds = options.count("runs", 5)?;
     let dir = options.text("dir").map_or_else(|| root().join("bench-data"), PathBuf::from);
     let python = options.text("python");
     python.map_or(Ok(()), check_python)?;
     let data = Data::prepare(&dir, options.count("layers", 2)?)?;
-    let qft = build()?;
+    let qft = options.text("qft").map_or_else(build, |path| Ok(PathBuf::from(path)))?;
     let mut contenders = contenders(&data, &qft, python, rounds);
+    let machine = machine::describe(&dir)?;
     data.read_once()?;
     // Not counted: the first to fill so much memory pays for all who follow.
     once(&contenders[0], &data)?;
     for round in 0..rounds {
         compete(&mut contenders, round, &data)?;
     }
-    println!("\n{}\n{}\n\n{}", machine::describe(&dir)?, data.describe(), report::table(&contenders));
+    println!("\n{machine}\n{}\n\n{}", data.describe(), report::table(&contenders));
     println!("{}", report::targets(&contenders));
     if python.is_none() {
         println!("PEFT was left out; to compare with it: {GET_PEER}");
