@@ -17,6 +17,7 @@ mod hostile;
 mod hub;
 mod inspect;
 mod merge;
+mod readme;
 mod tied;
 mod verify;
 mod workbench;
