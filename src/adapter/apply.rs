@@ -12,6 +12,9 @@ use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::escaped;
 use crate::merge::{Float, NormAxis};
 
+/// The two factors of a delta: A and B.
+type Pair<'a> = (&'a Tensor, &'a Tensor);
+
 impl Resolver<'_> {
     /// All else that an adapter says about a module: deltas, magnitudes, rows.
     pub(super) fn module(&mut self, adapter: Indexed<'_>, path: &str, module: &Module<'_>, experts: &mut Vec<String>) {
@@ -26,17 +29,11 @@ impl Resolver<'_> {
         let axis = match (part(Part::A), part(Part::B), part(Part::EmbeddingA), part(Part::EmbeddingB)) {
             (None, None, None, None) => None,
             (Some(a), Some(b), None, None) => match self.output(&weight) {
-                Some(output) => {
-                    let axis = self.claim(&output, a).then(|| self.linear(adapter, path, &output, (a, b))).flatten();
-                    axis.map(|axis| (output, axis))
-                }
+                Some(output) => self.delta(Self::linear, adapter, path, output, (a, b)),
                 None => return self.expert_pair(adapter, path, module, (a, b), experts),
             },
             (None, None, Some(a), Some(b)) => match self.output(&weight) {
-                Some(output) => {
-                    let axis = self.claim(&output, a).then(|| self.embedding(adapter, path, &output, (a, b))).flatten();
-                    axis.map(|axis| (output, axis))
-                }
+                Some(output) => self.delta(Self::embedding, adapter, path, output, (a, b)),
                 None => return self.no_such_tensor(a.name(), &weight),
             },
             _ => {
@@ -60,13 +57,20 @@ impl Resolver<'_> {
         }
     }
 
-    /// Notes that this adapter has a delta for `output`; `false` if it had one before, under another path.
-    fn claim(&mut self, output: &str, named: &Tensor) -> bool {
-        let fresh = self.claimed.insert(output.to_owned());
-        if !fresh {
-            self.problem(named.name(), format!("is the second delta of {}, under another name", escaped(output)));
+    /// Adds the delta of the pair `(a, b)` to `output` by `kind`, unless this adapter had one for it, under another path.
+    fn delta<'a>(
+        &mut self,
+        kind: fn(&mut Self, Indexed<'_>, &str, &str, Pair<'a>) -> Option<NormAxis>,
+        adapter: Indexed<'_>,
+        path: &str,
+        output: String,
+        (a, b): Pair<'a>,
+    ) -> Option<(String, NormAxis)> {
+        if self.claimed.insert(output.clone()) {
+            return kind(self, adapter, path, &output, (a, b)).map(|axis| (output, axis));
         }
-        fresh
+        self.problem(a.name(), format!("is the second delta of {}, under another name", escaped(&output)));
+        None
     }
 
     /// `W += s * B @ A`, for linear layers, `Conv1D` (stored transposed) and convolutions. Returns the axis of DoRA's
@@ -76,7 +80,7 @@ impl Resolver<'_> {
         (index, adapter): Indexed<'_>,
         path: &str,
         output: &str,
-        (a, b): (&Tensor, &Tensor),
+        (a, b): Pair<'_>,
     ) -> Option<NormAxis> {
         let (rank, scale) = adapter.config.scale(path, adapter.weight);
         let rank = usize::try_from(rank).ok()?;
@@ -113,7 +117,9 @@ impl Resolver<'_> {
             Err(format!("the delta is {out} x {input:?}, the base's {} is {base_shape:?}{hint}", escaped(output)))
         };
         match plan {
-            Ok((rows, factors, axis)) => self.term(index, output, rows, factors, (rank, scale), a).then_some(axis),
+            Ok((rows, factors, axis)) => {
+                self.term(index, output, (rows, None), factors, (rank, scale), a).then_some(axis)
+            }
             Err(problem) => {
                 self.problem(a.name(), problem);
                 None
@@ -127,7 +133,7 @@ impl Resolver<'_> {
         (index, adapter): Indexed<'_>,
         path: &str,
         output: &str,
-        (a, b): (&Tensor, &Tensor),
+        (a, b): Pair<'_>,
     ) -> Option<NormAxis> {
         let (rank, scale) = adapter.config.scale(path, adapter.weight);
         let rank = usize::try_from(rank).ok()?;
@@ -150,22 +156,23 @@ impl Resolver<'_> {
         }
         let (rows, columns) = (base_shape[0], base_shape[1]);
         let factors = (FactorPlan::transposed(a, rows, rank), FactorPlan::transposed(b, rank, columns));
-        self.term(index, output, 0..rows, factors, (rank, scale), a).then_some(NormAxis::Column)
+        self.term(index, output, (0..rows, None), factors, (rank, scale), a).then_some(NormAxis::Column)
     }
 
-    /// Adds a term to an output tensor; `false` after reporting a problem.
+    /// Adds a term to rows of an output tensor, whose leading axes are rows where that isn't the usual one; `false`
+    /// after reporting a problem.
     fn term(
         &mut self,
         adapter: usize,
         output: &str,
-        rows: Range<usize>,
+        (rows, row_axes): (Range<usize>, Option<usize>),
         (left, right): (Result<FactorPlan, String>, Result<FactorPlan, String>),
         (rank, scale): (usize, f32),
         named: &Tensor,
     ) -> bool {
         match (left, right) {
             (Ok(left), Ok(right)) => {
-                self.push(output, LowRankPlan { adapter, rows, rank, scale, left, right }, None, named)
+                self.push(output, LowRankPlan { adapter, rows, rank, scale, left, right }, row_axes, named)
             }
             (Err(problem), _) | (_, Err(problem)) => {
                 self.problem(named.name(), problem);
@@ -203,7 +210,7 @@ impl Resolver<'_> {
         (index, adapter): Indexed<'_>,
         path: &str,
         module: &Module<'_>,
-        (a, b): (&Tensor, &Tensor),
+        (a, b): Pair<'_>,
         claimed: &mut Vec<String>,
     ) {
         if module.parts.keys().any(|part| matches!(part, Part::BBias | Part::Magnitude | Part::TokenRows)) {
@@ -235,7 +242,7 @@ impl Resolver<'_> {
         path: &str,
         output: &str,
         rows: Range<usize>,
-        (a, b): (&Tensor, &Tensor),
+        (a, b): Pair<'_>,
     ) {
         let (rank, scale) = adapter.config.scale(path, adapter.weight);
         let columns = self.tensors.get(output).and_then(|t| t.source.shape().last().copied()).unwrap_or(0);
@@ -245,12 +252,8 @@ impl Resolver<'_> {
                 format!("has shape {:?} and lora_B {:?}, which do not fit {}", a.shape(), b.shape(), escaped(output));
             return self.problem(a.name(), problem);
         }
-        match (FactorPlan::whole(b, rows.len(), rank), FactorPlan::whole(a, rank, columns)) {
-            (Ok(left), Ok(right)) => {
-                self.push(output, LowRankPlan { adapter: index, rows, rank, scale, left, right }, Some(2), a);
-            }
-            (Err(problem), _) | (_, Err(problem)) => self.problem(a.name(), problem),
-        }
+        let factors = (FactorPlan::whole(b, rows.len(), rank), FactorPlan::whole(a, rank, columns));
+        self.term(index, output, (rows, Some(2)), factors, (rank, scale), a);
     }
 
     /// `lora_bias`: `b += s * B.bias`.
@@ -264,14 +267,8 @@ impl Resolver<'_> {
             return self.problem(bias.name(), format!("has shape {:?}, the base's bias has [{length}]", bias.shape()));
         }
         let (_, scale) = adapter.config.scale(path, adapter.weight);
-        match FactorPlan::whole(bias, length, 1) {
-            Ok(left) => {
-                let term =
-                    LowRankPlan { adapter: index, rows: 0..length, rank: 1, scale, left, right: FactorPlan::one() };
-                self.push(&output, term, Some(1), bias);
-            }
-            Err(problem) => self.problem(bias.name(), problem),
-        }
+        let factors = (FactorPlan::whole(bias, length, 1), Ok(FactorPlan::one()));
+        self.term(index, &output, (0..length, Some(1)), factors, (1, scale), bias);
     }
 
     fn magnitude(&mut self, (index, adapter): Indexed<'_>, output: &str, magnitude: &Tensor, axis: NormAxis) {
@@ -280,8 +277,6 @@ impl Resolver<'_> {
         let length = if axis == NormAxis::Row { rows } else { columns };
         let problem = if magnitude.elements() != length {
             format!("has shape {:?}, {length} norms are needed", magnitude.shape())
-        } else if let Err(problem) = float_of(magnitude) {
-            problem
         } else if target.low_rank.len() != 1 {
             "DoRA can't be combined with another adapter on the same tensor".to_owned()
         } else if is_fraction(adapter) {
@@ -317,10 +312,8 @@ impl Resolver<'_> {
             format!("has shape {:?}, trainable_token_indices needs [{}, {columns}]", tensor.shape(), indices.len())
         } else if map.len() != indices.len() || map.keys().any(|row| *row >= rows) {
             format!("trainable_token_indices has a row twice, or one beyond the {rows} of {}", escaped(&output))
-        } else if let Err(problem) = float_of(tensor)
-            .and(Float::of(target.source.dtype()).ok_or("the base's tensor is not BF16, F16 or F32".to_owned()))
-        {
-            problem
+        } else if Float::of(target.source.dtype()).is_none() {
+            "the base's tensor is not BF16, F16 or F32".to_owned()
         } else if target.is_changed() && (target.rows.is_some() || !target.low_rank.is_empty()) {
             "another adapter changes the same tensor; rows of values can't be combined with that".to_owned()
         } else if is_fraction(adapter) {

@@ -13,7 +13,7 @@ mod sink;
 mod stream;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ pub use stream::Timings;
 
 pub(crate) use manifest::dtype_name;
 
-use crate::adapter::ADAPTER_CONFIG;
+use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::checkpoint::read_small;
 use crate::error::{Error, Result};
 use crate::merge::Vector;
@@ -158,7 +158,7 @@ fn fill(
     let digests = Digests {
         files: files.clone(),
         base: names.iter().map(|name| (*name).to_owned()).zip(base.iter().cloned()).collect(),
-        base_config: digest_of(&plan.base.dir.join("config.json")).ok(),
+        base_config: plan.base.config.as_ref().map(|config| sha256(config.text().as_bytes())),
         adapters: digest_adapters(plan, weights)?,
     };
     let text = manifest::manifest(plan, &digests);
@@ -194,10 +194,6 @@ fn write_companions(plan: &ExportPlan, staging: &Staging, files: &mut Files) -> 
 }
 
 fn digest_adapters(plan: &ExportPlan, weights: &[Hex]) -> Result<Vec<(Hex, Hex)>> {
-    let both = plan.adapters.iter().zip(weights);
-    both.map(|(adapter, weights)| Ok((digest_of(&adapter.dir.join(ADAPTER_CONFIG))?, weights.clone()))).collect()
-}
-
-fn digest_of(path: &Path) -> Result<Hex> {
-    Ok(sha256(&read_small(path)?))
+    let config = |adapter: &Adapter| Ok(sha256(&read_small(&adapter.dir.join(ADAPTER_CONFIG))?));
+    plan.adapters.iter().zip(weights).map(|(adapter, weights)| Ok((config(adapter)?, weights.clone()))).collect()
 }
