@@ -6,7 +6,7 @@
 
 pub mod adapter;
 pub mod checkpoint;
-mod digests;
+pub mod digest;
 pub mod error;
 pub mod export;
 pub mod inspect;

@@ -12,9 +12,9 @@ use serde::Serialize;
 use crate::checkpoint::{
     Header, INDEX_FILE, Mapping, SINGLE_FILE, ShardIndex, TensorInfo, read_text_if_there, stale_shards,
 };
-use crate::digests::digest_files;
+use crate::digest::{Hex, digest_files};
 use crate::error::{Error, Result, escaped};
-use crate::export::{CHECKSUMS, Hex, MANIFEST};
+use crate::export::{CHECKSUMS, MANIFEST};
 use crate::progress::Progress;
 
 /// One thing that is wrong.

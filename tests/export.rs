@@ -134,6 +134,18 @@ fn without_an_adapter_it_reshards_and_casts() {
 }
 
 #[test]
+fn a_model_in_a_cache_is_exported_to_the_working_directory() {
+    let bench = bench();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = format!("cache/models--org--tiny/snapshots/{commit}");
+    fs::create_dir_all(bench.path(&snapshot).parent().unwrap()).unwrap();
+    fs::rename(bench.path("base"), bench.path(&snapshot)).unwrap();
+    bench.ok(&format!("export --base {snapshot}"));
+    let base = &bench.json("tiny-export/qft-manifest.json")["base"];
+    assert_eq!((base["repo"].as_str(), base["revision"].as_str()), (Some("org/tiny"), Some(commit)));
+}
+
+#[test]
 fn companions_come_along_and_the_adapters_win() {
     let bench = bench();
     for name in ["generation_config.json", "merges.txt", "LICENSE", "modeling_x.py", "chat_template.jinja"] {

@@ -9,9 +9,6 @@ use serde_json::{Map, Value};
 use crate::checkpoint::read_text;
 use crate::error::{Error, Result, escaped};
 
-/// File name of the config.
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-
 /// Most bytes of a compiled pattern: names of modules take a few thousand.
 const MAX_PATTERN: usize = 1 << 18;
 

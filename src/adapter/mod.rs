@@ -9,20 +9,20 @@ mod experts;
 mod keys;
 mod rename;
 mod resolve;
+mod runs;
 mod tied;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use crate::checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 pub use change::{FactorPlan, LowRankPlan, TensorSource};
-pub use config::{ADAPTER_CONFIG, AdapterConfig};
+pub use config::AdapterConfig;
 pub use resolve::{Resolution, resolve};
+pub use runs::newest_checkpoint;
 
 use crate::checkpoint::{SafetensorsFile, member_if_there, resolve_member};
 use crate::error::{Error, Result};
-
-/// File name of an adapter's weights.
-pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// One adapter on disk, with the weight that the user gives it.
 #[derive(Debug, Clone)]

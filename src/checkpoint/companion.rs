@@ -70,7 +70,7 @@ const NEVER: [&str; 12] = [
     "qft-journal.json",
 ];
 /// A directory of named chat templates that transformers reads.
-const TEMPLATE_DIR: &str = "additional_chat_templates";
+pub(super) const TEMPLATE_DIR: &str = "additional_chat_templates";
 
 /// The companions of a base and its adapters: the base's, with the tokenizer and template files of the last adapter
 /// that has any winning over them. Sorted by name.
@@ -106,10 +106,14 @@ fn insert(found: &mut BTreeMap<String, Companion>, dir: &Path, name: String, sou
     Ok(())
 }
 
-fn travels(name: &str) -> bool {
+/// Whether a file is a companion by its name's beginning or ending.
+pub(super) fn has_companion_name(name: &str) -> bool {
     let licence = LICENCES.iter().any(|prefix| name.to_ascii_uppercase().starts_with(prefix));
-    let ending = ENDINGS.iter().any(|ending| name.ends_with(ending));
-    (licence || ending) && !NEVER.contains(&name) && !name.ends_with(".index.json") && !name.starts_with('.')
+    licence || ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+fn travels(name: &str) -> bool {
+    has_companion_name(name) && !NEVER.contains(&name) && !name.ends_with(".index.json") && !name.starts_with('.')
 }
 
 /// Names of all that is no directory in `dir`, and in its directory of chat templates, sorted.

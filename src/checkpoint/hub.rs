@@ -1,35 +1,28 @@
-//! Finding models: a directory, a Hub id in the Hugging Face or `ModelScope` cache or on the Hub (downloaded
-//! into the former), and the newest checkpoint of a training output. Looks at names only; `Checkpoint` reads the weights.
+//! Finding models: a directory, or a Hub id in the Hugging Face or `ModelScope` cache, else downloaded. Looks at names
+//! only; `download` fetches, `Checkpoint` reads the weights.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
-use std::{env, fs, io};
+use std::{env, fs};
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use serde::Deserialize;
 
-use crate::checkpoint::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex};
+use super::download::Download;
+use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex};
 use crate::error::{Error, Result, escaped, shown};
 
 const CONFIG: &str = "config.json";
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-const ADAPTER_FILE: &str = "adapter_model.safetensors";
-
-/// Endings and beginnings of the names of files that are fetched besides the weights.
-const ENDINGS: [&str; 7] = [".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".spm"];
-const LICENCES: [&str; 6] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING", "COPYRIGHT"];
-/// The one directory whose files are fetched.
-const TEMPLATE_DIR: &str = "additional_chat_templates";
+/// File name of an adapter's config.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// File name of an adapter's weights.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// A model's directory, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
     /// The directory.
     pub dir: PathBuf,
-    /// The Hub id without its revision, if the model was found by id.
+    /// The Hub id without its revision, if the model was found by id or lies in a Hugging Face cache.
     pub repo: Option<String>,
     /// The commit, if the directory is a snapshot of a Hugging Face cache.
     pub revision: Option<String>,
@@ -37,10 +30,10 @@ pub struct Located {
 
 /// Finds models. Holds what the environment says about caches and the Hub.
 pub struct Locator {
-    hf_cache: PathBuf,
+    pub(super) hf_cache: PathBuf,
     modelscope: PathBuf,
-    endpoint: String,
-    token: Option<String>,
+    pub(super) endpoint: String,
+    pub(super) token: Option<String>,
     offline: bool,
 }
 
@@ -79,7 +72,8 @@ impl Locator {
     pub fn model(&self, spec: &str, on_download: &mut dyn FnMut(&str)) -> Result<Located> {
         let path = Path::new(spec);
         if path.is_dir() {
-            return Ok(Located { dir: path.to_owned(), repo: None, revision: commit_of(path) });
+            let (repo, revision) = snapshot_of(path).unzip();
+            return Ok(Located { dir: path.to_owned(), repo, revision });
         }
         if path.exists() {
             let problem = format!("{} is no directory", shown(path));
@@ -158,8 +152,8 @@ fn is_true(value: &str) -> bool {
 }
 
 /// A checked Hub id. Ids come out of files too, so nothing in one may lead out of a cache or change a URL.
-struct Id<'a> {
-    name: &'a str,
+pub(super) struct Id<'a> {
+    pub(super) name: &'a str,
     revision: Option<&'a str>,
 }
 
@@ -177,28 +171,28 @@ impl<'a> Id<'a> {
         Ok(Self { name, revision })
     }
 
-    fn revision(&self) -> &'a str {
+    pub(super) fn revision(&self) -> &'a str {
         self.revision.unwrap_or("main")
     }
 
-    fn repo(&self, revision: &str) -> Repo {
+    pub(super) fn repo(&self, revision: &str) -> Repo {
         Repo::with_revision(self.name.to_owned(), RepoType::Model, revision.to_owned())
     }
 }
 
 /// Whether `part` can stand between the slashes of an id or a revision, and as one name in a path.
-fn is_part(part: &str) -> bool {
+pub(super) fn is_part(part: &str) -> bool {
     let plain = part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     plain && (1..=96).contains(&part.len()) && !part.starts_with(['.', '-']) && !part.contains("..")
 }
 
-/// The commit, if `dir` is `.../models--ORG--NAME/snapshots/COMMIT`.
-fn commit_of(dir: &Path) -> Option<String> {
+/// The Hub id and the commit, if `dir` is `.../models--ORG--NAME/snapshots/COMMIT`.
+fn snapshot_of(dir: &Path) -> Option<(String, String)> {
     let real = dir.canonicalize().ok()?;
     let snapshots = real.parent().filter(|p| p.ends_with("snapshots"))?;
-    let repo = snapshots.parent()?.file_name()?.to_str()?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
     let commit = real.file_name()?.to_str().filter(|commit| is_part(commit))?;
-    repo.starts_with("models--").then(|| commit.to_owned())
+    Some((repo.replacen("--", "/", 1), commit.to_owned()))
 }
 
 fn only_entry(dir: &Path) -> Option<String> {
@@ -213,7 +207,7 @@ fn missing(dir: &Path) -> Option<String> {
     if !has(CONFIG) && !has(ADAPTER_CONFIG) {
         return Some(CONFIG.to_owned());
     }
-    if has(SINGLE_FILE) || (has(ADAPTER_CONFIG) && has(ADAPTER_FILE)) {
+    if has(SINGLE_FILE) || (has(ADAPTER_CONFIG) && has(ADAPTER_WEIGHTS)) {
         return None;
     }
     if !has(INDEX_FILE) {
@@ -225,207 +219,10 @@ fn missing(dir: &Path) -> Option<String> {
     }
 }
 
-/// The Hub's answer to what a revision of a model holds.
-#[derive(Deserialize)]
-struct Listing {
-    sha: String,
-    siblings: Vec<Sibling>,
-}
-
-#[derive(Deserialize)]
-struct Sibling {
-    rfilename: String,
-    size: Option<u64>,
-}
-
-/// One download of one commit into the Hugging Face cache.
-struct Download<'a> {
-    from: &'a Locator,
-    id: &'a Id<'a>,
-    repo: ApiRepo,
-    snapshot: PathBuf,
-    /// File names and, where the Hub says them, sizes.
-    files: BTreeMap<String, Option<u64>>,
-}
-
-impl Download<'_> {
-    fn fetch_all(from: &Locator, id: &Id, on_download: &mut dyn FnMut(&str)) -> Result<Located> {
-        // Built from the cache, because the other constructors ignore HF_HUB_CACHE and panic without a home.
-        let cache = Cache::new(from.hf_cache.clone());
-        let api = ApiBuilder::from_cache(cache.clone())
-            .with_endpoint(from.endpoint.clone())
-            .with_token(from.token.clone())
-            .with_user_agent("qft", env!("CARGO_PKG_VERSION"))
-            .with_progress(false)
-            .build()
-            .map_err(|e| failed(from, id, "the client", &e))?;
-        let listing = list(&api.repo(id.repo(id.revision())));
-        let Listing { sha, siblings } = listing.map_err(|e| failed(from, id, "the list of files", &e))?;
-        if !is_part(&sha) {
-            let problem = format!("{} answers with a commit named {:?}", from.endpoint, escaped(&sha));
-            return Err(Error::refused(problem, "check HF_ENDPOINT: it must be a Hugging Face Hub or a mirror of it"));
-        }
-        // All files come from this one commit, even if the branch moves on meanwhile.
-        let repo = api.repo(id.repo(&sha));
-        let snapshot = cache.repo(id.repo(&sha)).pointer_path(&sha);
-        let files = siblings.into_iter().map(|file| (file.rfilename, file.size)).collect();
-        let download = Download { from, id, repo, snapshot, files };
-        download.run(on_download)?;
-        publish_ref(&cache, id, &sha).map_err(Error::io("write the refs of", &from.hf_cache))?;
-        Ok(Located { dir: download.snapshot, repo: Some(id.name.to_owned()), revision: Some(sha) })
-    }
-
-    /// The small files first, so that a refusal or a bad index shows before the long wait.
-    fn run(&self, on_download: &mut dyn FnMut(&str)) -> Result<()> {
-        let listed = |name: &str| self.files.contains_key(name);
-        if ![SINGLE_FILE, INDEX_FILE, ADAPTER_FILE].into_iter().any(listed) {
-            let problem = format!("{} on {} has no safetensors weights", self.id.name, self.from.endpoint);
-            return Err(Error::refused(problem, "qft runs no pickle: find or save a copy of the model as safetensors"));
-        }
-        for name in self.files.keys().filter(|name| travels(name)) {
-            self.fetch(name, on_download)?;
-        }
-        for name in [SINGLE_FILE, ADAPTER_FILE].into_iter().filter(|name| listed(name)) {
-            self.fetch(name, on_download)?;
-        }
-        if !listed(SINGLE_FILE) && listed(INDEX_FILE) {
-            for shard in ShardIndex::read(&self.snapshot.join(INDEX_FILE))?.files() {
-                self.fetch(shard, on_download)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn fetch(&self, name: &str, on_download: &mut dyn FnMut(&str)) -> Result<()> {
-        let target = self.snapshot.join(name);
-        if target.exists() {
-            return Ok(());
-        }
-        on_download(name);
-        let size = self.files.get(name).copied().flatten();
-        if size == Some(0) {
-            // hf-hub asks for byte 0 of each file, which an empty one does not have.
-            let made = target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&target, b""));
-            return made.map_err(Error::io("write", &target));
-        }
-        // hf-hub would fail at a link into pruned blobs, after the download.
-        let _ = fs::remove_file(&target);
-        self.repo.download(name).map_err(|e| failed(self.from, self.id, &escaped(name), &e))?;
-        let got = fs::metadata(&target).map_err(Error::io("find the download", &target))?.len();
-        if size.is_none_or(|size| size == got) {
-            return Ok(());
-        }
-        let _ = target.canonicalize().and_then(fs::remove_file);
-        let _ = fs::remove_file(&target);
-        let problem = format!("{} came with {got} bytes, not the {} listed", shown(&target), size.unwrap_or(0));
-        Err(Error::refused(problem, "run the command again; the damaged file was removed from the cache"))
-    }
-}
-
-/// Asks for sizes too, which hf-hub's own `info` leaves out.
-fn list(repo: &ApiRepo) -> Result<Listing, ApiError> {
-    let mut response = repo.info_request().query("blobs", "true").call().map_err(Box::new)?;
-    Ok(response.body_mut().read_json().map_err(Box::new)?)
-}
-
-/// Whether a file that is no weights is worth fetching: what the export reads or copies.
-fn travels(name: &str) -> bool {
-    let top = name.strip_prefix(TEMPLATE_DIR).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
-    let plain = top.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-+=@,()".contains(&b));
-    let licence = LICENCES.iter().any(|prefix| top.to_ascii_uppercase().starts_with(prefix));
-    plain && !top.starts_with('.') && (licence || ENDINGS.iter().any(|ending| top.ends_with(ending)))
-}
-
-/// Points the asked revision at the finished commit, and removes the ref that hf-hub made for the commit itself,
-/// which other users of the cache would take for a branch.
-fn publish_ref(cache: &Cache, id: &Id, sha: &str) -> io::Result<()> {
-    if id.revision() != sha {
-        cache.repo(id.repo(id.revision())).create_ref(sha)?;
-    }
-    let own = cache.repo(id.repo(sha)).pointer_path("").with_file_name("refs").join(sha);
-    if own.exists() { fs::remove_file(own) } else { Ok(()) }
-}
-
-/// Explains why fetching `what` of `id` failed.
-fn failed(from: &Locator, id: &Id, what: &str, error: &ApiError) -> Error {
-    const AGAIN: &str = "run the command again: finished files are kept, and a partial one is continued";
-    let (Locator { endpoint, hf_cache, .. }, Id { name, .. }) = (from, id);
-    let code = status(error).unwrap_or_default();
-    let (reason, remedy) = match (code, error) {
-        (401 | 403, _) => (
-            format!("HTTP {code}: the model is gated or private, or there is none of that name, nor a directory"),
-            format!(
-                "check the id, accept the licence at {endpoint}/{name}, and set HF_TOKEN to a token that may read it"
-            ),
-        ),
-        (404, _) => (
-            "HTTP 404: there is no such model, revision or file, nor a directory of that name".to_owned(),
-            format!("check the id and the revision at {endpoint}/{name}, or give a directory"),
-        ),
-        (429, _) => (
-            "HTTP 429: the Hub wants a pause".to_owned(),
-            format!("wait some minutes, or set HF_TOKEN to be allowed more, then {AGAIN}"),
-        ),
-        (416, _) | (_, ApiError::InvalidResume) => {
-            let partial = Cache::new(hf_cache.clone()).repo(id.repo("main")).blob_path("*.part");
-            ("a partial download does not fit the file".to_owned(), format!("delete {}, then {AGAIN}", shown(&partial)))
-        }
-        (_, ApiError::LockAcquisition(_)) => {
-            ("another process is downloading it".to_owned(), format!("wait until that is done, then {AGAIN}"))
-        }
-        _ => (
-            escaped(&error.to_string()),
-            format!(
-                "check the network (HF_ENDPOINT, HTTPS_PROXY) and the space in {}, then {AGAIN}; or give a directory",
-                shown(hf_cache)
-            ),
-        ),
-    };
-    Error::refused(format!("cannot download {what} of {name} from {endpoint}: {reason}"), remedy)
-}
-
-/// The HTTP status in `error`. Read from its text, because hf-hub does not export the client's error type.
-fn status(error: &ApiError) -> Option<u16> {
-    error.to_string().rsplit_once("http status: ")?.1.parse().ok()
-}
-
-/// The newest checkpoint below a training's output directory: of the run whose newest checkpoint was written last, the
-/// one with the highest number that is a complete adapter. Runs lie at most two directories below `output`.
-pub fn newest_checkpoint(output: &Path) -> Result<PathBuf> {
-    let runs = if output.is_dir() { runs_below(output, 2).map_err(Error::io("list", output))? } else { Vec::new() };
-    runs.into_iter().max().map(|(_, checkpoint)| checkpoint).ok_or_else(|| {
-        let problem = format!("{} holds no checkpoint-N with {ADAPTER_CONFIG} and {ADAPTER_FILE}", shown(output));
-        Error::refused(problem, "train first, or name the adapter with --adapter")
-    })
-}
-
-/// The newest checkpoint of each run, with the time it was written.
-fn runs_below(dir: &Path, depth: usize) -> io::Result<Vec<(SystemTime, PathBuf)>> {
-    let dirs = fs::read_dir(dir)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
-    let (checkpoints, others): (Vec<_>, Vec<_>) = dirs.partition(|path| step(path).is_some());
-    let newest = checkpoints.into_iter().filter_map(|path| Some((step(&path)?, written(&path)?, path))).max();
-    let mut runs: Vec<_> = newest.map(|(_, time, path)| (time, path)).into_iter().collect();
-    if depth > 0 {
-        // A directory that can't be listed, such as lost+found, holds no run of this user.
-        runs.extend(others.iter().flat_map(|path| runs_below(path, depth - 1).unwrap_or_default()));
-    }
-    Ok(runs)
-}
-
-fn step(checkpoint: &Path) -> Option<u64> {
-    let digits = checkpoint.file_name()?.to_str()?.strip_prefix("checkpoint-")?;
-    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
-}
-
-fn written(checkpoint: &Path) -> Option<SystemTime> {
-    let weights = fs::metadata(checkpoint.join(ADAPTER_FILE)).ok().filter(fs::Metadata::is_file)?;
-    checkpoint.join(ADAPTER_CONFIG).is_file().then(|| weights.modified().ok())?
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::os::unix::fs::symlink;
-    use std::time::Duration;
 
     use super::*;
 
@@ -525,7 +322,7 @@ mod tests {
 
         let dir = single(root.path(), "models--o--n", COMMIT);
         let located = find(root.path(), &format!("{}/", dir.display())).unwrap();
-        assert_eq!((located.repo, located.revision.as_deref()), (None, Some(COMMIT)));
+        assert_eq!((located.repo.as_deref(), located.revision.as_deref()), (Some("o/n"), Some(COMMIT)));
         assert_eq!(find(root.path(), dir.parent().unwrap().to_str().unwrap()).unwrap().revision, None);
     }
 
@@ -636,7 +433,7 @@ mod tests {
     #[test]
     fn complete_shards_and_adapters_count_and_a_pruned_blob_does_not() {
         let sharded = [(CONFIG, "{}"), (INDEX_FILE, INDEX), ("model-1.safetensors", ""), ("model-2.safetensors", "")];
-        for files in [&sharded[..], &[(ADAPTER_CONFIG, "{}"), (ADAPTER_FILE, "")]] {
+        for files in [&sharded[..], &[(ADAPTER_CONFIG, "{}"), (ADAPTER_WEIGHTS, "")]] {
             let root = tempfile::tempdir().unwrap();
             let dir = snapshot(root.path(), "models--o--n", COMMIT, files);
             assert_eq!(find(root.path(), "o/n").unwrap().dir, dir);
@@ -684,45 +481,6 @@ mod tests {
     }
 
     #[test]
-    fn fetches_what_an_export_reads() {
-        for name in [
-            "config.json",
-            "merges.txt",
-            "tokenizer.model",
-            "chat_template.jinja",
-            "modeling_x.py",
-            "qwen.tiktoken",
-            "LICENSE",
-            "LICENSE.md",
-            "Notice.txt",
-            "USE_POLICY.md",
-            "additional_chat_templates/tool.jinja",
-        ] {
-            assert!(travels(name), "{name}");
-        }
-        for name in [
-            "README.md",
-            "pytorch_model.bin",
-            "x.pt",
-            "x.gguf",
-            "consolidated.safetensors",
-            "model.safetensors",
-            ".gitattributes",
-            ".x.json",
-            "onnx/config.json",
-            "../x.json",
-            "/x.json",
-            "a\\x.json",
-            "x y.json",
-            "x?.json",
-            "additional_chat_templates/../x.json",
-            "additional_chat_templates/a/b.jinja",
-        ] {
-            assert!(!travels(name), "{name}");
-        }
-    }
-
-    #[test]
     fn an_unreachable_hub_is_explained() {
         let root = tempfile::tempdir().unwrap();
         let mut locator = offline(root.path());
@@ -731,52 +489,5 @@ mod tests {
         "http://127.0.0.1:9".clone_into(&mut locator.endpoint);
         let text = locator.model("o/n", &mut |_| ()).unwrap_err().to_string();
         assert!(text.contains("http://127.0.0.1:9") && text.contains("check the network"), "{text}");
-    }
-
-    /// Makes a checkpoint whose weights are `age` seconds old.
-    fn checkpoint(root: &Path, place: &str, age: u64) {
-        write(&root.join(place).join(ADAPTER_CONFIG), "{}");
-        let weights = root.join(place).join(ADAPTER_FILE);
-        write(&weights, "");
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 - age);
-        fs::File::options().write(true).open(weights).unwrap().set_modified(time).unwrap();
-    }
-
-    #[test]
-    fn the_newest_run_is_chosen_by_time_and_its_checkpoint_by_number() {
-        let root = tempfile::tempdir().unwrap();
-        let newest = || newest_checkpoint(root.path()).unwrap().strip_prefix(root.path()).unwrap().to_owned();
-        checkpoint(root.path(), "v9-20250101-000000/checkpoint-900", 500);
-        checkpoint(root.path(), "v10-20250102-000000/checkpoint-20", 90);
-        checkpoint(root.path(), "v10-20250102-000000/checkpoint-100", 100);
-        checkpoint(root.path(), "v10-20250102-000000/checkpoint-100-merged", 0);
-        checkpoint(root.path(), "v10-20250102-000000/checkpoint-+200", 0);
-        fs::create_dir_all(root.path().join("v10-20250102-000000/checkpoint-110")).unwrap();
-        fs::create_dir_all(root.path().join("v11-20250103-000000/runs")).unwrap();
-        assert_eq!(newest(), Path::new("v10-20250102-000000/checkpoint-100"));
-        checkpoint(root.path(), "Qwen3-8B/v0-20250104-000000/checkpoint-5", 80);
-        assert_eq!(newest(), Path::new("Qwen3-8B/v0-20250104-000000/checkpoint-5"));
-        checkpoint(root.path(), "checkpoint-3", 70);
-        assert_eq!(newest(), Path::new("checkpoint-3"));
-        checkpoint(root.path(), "a/b/c/checkpoint-9", 0);
-        assert_eq!(newest(), Path::new("checkpoint-3"), "too deep to be a run of this output");
-    }
-
-    #[test]
-    fn runs_of_one_age_are_ordered_by_name() {
-        let root = tempfile::tempdir().unwrap();
-        checkpoint(root.path(), "v1/checkpoint-9", 5);
-        checkpoint(root.path(), "v2/checkpoint-1", 5);
-        assert!(newest_checkpoint(root.path()).unwrap().ends_with("v2/checkpoint-1"));
-    }
-
-    #[test]
-    fn no_checkpoint_is_refused_with_the_way_out() {
-        let root = tempfile::tempdir().unwrap();
-        write(&root.path().join("v0/checkpoint-1").join(ADAPTER_CONFIG), "{}");
-        for output in [root.path(), &root.path().join("none")] {
-            let text = newest_checkpoint(output).unwrap_err().to_string();
-            assert!(text.contains("train first, or name the adapter with --adapter"), "{text}");
-        }
     }
 }

@@ -3,6 +3,7 @@
 
 mod companion;
 mod config;
+mod download;
 mod header;
 mod hub;
 mod mapping;
@@ -19,7 +20,7 @@ use safetensors::Dtype;
 pub use companion::{Companion, CompanionSource, companions, lint_companions};
 pub use config::{ConfigText, TEXT_SECTIONS};
 pub use header::{BadHeader, Header, MAX_HEADER_LEN, MAX_TENSORS, TensorInfo};
-pub use hub::{Located, Locator, newest_checkpoint};
+pub use hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Located, Locator};
 pub use mapping::{LOST_MAPPING_EXIT, Mapping, prepare_signals, report_lost_mappings};
 pub use open::{open_regular, read_small, read_text, read_text_if_there};
 pub use order::compare as compare_names;

@@ -139,21 +139,14 @@ fn default_out(found: &[Found], base: &Path, provenance: &Provenance) -> PathBuf
         Some(Found { adapter, repo }) => (adapter.dir.as_path(), repo, "-merged"),
         None => (base, &provenance.repo, "-export"),
     };
-    if let Some(repo) = repo.clone().or_else(|| name_in_cache(dir)) {
-        PathBuf::from(format!("{}{ending}", repo.rsplit('/').next().unwrap_or(&repo)))
+    if let Some(repo) = repo {
+        PathBuf::from(format!("{}{ending}", repo.rsplit('/').next().unwrap_or(repo)))
     } else {
         // `.` and `..` have no name of their own.
         let real = dir.file_name().map_or_else(|| dir.canonicalize().ok(), |_| None);
         let dir = real.as_deref().unwrap_or(dir);
         dir.with_file_name(format!("{}{ending}", dir.file_name().unwrap_or_default().to_string_lossy()))
     }
-}
-
-/// The model's name, if `dir` is a snapshot in the Hugging Face cache: `models--ORG--NAME/snapshots/COMMIT`.
-fn name_in_cache(dir: &Path) -> Option<String> {
-    let snapshots = dir.parent().filter(|parent| parent.ends_with("snapshots"))?;
-    let folder = snapshots.parent()?.file_name()?.to_str()?;
-    Some(folder.strip_prefix("models--")?.rsplit("--").next()?.to_owned())
 }
 
 /// The plan, for people.
@@ -334,6 +327,5 @@ mod tests {
         assert_eq!(out("models/a", None), Path::new("models/a-export"));
         assert_eq!(out("models/a/", None), Path::new("models/a-export"));
         assert_eq!(out("/cache/snapshots/123", Some("org/a")), Path::new("a-export"));
-        assert_eq!(out("/cache/models--org--a/snapshots/123", None), Path::new("a-export"));
     }
 }

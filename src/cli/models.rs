@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use qft::adapter::Adapter;
-use qft::checkpoint::{Located, Locator, newest_checkpoint, read_text};
+use qft::adapter::{Adapter, newest_checkpoint};
+use qft::checkpoint::{Located, Locator, read_text};
 use qft::error::{Error, escaped, shown};
 use qft::export::Provenance;
 

@@ -200,7 +200,7 @@ fn value_difference(found: &Tensor, tensor: String, start: usize, at: usize, rig
     let columns = found.shape().iter().skip(1).product::<usize>().max(1) as u64;
     let show = |bytes: &[u8]| {
         let bytes = &bytes[from..(from + size).min(bytes.len())];
-        let hex = super::hex(bytes);
+        let hex = crate::digest::hex(bytes);
         Float::of(found.dtype()).map_or(hex.clone(), |float| format!("{} (0x{hex})", float.widen_one(bytes)))
     };
     Difference::Value {

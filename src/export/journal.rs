@@ -10,12 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Run;
-use super::digest::{Hex, sha256};
 use super::plan::ExportPlan;
 use super::publish::Staging;
 use super::shard::Shard;
 use crate::checkpoint::read_small;
-use crate::digests::digest_files;
+use crate::digest::{Hex, digest_files, sha256};
 use crate::error::{Error, Result};
 use crate::progress::Silent;
 

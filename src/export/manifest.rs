@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::digest::{Hex, of_model};
 use super::plan::{ExportPlan, Provenance};
 use super::shard::PlacedTensor;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter};
 use crate::checkpoint::CompanionSource;
+use crate::digest::{Hex, of_model};
 
 /// File name of the manifest.
 pub const MANIFEST: &str = "qft-manifest.json";

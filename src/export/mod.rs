@@ -3,7 +3,6 @@
 mod audit;
 mod block;
 mod describe;
-mod digest;
 mod journal;
 mod manifest;
 mod plan;
@@ -19,7 +18,6 @@ use std::time::Instant;
 
 pub use audit::{Audit, Difference, audit};
 pub use describe::describe_plan;
-pub use digest::{Hex, hex, sha256};
 pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
 pub use plan::{ExportPlan, Options, Provenance};
 pub use shard::{PlacedTensor, Shard};
@@ -29,10 +27,10 @@ pub(crate) use manifest::dtype_name;
 
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::checkpoint::read_small;
+use crate::digest::{Hasher, Hex, sha256};
 use crate::error::{Error, Result};
 use crate::merge::Vector;
 use crate::progress::Progress;
-use digest::Hasher;
 use journal::{JOURNAL, Journal};
 use manifest::Digests;
 use publish::Staging;

@@ -5,10 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
-use super::digest::{Hex, hex};
 use crate::checkpoint::open_regular;
+use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result, shown};
 
 /// The directory that an export writes to until it is published. Holds an exclusive lock while it lives.
@@ -147,7 +145,7 @@ impl Staging {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         let (mut source, _) = open_regular(from)?;
         let mut file = File::create(&path).map_err(Error::io("create", &path))?;
-        let (mut hasher, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 16]);
+        let (mut hasher, mut size, mut buffer) = (Hasher::sha256(), 0, vec![0; 1 << 16]);
         loop {
             let read = source.read(&mut buffer).map_err(Error::io("read", from))?;
             if read == 0 {
@@ -158,7 +156,7 @@ impl Staging {
             file.write_all(&buffer[..read]).map_err(Error::io("write", &path))?;
         }
         file.sync_all().map_err(Error::io("sync", &path))?;
-        Ok((size, hex(&hasher.finalize())))
+        Ok((size, hasher.finish()))
     }
 
     /// Writes a small file and syncs it.

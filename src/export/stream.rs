@@ -9,9 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::block::{BLOCK_LEN, ShardWork};
-use super::digest::{Hasher, Hex};
 use super::shard::{PlacedTensor, Shard};
 use super::sink::{Buffer, Sink};
+use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result};
 use crate::merge::{Overflow, Vector};
 use crate::progress::Progress;

@@ -1,0 +1,99 @@
+//! The checkpoints that training leaves below its output directory, and which of them is the newest.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use std::{fs, io};
+
+use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use crate::error::{Error, Result, shown};
+
+/// The newest checkpoint below a training's output directory: of the run whose newest checkpoint was written last, the
+/// one with the highest number that is a complete adapter. Runs lie at most two directories below `output`.
+pub fn newest_checkpoint(output: &Path) -> Result<PathBuf> {
+    let runs = if output.is_dir() { runs_below(output, 2).map_err(Error::io("list", output))? } else { Vec::new() };
+    runs.into_iter().max().map(|(_, checkpoint)| checkpoint).ok_or_else(|| {
+        let problem = format!("{} holds no checkpoint-N with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}", shown(output));
+        Error::refused(problem, "train first, or name the adapter with --adapter")
+    })
+}
+
+/// The newest checkpoint of each run, with the time it was written.
+fn runs_below(dir: &Path, depth: usize) -> io::Result<Vec<(SystemTime, PathBuf)>> {
+    let dirs = fs::read_dir(dir)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let (checkpoints, others): (Vec<_>, Vec<_>) = dirs.partition(|path| step(path).is_some());
+    let newest = checkpoints.into_iter().filter_map(|path| Some((step(&path)?, written(&path)?, path))).max();
+    let mut runs: Vec<_> = newest.map(|(_, time, path)| (time, path)).into_iter().collect();
+    if depth > 0 {
+        // A directory that can't be listed, such as lost+found, holds no run of this user.
+        runs.extend(others.iter().flat_map(|path| runs_below(path, depth - 1).unwrap_or_default()));
+    }
+    Ok(runs)
+}
+
+fn step(checkpoint: &Path) -> Option<u64> {
+    let digits = checkpoint.file_name()?.to_str()?.strip_prefix("checkpoint-")?;
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
+fn written(checkpoint: &Path) -> Option<SystemTime> {
+    let weights = fs::metadata(checkpoint.join(ADAPTER_WEIGHTS)).ok().filter(fs::Metadata::is_file)?;
+    checkpoint.join(ADAPTER_CONFIG).is_file().then(|| weights.modified().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Makes a checkpoint whose weights are `age` seconds old.
+    fn checkpoint(root: &Path, place: &str, age: u64) {
+        let dir = root.join(place);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(ADAPTER_CONFIG), "{}").unwrap();
+        let weights = dir.join(ADAPTER_WEIGHTS);
+        fs::write(&weights, "").unwrap();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 - age);
+        fs::File::options().write(true).open(weights).unwrap().set_modified(time).unwrap();
+    }
+
+    #[test]
+    fn the_newest_run_is_chosen_by_time_and_its_checkpoint_by_number() {
+        let root = tempfile::tempdir().unwrap();
+        let newest = || newest_checkpoint(root.path()).unwrap().strip_prefix(root.path()).unwrap().to_owned();
+        checkpoint(root.path(), "v9-20250101-000000/checkpoint-900", 500);
+        checkpoint(root.path(), "v10-20250102-000000/checkpoint-20", 90);
+        checkpoint(root.path(), "v10-20250102-000000/checkpoint-100", 100);
+        checkpoint(root.path(), "v10-20250102-000000/checkpoint-100-merged", 0);
+        checkpoint(root.path(), "v10-20250102-000000/checkpoint-+200", 0);
+        fs::create_dir_all(root.path().join("v10-20250102-000000/checkpoint-110")).unwrap();
+        fs::create_dir_all(root.path().join("v11-20250103-000000/runs")).unwrap();
+        assert_eq!(newest(), Path::new("v10-20250102-000000/checkpoint-100"));
+        checkpoint(root.path(), "Qwen3-8B/v0-20250104-000000/checkpoint-5", 80);
+        assert_eq!(newest(), Path::new("Qwen3-8B/v0-20250104-000000/checkpoint-5"));
+        checkpoint(root.path(), "checkpoint-3", 70);
+        assert_eq!(newest(), Path::new("checkpoint-3"));
+        checkpoint(root.path(), "a/b/c/checkpoint-9", 0);
+        assert_eq!(newest(), Path::new("checkpoint-3"), "too deep to be a run of this output");
+    }
+
+    #[test]
+    fn runs_of_one_age_are_ordered_by_name() {
+        let root = tempfile::tempdir().unwrap();
+        checkpoint(root.path(), "v1/checkpoint-9", 5);
+        checkpoint(root.path(), "v2/checkpoint-1", 5);
+        assert!(newest_checkpoint(root.path()).unwrap().ends_with("v2/checkpoint-1"));
+    }
+
+    #[test]
+    fn no_checkpoint_is_refused_with_the_way_out() {
+        let root = tempfile::tempdir().unwrap();
+        let run = root.path().join("v0/checkpoint-1");
+        fs::create_dir_all(&run).unwrap();
+        fs::write(run.join(ADAPTER_CONFIG), "{}").unwrap();
+        for output in [root.path(), &root.path().join("none")] {
+            let text = newest_checkpoint(output).unwrap_err().to_string();
+            assert!(text.contains("train first, or name the adapter with --adapter"), "{text}");
+        }
+    }
+}

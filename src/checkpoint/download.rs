@@ -1,0 +1,222 @@
+//! Downloading a model from a Hub into the Hugging Face cache. Which model, and whether a cache has it, is in `hub`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::{fs, io};
+
+use hf_hub::Cache;
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use serde::Deserialize;
+
+use super::companion::{TEMPLATE_DIR, has_companion_name};
+use super::hub::{ADAPTER_WEIGHTS, Id, Located, Locator, is_part};
+use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex};
+use crate::error::{Error, Result, escaped, shown};
+
+/// The Hub's answer to what a revision of a model holds.
+#[derive(Deserialize)]
+struct Listing {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+}
+
+/// One download of one commit into the Hugging Face cache.
+pub(super) struct Download<'a> {
+    from: &'a Locator,
+    id: &'a Id<'a>,
+    repo: ApiRepo,
+    snapshot: PathBuf,
+    /// File names and, where the Hub says them, sizes.
+    files: BTreeMap<String, Option<u64>>,
+}
+
+impl Download<'_> {
+    /// Fetches what an export of `id` reads, and calls `on_download` with the name of each file before.
+    pub(super) fn fetch_all(from: &Locator, id: &Id, on_download: &mut dyn FnMut(&str)) -> Result<Located> {
+        // Built from the cache, because the other constructors ignore HF_HUB_CACHE and panic without a home.
+        let cache = Cache::new(from.hf_cache.clone());
+        let api = ApiBuilder::from_cache(cache.clone())
+            .with_endpoint(from.endpoint.clone())
+            .with_token(from.token.clone())
+            .with_user_agent("qft", env!("CARGO_PKG_VERSION"))
+            .with_progress(false)
+            .build()
+            .map_err(|e| failed(from, id, "the client", &e))?;
+        let listing = list(&api.repo(id.repo(id.revision())));
+        let Listing { sha, siblings } = listing.map_err(|e| failed(from, id, "the list of files", &e))?;
+        if !is_part(&sha) {
+            let problem = format!("{} answers with a commit named {:?}", from.endpoint, escaped(&sha));
+            return Err(Error::refused(problem, "check HF_ENDPOINT: it must be a Hugging Face Hub or a mirror of it"));
+        }
+        // All files come from this one commit, even if the branch moves on meanwhile.
+        let repo = api.repo(id.repo(&sha));
+        let snapshot = cache.repo(id.repo(&sha)).pointer_path(&sha);
+        let files = siblings.into_iter().map(|file| (file.rfilename, file.size)).collect();
+        let download = Download { from, id, repo, snapshot, files };
+        download.run(on_download)?;
+        publish_ref(&cache, id, &sha).map_err(Error::io("write the refs of", &from.hf_cache))?;
+        Ok(Located { dir: download.snapshot, repo: Some(id.name.to_owned()), revision: Some(sha) })
+    }
+
+    /// The small files first, so that a refusal or a bad index shows before the long wait.
+    fn run(&self, on_download: &mut dyn FnMut(&str)) -> Result<()> {
+        let listed = |name: &str| self.files.contains_key(name);
+        if ![SINGLE_FILE, INDEX_FILE, ADAPTER_WEIGHTS].into_iter().any(listed) {
+            let problem = format!("{} on {} has no safetensors weights", self.id.name, self.from.endpoint);
+            return Err(Error::refused(problem, "qft runs no pickle: find or save a copy of the model as safetensors"));
+        }
+        for name in self.files.keys().filter(|name| travels(name)) {
+            self.fetch(name, on_download)?;
+        }
+        for name in [SINGLE_FILE, ADAPTER_WEIGHTS].into_iter().filter(|name| listed(name)) {
+            self.fetch(name, on_download)?;
+        }
+        if !listed(SINGLE_FILE) && listed(INDEX_FILE) {
+            for shard in ShardIndex::read(&self.snapshot.join(INDEX_FILE))?.files() {
+                self.fetch(shard, on_download)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fetch(&self, name: &str, on_download: &mut dyn FnMut(&str)) -> Result<()> {
+        let target = self.snapshot.join(name);
+        if target.exists() {
+            return Ok(());
+        }
+        on_download(name);
+        let size = self.files.get(name).copied().flatten();
+        if size == Some(0) {
+            // hf-hub asks for byte 0 of each file, which an empty one does not have.
+            let made = target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&target, b""));
+            return made.map_err(Error::io("write", &target));
+        }
+        // hf-hub would fail at a link into pruned blobs, after the download.
+        let _ = fs::remove_file(&target);
+        self.repo.download(name).map_err(|e| failed(self.from, self.id, &escaped(name), &e))?;
+        let got = fs::metadata(&target).map_err(Error::io("find the download", &target))?.len();
+        if size.is_none_or(|size| size == got) {
+            return Ok(());
+        }
+        let _ = target.canonicalize().and_then(fs::remove_file);
+        let _ = fs::remove_file(&target);
+        let problem = format!("{} came with {got} bytes, not the {} listed", shown(&target), size.unwrap_or(0));
+        Err(Error::refused(problem, "run the command again; the damaged file was removed from the cache"))
+    }
+}
+
+/// Asks for sizes too, which hf-hub's own `info` leaves out.
+fn list(repo: &ApiRepo) -> Result<Listing, ApiError> {
+    let mut response = repo.info_request().query("blobs", "true").call().map_err(Box::new)?;
+    Ok(response.body_mut().read_json().map_err(Box::new)?)
+}
+
+/// Whether a file that is no weights is worth fetching: what the export reads or copies.
+fn travels(name: &str) -> bool {
+    let top = name.strip_prefix(TEMPLATE_DIR).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+    let plain = top.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-+=@,()".contains(&b));
+    plain && !top.starts_with('.') && has_companion_name(top)
+}
+
+/// Points the asked revision at the finished commit, and removes the ref that hf-hub made for the commit itself,
+/// which other users of the cache would take for a branch.
+fn publish_ref(cache: &Cache, id: &Id, sha: &str) -> io::Result<()> {
+    if id.revision() != sha {
+        cache.repo(id.repo(id.revision())).create_ref(sha)?;
+    }
+    let own = cache.repo(id.repo(sha)).pointer_path("").with_file_name("refs").join(sha);
+    if own.exists() { fs::remove_file(own) } else { Ok(()) }
+}
+
+/// Explains why fetching `what` of `id` failed.
+fn failed(from: &Locator, id: &Id, what: &str, error: &ApiError) -> Error {
+    const AGAIN: &str = "run the command again: finished files are kept, and a partial one is continued";
+    let (Locator { endpoint, hf_cache, .. }, Id { name, .. }) = (from, id);
+    let code = status(error).unwrap_or_default();
+    let (reason, remedy) = match (code, error) {
+        (401 | 403, _) => (
+            format!("HTTP {code}: the model is gated or private, or there is none of that name, nor a directory"),
+            format!(
+                "check the id, accept the licence at {endpoint}/{name}, and set HF_TOKEN to a token that may read it"
+            ),
+        ),
+        (404, _) => (
+            "HTTP 404: there is no such model, revision or file, nor a directory of that name".to_owned(),
+            format!("check the id and the revision at {endpoint}/{name}, or give a directory"),
+        ),
+        (429, _) => (
+            "HTTP 429: the Hub wants a pause".to_owned(),
+            format!("wait some minutes, or set HF_TOKEN to be allowed more, then {AGAIN}"),
+        ),
+        (416, _) | (_, ApiError::InvalidResume) => {
+            let partial = Cache::new(hf_cache.clone()).repo(id.repo("main")).blob_path("*.part");
+            ("a partial download does not fit the file".to_owned(), format!("delete {}, then {AGAIN}", shown(&partial)))
+        }
+        (_, ApiError::LockAcquisition(_)) => {
+            ("another process is downloading it".to_owned(), format!("wait until that is done, then {AGAIN}"))
+        }
+        _ => (
+            escaped(&error.to_string()),
+            format!(
+                "check the network (HF_ENDPOINT, HTTPS_PROXY) and the space in {}, then {AGAIN}; or give a directory",
+                shown(hf_cache)
+            ),
+        ),
+    };
+    Error::refused(format!("cannot download {what} of {name} from {endpoint}: {reason}"), remedy)
+}
+
+/// The HTTP status in `error`. Read from its text, because hf-hub does not export the client's error type.
+fn status(error: &ApiError) -> Option<u16> {
+    error.to_string().rsplit_once("http status: ")?.1.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fetches_what_an_export_reads() {
+        for name in [
+            "config.json",
+            "merges.txt",
+            "tokenizer.model",
+            "chat_template.jinja",
+            "modeling_x.py",
+            "qwen.tiktoken",
+            "LICENSE",
+            "LICENSE.md",
+            "Notice.txt",
+            "USE_POLICY.md",
+            "additional_chat_templates/tool.jinja",
+        ] {
+            assert!(travels(name), "{name}");
+        }
+        for name in [
+            "README.md",
+            "pytorch_model.bin",
+            "x.pt",
+            "x.gguf",
+            "consolidated.safetensors",
+            "model.safetensors",
+            ".gitattributes",
+            ".x.json",
+            "onnx/config.json",
+            "../x.json",
+            "/x.json",
+            "a\\x.json",
+            "x y.json",
+            "x?.json",
+            "additional_chat_templates/../x.json",
+            "additional_chat_templates/a/b.jinja",
+        ] {
+            assert!(!travels(name), "{name}");
+        }
+    }
+}
