@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod digest;
 pub mod error;
 pub mod export;
+pub mod gguf;
 pub mod inspect;
 pub mod merge;
 pub mod progress;
