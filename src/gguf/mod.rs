@@ -3,6 +3,8 @@
 
 pub mod decode;
 pub mod encode;
+pub mod imatrix;
+pub mod mixture;
 mod source;
 mod types;
 mod value;
