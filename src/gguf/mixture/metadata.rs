@@ -1,13 +1,10 @@
 //! What quantizing changes in a file's metadata: the same keys in the same order as llama-quantize writes.
 
 use crate::gguf::imatrix::ImatrixInfo;
-use crate::gguf::{Array, Metadata, Value};
+use crate::gguf::{Array, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
 
 /// Version of the block formats, `GGML_QNT_VERSION` in ggml.h.
 const QUANTIZATION_VERSION: u32 = 2;
-
-/// Keys of a file that is one of several, which the output isn't.
-const SPLIT_KEYS: [&str; 3] = ["split.no", "split.count", "split.tensors.count"];
 
 /// Most bytes of a text that llama-quantize gives a key: it keeps them in an array of 128, with a zero.
 const TEXT_MAX: usize = 127;
@@ -32,7 +29,8 @@ pub fn finish_metadata(metadata: &Metadata, file_type: u32, imatrix: Option<&Ima
             append("quantize.imatrix.chunks_count", Value::U32(imatrix.chunks));
         }
     }
-    for key in SPLIT_KEYS {
+    // The output is whole, or is split anew.
+    for key in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS] {
         finished.remove(key);
     }
     finished
