@@ -2,9 +2,12 @@
 //! module.
 
 mod bars;
+mod encoded;
+mod encoding;
 mod export;
 mod inspect;
 mod models;
+mod quantize;
 mod reference;
 mod shell;
 mod table;
@@ -31,6 +34,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reas
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Export(export::ExportArgs),
+    Quantize(quantize::QuantizeArgs),
     Verify(verify::VerifyArgs),
     Inspect(inspect::InspectArgs),
     Completions(shell::CompletionsArgs),
@@ -67,6 +71,7 @@ fn dashes(arg: OsString) -> OsString {
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Export(args) => export::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Completions(args) => shell::completions(&args),

@@ -3,8 +3,11 @@
 mod audit;
 mod block;
 mod describe;
+mod encoded;
+mod gguf;
 mod manifest;
 mod plan;
+mod quantize;
 mod shard;
 
 use std::collections::BTreeMap;
@@ -15,8 +18,11 @@ use std::time::Instant;
 
 pub use audit::{Audit, Difference, audit};
 pub use describe::describe_plan;
+pub use encoded::{EncodedTensor, GgufPart, Values};
+pub use gguf::{GgufOptions, GgufOutput};
 pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
 pub use plan::{ExportPlan, Options, Provenance};
+pub use quantize::{QuantizePlan, quantize};
 pub use shard::{PlacedTensor, Shard};
 
 pub(crate) use manifest::dtype_name;
@@ -27,6 +33,7 @@ use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::checkpoint::read_small;
 use crate::digest::{Hasher, Hex, sha256};
 use crate::error::{Error, Result};
+use crate::gguf::Quality;
 use crate::stream::{Input, Produced, Production, Staging, Work, produce};
 pub use crate::stream::{Run, Timings};
 use block::ShardWork;
@@ -41,12 +48,35 @@ pub struct Report {
     pub bytes: u64,
     /// Its files, with size and digest.
     pub files: BTreeMap<String, (u64, Hex)>,
-    /// Shards taken over from an interrupted run.
+    /// Files taken over from an interrupted run.
     pub resumed: usize,
+    /// How good the encoding of each tensor is, by GGUF file and tensor, where that was measured.
+    pub quality: BTreeMap<String, BTreeMap<String, Quality>>,
     /// Seconds from start to publication.
     pub seconds: f64,
     /// Seconds of all workers, by stage.
     pub timings: Timings,
+}
+
+impl Report {
+    fn new(out: &Path, produced: Produced, started: Instant) -> Self {
+        let Produced { files, records, resumed, timings, .. } = produced;
+        Self {
+            out: out.to_owned(),
+            bytes: files.values().map(|(size, _)| size).sum(),
+            files,
+            resumed,
+            quality: qualities(records),
+            seconds: started.elapsed().as_secs_f64(),
+            timings,
+        }
+    }
+}
+
+/// What the works of GGUF files recorded.
+fn qualities(records: BTreeMap<String, Value>) -> BTreeMap<String, BTreeMap<String, Quality>> {
+    let read = |(name, record)| Some((name, serde_json::from_value(record).ok()?));
+    records.into_iter().filter_map(read).collect()
 }
 
 /// Runs `plan`. On any error the destination is as it was.
@@ -55,12 +85,8 @@ pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     let staging = Staging::open(&plan.out)?;
     let names = inputs_in_order(plan);
     let production = production(plan, &names, how)?;
-    let (files, resumed, timings) = produce(&production, &staging, how, |produced| {
-        let (resumed, timings) = (produced.resumed, produced.timings);
-        Ok((publish(plan, &staging, &names, produced)?, resumed, timings))
-    })?;
-    let bytes = files.values().map(|(size, _)| size).sum();
-    Ok(Report { out: plan.out.clone(), bytes, files, resumed, seconds: started.elapsed().as_secs_f64(), timings })
+    let produced = produce(&production, &staging, how, |produced| publish(plan, &staging, &names, produced))?;
+    Ok(Report::new(&plan.out, produced, started))
 }
 
 type Files = BTreeMap<String, (u64, Hex)>;
@@ -79,13 +105,13 @@ fn production<'a>(plan: &'a ExportPlan, names: &[&str], how: &Run<'_>) -> Result
     })
 }
 
-/// Writes every other file of the output, and publishes it.
-fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], produced: Produced) -> Result<Files> {
+/// Writes every other file of the output, adds them to `produced`, and publishes it.
+fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], mut produced: Produced) -> Result<Produced> {
     for file in plan.base.files.iter().chain(plan.adapters.iter().map(|adapter| &adapter.file)) {
         file.check_unchanged()?;
     }
-    let mut files = produced.files;
-    write_companions(plan, staging, &mut files)?;
+    let files = &mut produced.files;
+    write_companions(plan, staging, files)?;
     let (base, weights) = produced.inputs.split_at(names.len());
     let digests = Digests {
         files: files.clone(),
@@ -96,11 +122,11 @@ fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], produced: Produ
     let text = manifest::manifest(plan, &digests);
     staging.write(MANIFEST, text.as_bytes())?;
     files.insert(MANIFEST.to_owned(), (text.len() as u64, sha256(text.as_bytes())));
-    let sums = manifest::checksums(&files);
+    let sums = manifest::checksums(files);
     staging.write(CHECKSUMS, sums.as_bytes())?;
     files.insert(CHECKSUMS.to_owned(), (sums.len() as u64, sha256(sums.as_bytes())));
     staging.publish(plan.options.overwrite)?;
-    Ok(files)
+    Ok(produced)
 }
 
 /// A digest of all that decides the bytes of the streamed files: their headers, the settings of base and adapters, and
