@@ -12,6 +12,7 @@ mod quality;
 mod read;
 mod rules;
 mod scales;
+mod float16;
 mod source;
 mod split;
 mod types;
