@@ -6,6 +6,7 @@ pub mod encode;
 mod source;
 mod types;
 mod value;
+pub mod vocab;
 
 pub use source::{GgufTensor, HfTensor, ModelFiles, Rows};
 pub use types::TensorType;
