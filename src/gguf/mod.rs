@@ -17,6 +17,7 @@ mod source;
 mod split;
 mod types;
 mod value;
+pub mod vocab;
 
 pub use file::GgufFile;
 pub use layout::{Layout, TensorForm, lay_out, trimmed};
