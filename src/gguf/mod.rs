@@ -3,10 +3,21 @@
 
 pub mod decode;
 pub mod encode;
+mod file;
+mod layout;
+mod model;
+mod read;
+mod rules;
 mod source;
+mod split;
 mod types;
 mod value;
 
+pub use file::GgufFile;
+pub use layout::{Layout, TensorForm, lay_out, trimmed};
+pub use model::{GgufModel, ModelTensor, PartName, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS};
+pub use read::{BadGguf, Header, TensorInfo};
 pub use source::{GgufTensor, HfTensor, ModelFiles, Rows};
+pub use split::{Part, split};
 pub use types::TensorType;
 pub use value::{Array, Metadata, Value, ValueType};

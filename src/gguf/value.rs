@@ -140,6 +140,11 @@ impl Value {
 pub struct Metadata(Vec<(String, Value)>);
 
 impl Metadata {
+    /// Pairs whose keys are known to be unique.
+    pub(super) fn from_unique(pairs: Vec<(String, Value)>) -> Self {
+        Self(pairs)
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value)

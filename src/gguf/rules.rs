@@ -1,0 +1,85 @@
+//! What holds of every GGUF file, read or written: the rules of names, shapes and sizes, and qft's own limits. The rules
+//! are those of gguf.cpp; the limits are above all that real models need.
+
+use super::types::TensorType;
+use super::value::{Metadata, Value};
+
+/// The version that is written. Version 2 differs only in that it says nothing of big-endian files.
+pub(super) const VERSION: u32 = 3;
+/// The letters that every file begins with.
+pub(super) const MAGIC: [u8; 4] = *b"GGUF";
+/// Alignment of tensors where `general.alignment` says nothing.
+pub(super) const DEFAULT_ALIGNMENT: usize = 32;
+/// The key of another alignment.
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
+/// Largest alignment that is read: a larger one would only make padding a way to ask for memory.
+const MAX_ALIGNMENT: usize = 1 << 20;
+/// Most axes of a tensor (`GGML_MAX_DIMS`).
+const MAX_AXES: usize = 4;
+/// One more than the bytes of a tensor's longest name (`GGML_MAX_NAME`).
+const NAME_END: usize = 64;
+/// Bytes of the longest key that the format's page allows.
+const MAX_KEY: usize = u16::MAX as usize;
+
+/// The alignment that `metadata` sets, in bytes.
+pub(super) fn alignment(metadata: &Metadata) -> Result<usize, String> {
+    let value = match metadata.get(ALIGNMENT_KEY) {
+        None => return Ok(DEFAULT_ALIGNMENT),
+        Some(Value::U32(value)) => *value as usize,
+        Some(_) => return Err(format!("{ALIGNMENT_KEY} is no u32")),
+    };
+    if !value.is_power_of_two() {
+        return Err(format!("{ALIGNMENT_KEY} is {value}, which is no power of two"));
+    }
+    if value > MAX_ALIGNMENT {
+        return Err(format!("{ALIGNMENT_KEY} is {value}; more than {MAX_ALIGNMENT} is not read"));
+    }
+    Ok(value)
+}
+
+/// `at` rounded up to a multiple of `alignment`, a power of two; `None` on overflow.
+pub(super) fn padded(at: usize, alignment: usize) -> Option<usize> {
+    at.checked_next_multiple_of(alignment)
+}
+
+/// Refuses a key that C code would read as another one, or as none.
+pub(super) fn check_key(key: &str) -> Result<(), String> {
+    match key.len() {
+        0 => Err("a key is empty".to_owned()),
+        1..=MAX_KEY if !key.contains('\0') => Ok(()),
+        1..=MAX_KEY => Err(format!("key {key} contains a zero byte")),
+        len => Err(format!("a key has {len} bytes; the format allows {MAX_KEY}")),
+    }
+}
+
+/// Refuses a tensor's name that ggml can't hold.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    match name.len() {
+        0 => Err("a tensor has an empty name".to_owned()),
+        len if len >= NAME_END => Err(format!("tensor {name}: its name has {len} bytes; fewer than 64 are allowed")),
+        _ if name.contains('\0') => Err(format!("tensor {name}: its name contains a zero byte")),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses more axes than ggml has.
+pub(super) fn check_axes(name: &str, axes: usize) -> Result<(), String> {
+    if axes > MAX_AXES { Err(format!("tensor {name}: has {axes} axes; {MAX_AXES} are allowed")) } else { Ok(()) }
+}
+
+/// Bytes of a tensor of `shape`, outermost axis first. A tensor without axes has one element.
+pub(super) fn tensor_len(name: &str, shape: &[usize], kind: TensorType) -> Result<usize, String> {
+    check_axes(name, shape.len())?;
+    let overflow = || format!("tensor {name}: its shape {shape:?} overflows");
+    let elements = shape.iter().rev().try_fold(1usize, |n, d| n.checked_mul(*d));
+    elements.filter(|n| i64::try_from(*n).is_ok()).ok_or_else(overflow)?;
+    let (columns, outer) = shape.split_last().map_or((1, &[][..]), |(columns, outer)| (*columns, outer));
+    if !columns.is_multiple_of(kind.block_len()) {
+        return Err(format!(
+            "tensor {name}: its rows of {columns} are not whole blocks of {kind} ({})",
+            kind.block_len()
+        ));
+    }
+    let row = kind.row_bytes(columns).ok_or_else(overflow)?;
+    outer.iter().rev().try_fold(row, |n, d| n.checked_mul(*d)).ok_or_else(overflow)
+}
