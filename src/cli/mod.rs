@@ -8,6 +8,7 @@ mod models;
 mod reference;
 mod shell;
 mod table;
+mod to_hf;
 mod verify;
 
 use std::ffi::OsString;
@@ -31,6 +32,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reas
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Export(export::ExportArgs),
+    ToHf(to_hf::ToHfArgs),
     Verify(verify::VerifyArgs),
     Inspect(inspect::InspectArgs),
     Completions(shell::CompletionsArgs),
@@ -67,6 +69,7 @@ fn dashes(arg: OsString) -> OsString {
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Export(args) => export::run(&args),
+        Command::ToHf(args) => to_hf::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Completions(args) => shell::completions(&args),

@@ -3,6 +3,8 @@
 
 pub mod decode;
 pub mod encode;
+#[allow(dead_code)]
+mod float16;
 mod file;
 mod layout;
 mod model;
@@ -10,6 +12,7 @@ mod read;
 mod rules;
 mod source;
 mod split;
+pub mod to_hf;
 mod types;
 mod value;
 
