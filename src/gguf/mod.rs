@@ -3,9 +3,8 @@
 
 pub mod decode;
 pub mod encode;
-#[allow(dead_code)]
-mod float16;
 mod file;
+mod float16;
 mod layout;
 mod model;
 mod read;

@@ -1,7 +1,7 @@
 //! The grids of the IQ1, IQ2 and IQ3 types: which points of a small lattice have a code. Facts of the format, found by
 //! search when the types were made. A grid's points are numbered in the order of the lattice, the first coordinate
-//! running fastest, so that one bit a point says it all:
-//! written in hexadecimal, the first point in the lowest bit of the first digit.
+//! running fastest, so that one bit a point says it all: in
+//! hexadecimal, the first point in the lowest bit of the first digit.
 
 const IQ1_LEVELS: [i8; 3] = [-1, 0, 1];
 const IQ2_LEVELS: [i8; 3] = [8, 25, 43];
