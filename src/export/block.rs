@@ -90,25 +90,25 @@ impl<'a> MergedTensor<'a> {
 }
 
 /// Where the parts of a file lie: a header, and tensors one after another, with zeros between them.
-pub(super) struct Parts<'a> {
+pub(crate) struct Parts<'a> {
     header: &'a [u8],
     /// First byte and length of each tensor, in the order of their bytes.
     places: Vec<(usize, usize)>,
 }
 
 impl<'a> Parts<'a> {
-    pub(super) fn new(header: &'a [u8], places: impl Iterator<Item = (u64, u64)>) -> Self {
+    pub(crate) fn new(header: &'a [u8], places: impl Iterator<Item = (u64, u64)>) -> Self {
         Self { header, places: places.map(|(offset, len)| (offset as usize, len as usize)).collect() }
     }
 
     /// Segments that have some of tensor `i`.
-    pub(super) fn segments(&self, i: usize) -> usize {
+    pub(crate) fn segments(&self, i: usize) -> usize {
         let (offset, len) = self.places[i];
         (offset + len) / BLOCK_LEN - offset / BLOCK_LEN + 1
     }
 
     /// Writes the file's bytes `range` to `out`; `fill` writes some bytes of a tensor.
-    pub(super) fn fill(
+    pub(crate) fn fill(
         &self,
         range: Range<usize>,
         out: &mut [u8],

@@ -25,7 +25,9 @@ pub use plan::{ExportPlan, Options, Provenance};
 pub use quantize::{QuantizePlan, quantize};
 pub use shard::{PlacedTensor, Shard};
 
-pub(crate) use manifest::dtype_name;
+pub(crate) use block::Parts;
+pub(crate) use manifest::{checksums, dtype_name};
+pub(crate) use shard::{Unplaced, index, split};
 
 use serde_json::{Value, json};
 
@@ -147,7 +149,7 @@ fn identity(plan: &ExportPlan) -> Result<Hex> {
 }
 
 /// Device, inode, size and time of the last change of an input.
-fn file_identity(path: &Path) -> Result<Value> {
+pub(crate) fn file_identity(path: &Path) -> Result<Value> {
     let meta = fs::metadata(path).map_err(Error::io("look at", path))?;
     Ok(json!([meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()]))
 }

@@ -143,8 +143,12 @@ impl ExportPlan {
 
 /// The tensors of the output, without a place, cast to `dtype` where one is wanted.
 pub(super) fn unplaced(tensors: BTreeMap<String, TensorSource>, dtype: Option<Float>) -> Vec<Unplaced> {
-    let cast =
-        |(name, source): (String, TensorSource)| Unplaced { dtype: output_type(source.dtype, dtype), name, source };
+    let cast = |(name, source): (String, TensorSource)| Unplaced {
+        dtype: output_type(source.dtype, dtype),
+        shape: source.source.shape().to_vec(),
+        name,
+        source,
+    };
     tensors.into_iter().map(cast).collect()
 }
 

@@ -4,6 +4,7 @@
 pub mod decode;
 pub mod encode;
 mod file;
+mod float16;
 pub mod imatrix;
 mod layout;
 pub mod mixture;
@@ -12,9 +13,9 @@ mod quality;
 mod read;
 mod rules;
 mod scales;
-mod float16;
 mod source;
 mod split;
+pub mod to_hf;
 mod types;
 mod value;
 pub mod vocab;

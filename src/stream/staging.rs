@@ -187,9 +187,11 @@ impl Staging {
         Ok((size, hasher.finish()))
     }
 
-    /// Writes a small file and syncs it.
+    /// Writes a small file, in a directory of its own if the name has one, and syncs it.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.dir.join(name);
+        let parent = parent(&path);
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         let write = || {
             let mut file = File::create(&path)?;
             file.write_all(bytes)?;
