@@ -1,11 +1,13 @@
 //! GGUF, the file format of llama.cpp: reading and laying out files, naming tensors, choosing and encoding types, and
 //! the way back to a Hugging Face directory. Streams nothing; `export` does.
 
+mod cursor;
 pub mod decode;
 pub mod encode;
 mod file;
 mod layout;
 mod model;
+mod pairs;
 mod read;
 mod rules;
 mod source;

@@ -179,3 +179,67 @@ impl std::fmt::Display for PartName {
         write!(f, "{}-{:05}-of-{:05}.gguf", self.stem, self.index + 1, self.count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{TensorForm, TensorType, lay_out};
+
+    /// A file of one tensor, with numbers about a split: number, count, tensors.
+    fn write(path: &Path, tensor: &str, split: Option<[u16; 3]>) {
+        let mut metadata = Metadata::default();
+        metadata.set("a", Value::string(tensor));
+        for (key, value) in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS].into_iter().zip(split.into_iter().flatten()) {
+            metadata.set(key, Value::U16(value));
+        }
+        let made = lay_out(&metadata, &[TensorForm { name: tensor, shape: &[3], kind: TensorType::F32 }]).unwrap();
+        let mut bytes = made.header;
+        bytes.resize(made.total as usize, 0);
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn names_of_parts() {
+        let part = PartName::parse("a-b-00002-of-00010.gguf").unwrap();
+        assert_eq!((part.stem.as_str(), part.index, part.count), ("a-b", 1, 10));
+        for name in
+            ["a.gguf", "a-00000-of-00001.gguf", "a-00002-of-00001.gguf", "a-1-of-2.gguf", "a-+0001-of-00002.gguf"]
+        {
+            assert_eq!(PartName::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn opens_all_parts_from_any_and_refuses_what_does_not_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |i: usize| dir.path().join(PartName { stem: "m".to_owned(), index: i, count: 2 }.to_string());
+        let problem = |i: usize| GgufModel::open(&path(i)).unwrap_err().to_string();
+        write(&path(0), "x", Some([0, 2, 2]));
+        assert!(problem(0).contains("is missing"), "{}", problem(0));
+        write(&path(1), "y", Some([1, 2, 2]));
+        for i in [0, 1] {
+            let model = GgufModel::open(&path(i)).unwrap();
+            let names: Vec<_> = model.tensors.iter().map(|t| t.info().name.as_str()).collect();
+            assert_eq!((names, model.metadata.len()), (vec!["x", "y"], 1));
+            assert_eq!(model.metadata.get("a"), Some(&Value::string("x")));
+        }
+        for (tensor, split, expected) in [
+            ("y", Some([0, 2, 2]), "split.no is 0, not 1"),
+            ("y", Some([1, 3, 2]), "split.count is 3, not 2"),
+            ("y", None, "split.count is absent"),
+            ("y", Some([1, 2, 3]), "split.tensors.count"),
+            ("x", Some([1, 2, 2]), "tensor x is in m-00001-of-00002.gguf too"),
+        ] {
+            write(&path(1), tensor, split);
+            assert!(problem(0).contains(expected), "{} should mention {expected}", problem(0));
+        }
+        write(&path(0), "x", Some([0, 2, 3]));
+        write(&path(1), "y", Some([1, 2, 3]));
+        assert!(problem(1).contains("3 tensors, and they have 2"), "{}", problem(1));
+        let alone = dir.path().join("alone.gguf");
+        write(&alone, "x", Some([0, 2, 2]));
+        assert!(GgufModel::open(&alone).unwrap_err().to_string().contains("which its name does not say"));
+        write(&alone, "x", Some([0, 0, 9]));
+        assert!(GgufModel::open(&alone).is_ok(), "merged parts keep such keys");
+    }
+}
