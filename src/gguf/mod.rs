@@ -6,6 +6,7 @@ pub mod decode;
 pub mod encode;
 mod file;
 mod layout;
+mod lint;
 mod model;
 mod pairs;
 mod read;
@@ -15,8 +16,9 @@ mod split;
 mod types;
 mod value;
 
-pub use file::GgufFile;
+pub use file::{GgufFile, is_gguf};
 pub use layout::{Layout, TensorForm, lay_out, trimmed};
+pub use lint::{lint_model, lint_padding};
 pub use model::{GgufModel, ModelTensor, PartName, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS};
 pub use read::{BadGguf, Header, TensorInfo};
 pub use source::{GgufTensor, HfTensor, ModelFiles, Rows};

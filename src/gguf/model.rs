@@ -105,7 +105,7 @@ fn open_parts(given: &Arc<GgufFile>, count: usize) -> Result<Vec<Arc<GgufFile>>>
     let mut files: Vec<Arc<GgufFile>> = Vec::new();
     for index in 0..count {
         let path = given.path().with_file_name(PartName { index, ..name.clone() }.to_string());
-        let part = if index == name.index { Arc::clone(given) } else { open_part(&path, given.path())? };
+        let part = if index == name.index { Arc::clone(given) } else { open_part(&path)? };
         for (key, expected) in [(SPLIT_COUNT, count), (SPLIT_NO, index)] {
             match split_key(&part, key)? {
                 Some(found) if found == expected => {}
@@ -126,10 +126,9 @@ fn open_parts(given: &Arc<GgufFile>, count: usize) -> Result<Vec<Arc<GgufFile>>>
     Ok(files)
 }
 
-fn open_part(path: &Path, given: &Path) -> Result<Arc<GgufFile>> {
+fn open_part(path: &Path) -> Result<Arc<GgufFile>> {
     if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
-        let name = given.file_name().unwrap_or_default().to_string_lossy();
-        let problem = format!("is missing, a part of the model that {} is another part of", escaped(&name));
+        let problem = "is missing, though another part of its model is there";
         return Err(Error::malformed(path, problem, "put all parts of the model into one directory"));
     }
     GgufFile::open(path)
