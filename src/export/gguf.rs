@@ -90,8 +90,8 @@ pub(super) fn of_model(
         let conversion = arch::convert(files, &tensors, &wanted)?;
         let recipe = VocabOptions {
             pre: options.pre.as_deref(),
-            recipe: conversion.vocabulary,
-            vocab_size: conversion.vocab_size,
+            recipe: if conversion.vocabulary.sources.len() == 3 { &vocab::LLAMA } else { &vocab::QWEN },
+            vocab_size: conversion.vocabulary.size,
         };
         let vocabulary = vocab::convert(files, &recipe)?;
         let sections = [&conversion.before_vocab, &vocabulary.keys, &conversion.after_vocab];

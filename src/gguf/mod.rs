@@ -2,6 +2,8 @@
 //! the way back to a Hugging Face directory. Streams nothing; `export` does.
 
 mod cursor;
+pub mod arch;
+mod card;
 pub mod decode;
 pub mod encode;
 mod file;
