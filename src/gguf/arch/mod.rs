@@ -7,6 +7,7 @@ mod keys;
 mod llama;
 mod mistral;
 mod names;
+mod power;
 mod qwen2;
 mod qwen3;
 mod rope;
