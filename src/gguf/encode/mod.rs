@@ -1,9 +1,9 @@
 //! Encoding rows of floats as blocks, byte for byte as llama.cpp's reference code does. Knows no GGUF file.
 
+mod k;
 mod plain;
 mod q8;
 mod vector;
-mod k;
 
 use super::TensorType;
 use crate::merge::Vector;
