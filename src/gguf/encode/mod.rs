@@ -1,5 +1,7 @@
 //! Encoding rows of floats as blocks, byte for byte as llama.cpp's reference code does. Knows no GGUF file.
 
+mod classic;
+mod iq4;
 mod plain;
 mod q8;
 mod vector;
@@ -16,6 +18,12 @@ const ENCODERS: &[(TensorType, Encoder)] = &[
     (TensorType::F16, plain::f16),
     (TensorType::BF16, plain::bf16),
     (TensorType::Q8_0, q8::q8_0),
+    (TensorType::Q4_0, classic::q4_0),
+    (TensorType::Q4_1, classic::q4_1),
+    (TensorType::Q5_0, classic::q5_0),
+    (TensorType::Q5_1, classic::q5_1),
+    (TensorType::IQ4_NL, iq4::iq4_nl),
+    (TensorType::IQ4_XS, iq4::iq4_xs),
 ];
 
 fn encoder(kind: TensorType) -> Option<Encoder> {
