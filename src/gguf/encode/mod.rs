@@ -1,6 +1,8 @@
 //! Encoding rows of floats as blocks, byte for byte as llama.cpp's reference code does. Knows no GGUF file.
 
 mod k;
+mod classic;
+mod iq4;
 mod plain;
 mod q8;
 mod vector;
@@ -22,6 +24,12 @@ const ENCODERS: &[(TensorType, Encoder)] = &[
     (TensorType::Q4_K, |_, x, columns, qw, out| k::encode(TensorType::Q4_K, x, columns, qw, out)),
     (TensorType::Q5_K, |_, x, columns, qw, out| k::encode(TensorType::Q5_K, x, columns, qw, out)),
     (TensorType::Q6_K, |_, x, columns, qw, out| k::encode(TensorType::Q6_K, x, columns, qw, out)),
+    (TensorType::Q4_0, classic::q4_0),
+    (TensorType::Q4_1, classic::q4_1),
+    (TensorType::Q5_0, classic::q5_0),
+    (TensorType::Q5_1, classic::q5_1),
+    (TensorType::IQ4_NL, iq4::iq4_nl),
+    (TensorType::IQ4_XS, iq4::iq4_xs),
 ];
 
 fn encoder(kind: TensorType) -> Option<Encoder> {
