@@ -10,11 +10,11 @@ type Encoder = fn(Vector, &[f32], usize, Option<&[f32]>, &mut [u8]);
 
 /// The types that rows can be encoded as.
 const ENCODERS: &[(TensorType, Encoder)] = &[
-    (TensorType::Q2_K, |_, x, columns, qw, out| k::encode(TensorType::Q2_K, x, columns, qw, out)),
-    (TensorType::Q3_K, |_, x, columns, qw, out| k::encode(TensorType::Q3_K, x, columns, qw, out)),
-    (TensorType::Q4_K, |_, x, columns, qw, out| k::encode(TensorType::Q4_K, x, columns, qw, out)),
-    (TensorType::Q5_K, |_, x, columns, qw, out| k::encode(TensorType::Q5_K, x, columns, qw, out)),
-    (TensorType::Q6_K, |_, x, columns, qw, out| k::encode(TensorType::Q6_K, x, columns, qw, out)),
+    (TensorType::Q2_K, k::q2_k),
+    (TensorType::Q3_K, k::q3_k),
+    (TensorType::Q4_K, k::q4_k),
+    (TensorType::Q5_K, k::q5_k),
+    (TensorType::Q6_K, k::q6_k),
 ];
 
 fn encoder(kind: TensorType) -> Option<Encoder> {
