@@ -30,6 +30,11 @@ const ENCODERS: &[(TensorType, Encoder)] = &[
     (TensorType::Q5_1, classic::q5_1),
     (TensorType::IQ4_NL, iq4::iq4_nl),
     (TensorType::IQ4_XS, iq4::iq4_xs),
+    (TensorType::Q2_K, k::q2_k),
+    (TensorType::Q3_K, k::q3_k),
+    (TensorType::Q4_K, k::q4_k),
+    (TensorType::Q5_K, k::q5_k),
+    (TensorType::Q6_K, k::q6_k),
 ];
 
 fn encoder(kind: TensorType) -> Option<Encoder> {
