@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod merge;
 pub mod progress;
 pub mod size;
+mod stream;
 pub mod verify;
 
 pub use error::{Error, Result};

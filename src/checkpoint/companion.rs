@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::open::{open_regular, read_small, read_text};
 use super::shard_index::resolve_member;
-use crate::error::{Error, Result, escaped};
+use crate::error::{Error, Result, escaped, shown};
 
 /// Where a companion comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,10 +80,7 @@ pub fn companions(base: &Path, adapters: &[&Path]) -> Result<Vec<Companion>> {
         insert(&mut found, base, name, CompanionSource::Base)?;
     }
     for adapter in adapters {
-        let own: Vec<String> = files_of(adapter)?
-            .into_iter()
-            .filter(|n| TOKENIZER_FILES.contains(&n.as_str()) || n.starts_with(TEMPLATE_DIR))
-            .collect();
+        let own: Vec<String> = files_of(adapter)?.into_iter().filter(|n| is_tokenizer_file(n)).collect();
         // A template inside the adapter's tokenizer_config.json loses to a .jinja file of the base, so that must go.
         if template_inside(adapter) && !own.iter().any(|n| n.starts_with("chat_template")) {
             found.retain(|name, _| !name.starts_with("chat_template") && !name.starts_with(TEMPLATE_DIR));
@@ -93,6 +90,25 @@ pub fn companions(base: &Path, adapters: &[&Path]) -> Result<Vec<Companion>> {
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// The files of the tokenizer and the templates in `dir`. Sorted by name.
+pub fn tokenizer_files(dir: &Path) -> Result<Vec<Companion>> {
+    let mut found = BTreeMap::new();
+    for name in files_of(dir)?.into_iter().filter(|n| is_tokenizer_file(n)) {
+        insert(&mut found, dir, name, CompanionSource::Base)?;
+    }
+    if found.is_empty() {
+        return Err(Error::refused(
+            format!("{} has no tokenizer", shown(dir)),
+            "name the directory of the original model",
+        ));
+    }
+    Ok(found.into_values().collect())
+}
+
+fn is_tokenizer_file(name: &str) -> bool {
+    TOKENIZER_FILES.contains(&name) || name.starts_with(TEMPLATE_DIR)
 }
 
 fn insert(found: &mut BTreeMap<String, Companion>, dir: &Path, name: String, source: CompanionSource) -> Result<()> {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-pub use companion::{Companion, CompanionSource, companions, lint_companions};
+pub use companion::{Companion, CompanionSource, companions, lint_companions, tokenizer_files};
 pub use config::{ConfigText, TEXT_SECTIONS};
 pub use header::{BadHeader, Header, MAX_HEADER_LEN, MAX_TENSORS, TensorInfo};
 pub use hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Located, Locator};

@@ -2,12 +2,16 @@
 //! module.
 
 mod bars;
+mod encoded;
+mod encoding;
 mod export;
 mod inspect;
 mod models;
+mod quantize;
 mod reference;
 mod shell;
 mod table;
+mod to_hf;
 mod verify;
 
 use std::ffi::OsString;
@@ -31,6 +35,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reas
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Export(export::ExportArgs),
+    Quantize(quantize::QuantizeArgs),
+    ToHf(to_hf::ToHfArgs),
     Verify(verify::VerifyArgs),
     Inspect(inspect::InspectArgs),
     Completions(shell::CompletionsArgs),
@@ -67,6 +73,8 @@ fn dashes(arg: OsString) -> OsString {
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Export(args) => export::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
+        Command::ToHf(args) => to_hf::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Completions(args) => shell::completions(&args),

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::Run;
-use super::block::{BLOCK_LEN, TensorWork};
+use super::block::MergedTensor;
 use super::plan::unplaced;
 use super::shard::{self, PlacedTensor, Shard};
 use crate::adapter::{Adapter, resolve};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
 use crate::merge::{Float, Overflow};
+use crate::stream::BLOCK_LEN;
 
 /// Some bytes of one tensor.
 struct Block {
@@ -107,8 +108,8 @@ fn whole(shards: Vec<Shard>) -> Result<Shard> {
 fn compare_values(inputs: &Audit<'_>, expected: &Shard, how: &Run<'_>) -> Result<Option<Difference>> {
     let blocks = blocks(expected);
     let uses = |t: &PlacedTensor| (t.len as usize).div_ceil(BLOCK_LEN);
-    let work_on = |t| TensorWork::new(t, uses(t), inputs.overflow, how.vector);
-    let works: Vec<TensorWork<'_>> = expected.tensors.iter().map(work_on).collect();
+    let work_on = |t| MergedTensor::placed(t, uses(t), inputs.overflow, how.vector);
+    let works: Vec<MergedTensor<'_>> = expected.tensors.iter().map(work_on).collect();
     how.progress.start(&[("audit".to_owned(), expected.tensors.iter().map(|t| t.len).sum())]);
     let next = AtomicUsize::new(0);
     let first = Mutex::new(Ok(None));
@@ -175,7 +176,7 @@ fn compare_forms(release: &Checkpoint, expected: &Shard) -> Option<Difference> {
 fn compare(
     release: &Checkpoint,
     expected: &PlacedTensor,
-    work: &TensorWork<'_>,
+    work: &MergedTensor<'_>,
     block: &Block,
     buffer: &mut Vec<u8>,
 ) -> Result<Option<Difference>> {

@@ -1,44 +1,65 @@
-//! Filling memory with output bytes: any range of a tensor, any range of a shard, copied or computed.
+//! Filling memory with output bytes: any range of a merged tensor, any range of a shard.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use safetensors::Dtype;
+
 use super::shard::{PlacedTensor, Shard};
+use crate::adapter::TensorSource;
 use crate::error::{Error, Result};
 use crate::merge::{Float, Merge, Overflow, Vector};
+use crate::stream::{BLOCK_LEN, Work};
 
-/// Bytes that are worked on at once: a segment of a shard. Several fit the last-level cache.
-pub(super) const BLOCK_LEN: usize = 2 << 20;
-
-/// The arithmetic of one output tensor, made when it is first asked for and dropped after the last of its uses.
-pub(super) struct TensorWork<'a> {
-    placed: &'a PlacedTensor,
+/// A tensor with its changes, cast to the output's type. Its arithmetic is made when it is first asked for and dropped
+/// after the last of its uses.
+pub(super) struct MergedTensor<'a> {
+    name: &'a str,
+    source: &'a TensorSource,
+    dtype: Dtype,
     overflow: Overflow,
     vector: Vector,
     merge: Mutex<(usize, Option<Arc<Merge<'a>>>)>,
 }
 
-impl<'a> TensorWork<'a> {
-    /// Work on a tensor that [`Self::fill`] will be called for about `uses` times.
-    pub(super) fn new(placed: &'a PlacedTensor, uses: usize, overflow: Overflow, vector: Vector) -> Self {
-        Self { placed, overflow, vector, merge: Mutex::new((uses, None)) }
+impl<'a> MergedTensor<'a> {
+    /// The tensor `name` of `source` as `dtype`; [`Self::fill`] will be called about `uses` times.
+    pub(super) fn new(
+        (name, source, dtype): (&'a str, &'a TensorSource, Dtype),
+        uses: usize,
+        overflow: Overflow,
+        vector: Vector,
+    ) -> Self {
+        Self { name, source, dtype, overflow, vector, merge: Mutex::new((uses, None)) }
+    }
+
+    /// A tensor in its place.
+    pub(super) fn placed(placed: &'a PlacedTensor, uses: usize, overflow: Overflow, vector: Vector) -> Self {
+        Self::new((&placed.name, &placed.source, placed.dtype), uses, overflow, vector)
+    }
+
+    /// Bytes of the largest widened factor.
+    pub(super) fn factor_bytes(source: &TensorSource) -> usize {
+        let columns = source.matrix().1;
+        let bytes = source.low_rank.iter().map(|term| term.rank.saturating_mul(columns).saturating_mul(4));
+        bytes.max().unwrap_or(0)
     }
 
     /// Writes bytes `range` of the tensor to `out`. The range begins and ends between elements.
     pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let source = &self.placed.source.source;
-        if !self.placed.source.is_changed() && source.dtype() == self.placed.dtype {
+        let source = &self.source.source;
+        if !self.source.is_changed() && source.dtype() == self.dtype {
             source.prefetch(range.start, range.len());
             out.copy_from_slice(&source.bytes()[range]);
             return Ok(());
         }
-        let element = self.placed.dtype.bitsize() / 8;
+        let element = self.dtype.bitsize() / 8;
         let elements = range.start / element..range.end / element;
         let stored = source.dtype().bitsize() / 8;
         source.prefetch(elements.start * stored, elements.len() * stored);
         self.merge()?.run(elements, out).map_err(|fault| {
-            let (tensor, row, column) = (self.placed.name.clone(), fault.row as u64, fault.column as u64);
-            match Float::of(self.placed.dtype) {
+            let (tensor, row, column) = (self.name.to_owned(), fault.row as u64, fault.column as u64);
+            match Float::of(self.dtype) {
                 Some(float) if fault.value.is_finite() => {
                     Error::Overflow { tensor, row, column, value: fault.value, dtype: float.name() }
                 }
@@ -59,60 +80,133 @@ impl<'a> TensorWork<'a> {
     }
 
     fn prepare(&self) -> Result<Merge<'a>> {
-        let source = &self.placed.source;
-        source.merge(self.placed.dtype, self.overflow, self.vector).ok_or_else(|| {
+        self.source.merge(self.dtype, self.overflow, self.vector).ok_or_else(|| {
             Error::refused(
-                format!("tensor {} of type {:?} can't be changed", self.placed.name, source.source.dtype()),
+                format!("tensor {} of type {:?} can't be changed", self.name, self.source.source.dtype()),
                 "report this: the plan should have refused it",
             )
         })
     }
 }
 
-/// One shard as a run of bytes, cut into segments of [`BLOCK_LEN`].
+/// Where the parts of a file lie: a header, and tensors one after another, with zeros between them.
+pub(crate) struct Parts<'a> {
+    header: &'a [u8],
+    /// First byte and length of each tensor, in the order of their bytes.
+    places: Vec<(usize, usize)>,
+}
+
+impl<'a> Parts<'a> {
+    pub(crate) fn new(header: &'a [u8], places: impl Iterator<Item = (u64, u64)>) -> Self {
+        Self { header, places: places.map(|(offset, len)| (offset as usize, len as usize)).collect() }
+    }
+
+    /// Segments that have some of tensor `i`.
+    pub(crate) fn segments(&self, i: usize) -> usize {
+        let (offset, len) = self.places[i];
+        (offset + len) / BLOCK_LEN - offset / BLOCK_LEN + 1
+    }
+
+    /// Writes the file's bytes `range` to `out`; `fill` writes some bytes of a tensor.
+    pub(crate) fn fill(
+        &self,
+        range: Range<usize>,
+        out: &mut [u8],
+        fill: impl Fn(usize, Range<usize>, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = range.start;
+        if at < self.header.len() {
+            let part = &self.header[at..self.header.len().min(range.end)];
+            out[..part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        // The first tensor that ends in or after the range is where it begins.
+        let first = self.places.partition_point(|(offset, len)| offset + len <= range.start);
+        for (i, (offset, len)) in self.places.iter().enumerate().skip(first) {
+            let (start, end) = (range.start.max(*offset), range.end.min(offset + len));
+            if start >= range.end {
+                break;
+            }
+            if start < end {
+                out[at - range.start..start - range.start].fill(0);
+                fill(i, start - offset..end - offset, &mut out[start - range.start..end - range.start])?;
+                at = end;
+            }
+        }
+        out[at - range.start..].fill(0);
+        Ok(())
+    }
+}
+
+/// One safetensors shard, ready to be written.
 pub(super) struct ShardWork<'a> {
     shard: &'a Shard,
-    tensors: Vec<TensorWork<'a>>,
+    parts: Parts<'a>,
+    tensors: Vec<MergedTensor<'a>>,
 }
 
 impl<'a> ShardWork<'a> {
     pub(super) fn new(shard: &'a Shard, overflow: Overflow, vector: Vector) -> Self {
-        let segments = |t: &PlacedTensor| (t.offset + t.len) as usize / BLOCK_LEN - t.offset as usize / BLOCK_LEN + 1;
-        let tensors = shard.tensors.iter().map(|t| TensorWork::new(t, segments(t), overflow, vector)).collect();
-        Self { shard, tensors }
+        let parts = Parts::new(&shard.header, shard.tensors.iter().map(|t| (t.offset, t.len)));
+        let merged = |(i, t)| MergedTensor::placed(t, parts.segments(i), overflow, vector);
+        let tensors = shard.tensors.iter().enumerate().map(merged).collect();
+        Self { shard, parts, tensors }
+    }
+}
+
+impl Work for ShardWork<'_> {
+    fn name(&self) -> &str {
+        &self.shard.name
     }
 
-    /// Number of segments: at least one, since a shard has a header.
-    pub(super) fn segments(&self) -> usize {
-        (self.shard.len() as usize).div_ceil(BLOCK_LEN)
+    fn len(&self) -> u64 {
+        self.shard.len()
     }
 
-    /// The bytes of a segment, as a range of the file.
-    pub(super) fn range(&self, segment: usize) -> Range<usize> {
-        let start = segment * BLOCK_LEN;
-        start..(self.shard.len() as usize).min(start + BLOCK_LEN)
+    fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
+        self.parts.fill(range, out, |i, part, out| self.tensors[i].fill(part, out))
     }
 
-    /// Writes a segment's bytes to `out`, which is as long as its range.
-    pub(super) fn fill(&self, segment: usize, out: &mut [u8]) -> Result<()> {
-        let range = self.range(segment);
-        let header = &self.shard.header;
-        if range.start < header.len() {
-            let part = &header[range.start..header.len().min(range.end)];
-            out[..part.len()].copy_from_slice(part);
-        }
-        // Tensors lie one after another; the first that ends in or after the segment is where it begins.
-        let first = self.shard.tensors.partition_point(|t| (t.offset + t.len) as usize <= range.start);
-        for (placed, work) in self.shard.tensors[first..].iter().zip(&self.tensors[first..]) {
-            let offset = placed.offset as usize;
-            if offset >= range.end {
-                break;
+    fn output(&self) -> usize {
+        0
+    }
+
+    fn factor_bytes(&self) -> usize {
+        self.shard.tensors.iter().map(|t| MergedTensor::factor_bytes(&t.source)).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// However a file is cut into ranges, it is its header and its tensors, with zeros between.
+        #[test]
+        fn ranges_make_the_file(
+            header in proptest::collection::vec(any::<u8>(), 0..9),
+            tensors in proptest::collection::vec((0usize..4, 0usize..7), 0..6),
+            cuts in proptest::collection::vec(1usize..9, 1..9),
+        ) {
+            let (mut file, mut places) = (header.clone(), Vec::new());
+            for (i, (gap, len)) in tensors.iter().enumerate() {
+                file.resize(file.len() + gap, 0);
+                places.push((file.len() as u64, *len as u64));
+                file.extend((0..*len).map(|byte| (10 * i + byte) as u8 | 0x80));
             }
-            let (start, end) = (range.start.max(offset), range.end.min(offset + placed.len as usize));
-            if start < end {
-                work.fill(start - offset..end - offset, &mut out[start - range.start..end - range.start])?;
+            let parts = Parts::new(&header, places.into_iter());
+            let mut start = 0;
+            for cut in cuts.iter().cycle().take(file.len() + 1) {
+                let range = start..file.len().min(start + cut);
+                let mut out = vec![0x55; range.len()];
+                parts.fill(range.clone(), &mut out, |i, bytes, out| {
+                    out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = (10 * i + byte) as u8 | 0x80);
+                    Ok(())
+                }).unwrap();
+                prop_assert_eq!(&out[..], &file[range.clone()]);
+                start = range.end;
             }
         }
-        Ok(())
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::block::BLOCK_LEN;
+use super::block::MergedTensor;
 use super::manifest::{changes, companion_origin, dtype_name};
 use super::plan::ExportPlan;
-use super::stream::{in_flight, largest_factor, open_shards};
+use crate::stream::{BLOCK_LEN, in_flight, open_files};
 
 /// The plan as JSON: inputs, shards, every changed tensor with its changes, what it needs, and the warnings.
 pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
@@ -54,7 +54,8 @@ pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
 /// A bound of the anonymous memory of a run: segments in flight, the widened factors of the shards that are open at
 /// once, and what each worker widens for itself.
 fn memory(plan: &ExportPlan, jobs: usize) -> u64 {
-    let open = open_shards(plan.shards.iter(), jobs);
-    let largest = plan.shards.iter().map(largest_factor).max().unwrap_or(0);
+    let tensors = plan.shards.iter().flat_map(|s| &s.tensors);
+    let largest = tensors.map(|t| MergedTensor::factor_bytes(&t.source)).max().unwrap_or(0);
+    let open = open_files(largest, jobs);
     (in_flight(jobs) * BLOCK_LEN + 2 * open * largest + jobs * BLOCK_LEN + (16 << 20)) as u64
 }

@@ -137,7 +137,7 @@ pub(super) fn changes(tensor: &PlacedTensor) -> Vec<Value> {
 }
 
 /// The text of `SHA256SUMS`: clean under `sha256sum -c`.
-pub(super) fn checksums(files: &BTreeMap<String, (u64, Hex)>) -> String {
+pub(crate) fn checksums(files: &BTreeMap<String, (u64, Hex)>) -> String {
     files.iter().map(|(name, (_, digest))| format!("{digest}  {name}\n")).collect()
 }
 

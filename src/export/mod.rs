@@ -3,52 +3,43 @@
 mod audit;
 mod block;
 mod describe;
-mod journal;
+mod encoded;
+mod gguf;
 mod manifest;
 mod plan;
-mod publish;
+mod quantize;
 mod shard;
-mod sink;
-mod stream;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub use audit::{Audit, Difference, audit};
 pub use describe::describe_plan;
+pub use encoded::{EncodedTensor, GgufPart, Values};
+pub use gguf::{GgufOptions, GgufOutput};
 pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
 pub use plan::{ExportPlan, Options, Provenance};
+pub use quantize::{QuantizePlan, quantize};
 pub use shard::{PlacedTensor, Shard};
-pub use stream::Timings;
 
-pub(crate) use manifest::dtype_name;
+pub(crate) use block::Parts;
+pub(crate) use manifest::{checksums, dtype_name};
+pub(crate) use shard::{Unplaced, index, split};
+
+use serde_json::{Value, json};
 
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::checkpoint::read_small;
 use crate::digest::{Hasher, Hex, sha256};
 use crate::error::{Error, Result};
-use crate::merge::Vector;
-use crate::progress::Progress;
-use journal::{JOURNAL, Journal};
+use crate::gguf::Quality;
+use crate::stream::{Input, Produced, Production, Staging, Work, produce};
+pub use crate::stream::{Run, Timings};
+use block::ShardWork;
 use manifest::Digests;
-use publish::Staging;
-use stream::{Input, Job};
-
-/// How to run a plan: nothing here changes a byte of the output.
-pub struct Run<'a> {
-    /// Worker threads.
-    pub jobs: usize,
-    /// Vector instructions.
-    pub vector: Vector,
-    /// Whether to take over shards that an interrupted run finished.
-    pub resume: bool,
-    /// Set from outside to stop.
-    pub cancel: &'a AtomicBool,
-    /// Who listens.
-    pub progress: &'a dyn Progress,
-}
 
 /// What an export did.
 #[derive(Debug)]
@@ -59,100 +50,71 @@ pub struct Report {
     pub bytes: u64,
     /// Its files, with size and digest.
     pub files: BTreeMap<String, (u64, Hex)>,
-    /// Shards taken over from an interrupted run.
+    /// Files taken over from an interrupted run.
     pub resumed: usize,
+    /// How good the encoding of each tensor is, by GGUF file and tensor, where that was measured.
+    pub quality: BTreeMap<String, BTreeMap<String, Quality>>,
     /// Seconds from start to publication.
     pub seconds: f64,
     /// Seconds of all workers, by stage.
     pub timings: Timings,
 }
 
+impl Report {
+    fn new(out: &Path, produced: Produced, started: Instant) -> Self {
+        let Produced { files, records, resumed, timings, .. } = produced;
+        Self {
+            out: out.to_owned(),
+            bytes: files.values().map(|(size, _)| size).sum(),
+            files,
+            resumed,
+            quality: qualities(records),
+            seconds: started.elapsed().as_secs_f64(),
+            timings,
+        }
+    }
+}
+
+/// What the works of GGUF files recorded.
+fn qualities(records: BTreeMap<String, Value>) -> BTreeMap<String, BTreeMap<String, Quality>> {
+    let read = |(name, record)| Some((name, serde_json::from_value(record).ok()?));
+    records.into_iter().filter_map(read).collect()
+}
+
 /// Runs `plan`. On any error the destination is as it was.
 pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     let started = Instant::now();
     let staging = Staging::open(&plan.out)?;
-    how.progress.start(&plan.shards.iter().map(|s| (s.name.clone(), s.len())).collect::<Vec<_>>());
-    let finished = if how.resume {
-        how.progress.phase("checking finished shards");
-        journal::finished_shards(&staging, plan, how)?
-    } else {
-        BTreeMap::new()
-    };
-    let journal = Journal::new(&staging, plan, &finished)?;
-    match fill(plan, how, &staging, &journal, &finished) {
-        Ok((files, timings)) => {
-            let bytes = files.values().map(|(size, _)| size).sum();
-            let (out, seconds) = (plan.out.clone(), started.elapsed().as_secs_f64());
-            Ok(Report { out, bytes, files, resumed: finished.len(), seconds, timings })
-        }
-        Err(error) => Err(abandon(error, &staging, &journal, plan)),
-    }
-}
-
-/// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk failed it.
-fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, plan: &ExportPlan) -> Error {
-    let (finished, shards) = (journal.count(), plan.shards.len());
-    let kept = || staging.dir.clone();
-    // Publishing takes the journal away first; if that failed, it is wanted back.
-    if finished > 0 && staging.dir.exists() {
-        let _ = journal.start();
-    }
-    match error {
-        Error::Interrupted { .. } if finished > 0 => Error::Interrupted { kept: Some(kept()), finished, shards },
-        Error::Io { .. } if finished > 0 => Error::Stopped { cause: Box::new(error), kept: kept(), finished, shards },
-        error => {
-            staging.remove();
-            error
-        }
-    }
+    let names = inputs_in_order(plan);
+    let production = production(plan, &names, how)?;
+    let produced = produce(&production, &staging, how, |produced| publish(plan, &staging, &names, produced))?;
+    Ok(Report::new(&plan.out, produced, started))
 }
 
 type Files = BTreeMap<String, (u64, Hex)>;
 
-/// Fills the staging directory with every file of the output, and publishes it.
-fn fill(
-    plan: &ExportPlan,
-    how: &Run<'_>,
-    staging: &Staging,
-    journal: &Journal<'_>,
-    finished: &BTreeMap<String, Hex>,
-) -> Result<(Files, Timings)> {
-    staging.clear(|name| finished.contains_key(name) || (name == JOURNAL && !finished.is_empty()))?;
-    let done: u64 = plan.shards.iter().filter(|s| finished.contains_key(&s.name)).map(Shard::len).sum();
-    staging.check_space(plan.disk_bytes().saturating_sub(done))?;
-    journal.start()?;
-    for (part, _) in plan.shards.iter().enumerate().filter(|(_, s)| finished.contains_key(&s.name)) {
-        how.progress.advance(part, plan.shards[part].len());
-        how.progress.finish(part);
-    }
-    how.progress.phase("writing");
-    let shards: Vec<(usize, &Shard)> =
-        plan.shards.iter().enumerate().filter(|(_, s)| !finished.contains_key(&s.name)).collect();
-    let names = inputs_in_order(plan);
+/// Everything that a plan streams.
+fn production<'a>(plan: &'a ExportPlan, names: &[&str], how: &Run<'_>) -> Result<Production<'a>> {
+    let shard = |shard| Box::new(ShardWork::new(shard, plan.options.overflow, how.vector)) as Box<dyn Work>;
     let tensors = names.iter().map(|name| plan.base.tensors[*name].bytes());
-    let mut inputs: Vec<Input<'_>> = tensors.map(|bytes| Input { bytes, hasher: Hasher::blake3 }).collect();
-    inputs.extend(plan.adapters.iter().map(|a| Input { bytes: a.file.bytes(), hasher: Hasher::sha256 }));
-    let job = Job {
-        shards: shards.clone(),
-        inputs,
-        directory: &staging.dir,
-        jobs: how.jobs,
-        overflow: plan.options.overflow,
-        vector: how.vector,
-        cancel: how.cancel,
-        progress: how.progress,
-        finished: &|shard, digest| journal.finished(&shards[shard].1.name, digest),
-    };
-    let streamed = stream::run(&job)?;
+    let base = tensors.map(|bytes| Input { bytes, hasher: Hasher::blake3 });
+    let adapters = plan.adapters.iter().map(|a| Input { bytes: a.file.bytes(), hasher: Hasher::sha256 });
+    Ok(Production {
+        works: plan.shards.iter().map(shard).collect(),
+        inputs: base.chain(adapters).collect(),
+        identity: identity(plan)?,
+        disk_bytes: plan.disk_bytes(),
+    })
+}
+
+/// Writes every other file of the output, adds them to `produced`, and publishes it.
+fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], mut produced: Produced) -> Result<Produced> {
     for file in plan.base.files.iter().chain(plan.adapters.iter().map(|adapter| &adapter.file)) {
         file.check_unchanged()?;
     }
-    let mut files = Files::new();
-    let fresh = shards.iter().map(|(_, s)| *s).zip(streamed.shards);
-    let kept = plan.shards.iter().filter_map(|s| Some((s, finished.get(&s.name)?.clone())));
-    files.extend(fresh.chain(kept).map(|(shard, digest)| (shard.name.clone(), (shard.len(), digest))));
-    write_companions(plan, staging, &mut files)?;
-    let (base, weights) = streamed.inputs.split_at(names.len());
+    let files = &mut produced.files;
+    write_companions(plan, staging, files)?;
+    let (base, weights) = produced.inputs.split_at(names.len());
     let digests = Digests {
         files: files.clone(),
         base: names.iter().map(|name| (*name).to_owned()).zip(base.iter().cloned()).collect(),
@@ -162,12 +124,34 @@ fn fill(
     let text = manifest::manifest(plan, &digests);
     staging.write(MANIFEST, text.as_bytes())?;
     files.insert(MANIFEST.to_owned(), (text.len() as u64, sha256(text.as_bytes())));
-    let sums = manifest::checksums(&files);
+    let sums = manifest::checksums(files);
     staging.write(CHECKSUMS, sums.as_bytes())?;
     files.insert(CHECKSUMS.to_owned(), (sums.len() as u64, sha256(sums.as_bytes())));
-    how.progress.phase("publishing");
-    staging.publish(plan.options.overwrite, JOURNAL)?;
-    Ok((files, streamed.timings))
+    staging.publish(plan.options.overwrite)?;
+    Ok(produced)
+}
+
+/// A digest of all that decides the bytes of the streamed files: their headers, the settings of base and adapters, and
+/// the identity of every weight file.
+fn identity(plan: &ExportPlan) -> Result<Hex> {
+    let mut inputs = vec![json!(plan.base.config.as_ref().map(|config| sha256(config.text().as_bytes())))];
+    for weights in &plan.base.files {
+        inputs.push(file_identity(weights.path())?);
+    }
+    for adapter in &plan.adapters {
+        inputs.push(file_identity(adapter.file.path())?);
+        inputs.push(file_identity(&adapter.dir.join(ADAPTER_CONFIG))?);
+        inputs.push(json!(adapter.weight));
+    }
+    let headers: Vec<Hex> = plan.shards.iter().map(|shard| sha256(&shard.header)).collect();
+    let options = json!([plan.options.overflow, env!("CARGO_PKG_VERSION")]);
+    Ok(sha256(json!([inputs, headers, options]).to_string().as_bytes()))
+}
+
+/// Device, inode, size and time of the last change of an input.
+pub(crate) fn file_identity(path: &Path) -> Result<Value> {
+    let meta = fs::metadata(path).map_err(Error::io("look at", path))?;
+    Ok(json!([meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()]))
 }
 
 /// The names of all base tensors: first those that the output is made of, in its order, so that their pages are read

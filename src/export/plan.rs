@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::publish;
 use super::shard::{self, Shard, Unplaced};
 use crate::adapter::{Adapter, TensorSource, resolve};
 use crate::checkpoint::{Checkpoint, Companion, ConfigText, TEXT_SECTIONS, companions, lint_companions};
 use crate::error::{Error, Result, escaped, shown};
 use crate::merge::{Float, Overflow};
 use crate::size::ByteSize;
+use crate::stream::check_destination;
 
 /// What the user chose.
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ impl ExportPlan {
     ) -> Result<Self> {
         let inputs: Vec<&Path> =
             std::iter::once(base.dir.as_path()).chain(adapters.iter().map(|a| a.dir.as_path())).collect();
-        publish::check_destination(out, &inputs, options.overwrite)?;
+        check_destination(out, &inputs, options.overwrite)?;
         if options.dtype.is_some()
             && let Some(method) = base.quantization()
         {
@@ -143,8 +143,12 @@ impl ExportPlan {
 
 /// The tensors of the output, without a place, cast to `dtype` where one is wanted.
 pub(super) fn unplaced(tensors: BTreeMap<String, TensorSource>, dtype: Option<Float>) -> Vec<Unplaced> {
-    let cast =
-        |(name, source): (String, TensorSource)| Unplaced { dtype: output_type(source.dtype, dtype), name, source };
+    let cast = |(name, source): (String, TensorSource)| Unplaced {
+        dtype: output_type(source.dtype, dtype),
+        shape: source.source.shape().to_vec(),
+        name,
+        source,
+    };
     tensors.into_iter().map(cast).collect()
 }
 

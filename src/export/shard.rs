@@ -10,7 +10,7 @@ use crate::checkpoint::{INDEX_FILE, SINGLE_FILE, compare_names};
 
 /// One tensor with its place in a shard.
 #[derive(Debug)]
-pub struct PlacedTensor {
+pub struct PlacedTensor<S = TensorSource> {
     /// Its name in the output.
     pub name: String,
     /// Its type in the output.
@@ -18,7 +18,7 @@ pub struct PlacedTensor {
     /// Its shape.
     pub shape: Vec<usize>,
     /// What it is made of.
-    pub source: TensorSource,
+    pub source: S,
     /// Its first byte, counted from the start of the file.
     pub offset: u64,
     /// Its length in bytes.
@@ -27,16 +27,16 @@ pub struct PlacedTensor {
 
 /// One file of the output.
 #[derive(Debug)]
-pub struct Shard {
+pub struct Shard<S = TensorSource> {
     /// The file's name.
     pub name: String,
     /// Length field and JSON, padded with spaces to a multiple of eight bytes.
     pub header: Vec<u8>,
     /// The tensors, in the order of their bytes.
-    pub tensors: Vec<PlacedTensor>,
+    pub tensors: Vec<PlacedTensor<S>>,
 }
 
-impl Shard {
+impl<S> Shard<S> {
     /// The file's length.
     pub fn len(&self) -> u64 {
         self.tensors.last().map_or(self.header.len() as u64, |t| t.offset + t.len)
@@ -49,29 +49,27 @@ impl Shard {
 }
 
 /// A tensor that has no place yet.
-pub(super) struct Unplaced {
-    pub(super) name: String,
-    pub(super) dtype: Dtype,
-    pub(super) source: TensorSource,
+pub(crate) struct Unplaced<S = TensorSource> {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) source: S,
 }
 
-impl Unplaced {
-    fn elements(&self) -> u64 {
-        self.source.source.elements() as u64
-    }
-
+impl<S> Unplaced<S> {
     /// Bytes in the output; `None` if they overflow.
-    pub(super) fn len(&self) -> Option<u64> {
-        self.elements().checked_mul(self.dtype.bitsize() as u64).map(|bits| bits / 8)
+    pub(crate) fn len(&self) -> Option<u64> {
+        let elements = self.shape.iter().try_fold(1u64, |n, length| n.checked_mul(*length as u64));
+        elements?.checked_mul(self.dtype.bitsize() as u64).map(|bits| bits / 8)
     }
 }
 
 /// Splits tensors into shards of at most `max` tensor bytes, as the Hub's tools do: greedily in the order of
 /// [`compare_names`]; a tensor over `max` gets a shard of its own, and the shard being filled stays open.
 /// Rule: `huggingface_hub/serialization/_base.py`.
-pub(super) fn split(mut tensors: Vec<Unplaced>, max: u64) -> Vec<Shard> {
+pub(crate) fn split<S>(mut tensors: Vec<Unplaced<S>>, max: u64) -> Vec<Shard<S>> {
     tensors.sort_by(|a, b| compare_names(&a.name, &b.name));
-    let mut groups: Vec<Vec<Unplaced>> = Vec::new();
+    let mut groups: Vec<Vec<Unplaced<S>>> = Vec::new();
     let (mut open, mut filled) = (Vec::new(), 0u64);
     for tensor in tensors {
         let len = tensor.len().unwrap_or(u64::MAX);
@@ -99,14 +97,14 @@ pub(super) fn split(mut tensors: Vec<Unplaced>, max: u64) -> Vec<Shard> {
 
 /// Gives every tensor its offset. Types with larger elements go first, so that each is aligned without gaps; within a
 /// type the order stays.
-fn place(name: String, mut group: Vec<Unplaced>) -> Shard {
+fn place<S>(name: String, mut group: Vec<Unplaced<S>>) -> Shard<S> {
     group.sort_by_key(|t| std::cmp::Reverse(t.dtype.bitsize()));
     let mut entries = serde_json::Map::new();
     entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut at = 0;
     for tensor in &group {
         let end = at + tensor.len().unwrap_or(0);
-        let entry = json!({"dtype": tensor.dtype, "shape": tensor.source.source.shape(), "data_offsets": [at, end]});
+        let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, end]});
         entries.insert(tensor.name.clone(), entry);
         at = end;
     }
@@ -117,8 +115,8 @@ fn place(name: String, mut group: Vec<Unplaced>) -> Shard {
     let mut offset = header.len() as u64;
     let placed = group.into_iter().map(|t| {
         let len = t.len().unwrap_or(0);
-        let shape = t.source.source.shape().to_vec();
-        let tensor = PlacedTensor { name: t.name, dtype: t.dtype, shape, source: t.source, offset, len };
+        let Unplaced { name, dtype, shape, source } = t;
+        let tensor = PlacedTensor { name, dtype, shape, source, offset, len };
         offset += len;
         tensor
     });
@@ -127,14 +125,14 @@ fn place(name: String, mut group: Vec<Unplaced>) -> Shard {
 }
 
 /// The text of the index, as the Hub's tools write it; `None` where one file needs none.
-pub(super) fn index(shards: &[Shard]) -> Option<(&'static str, String)> {
+pub(crate) fn index<S>(shards: &[Shard<S>]) -> Option<(&'static str, String)> {
     if shards.len() < 2 {
         return None;
     }
     let tensors = || shards.iter().flat_map(|shard| shard.tensors.iter().map(move |t| (shard, t)));
     let map: BTreeMap<&str, &str> = tensors().map(|(shard, t)| (t.name.as_str(), shard.name.as_str())).collect();
     let bytes: u64 = tensors().map(|(_, t)| t.len).sum();
-    let parameters: usize = tensors().map(|(_, t)| t.source.source.elements()).sum();
+    let parameters: usize = tensors().map(|(_, t)| t.shape.iter().product::<usize>()).sum();
     let index = json!({
         "metadata": {"total_parameters": parameters, "total_size": bytes},
         "weight_map": map,
@@ -160,6 +158,7 @@ mod tests {
         let unplaced = |t: crate::checkpoint::Tensor| Unplaced {
             name: t.name().to_owned(),
             dtype: t.dtype(),
+            shape: t.shape().to_vec(),
             source: TensorSource::untouched(&t),
         };
         let all = file.tensors().map(unplaced).collect();

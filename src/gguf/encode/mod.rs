@@ -1,12 +1,30 @@
 //! Encoding rows of floats as blocks, byte for byte as llama.cpp's reference code does. Knows no GGUF file.
 
+mod plain;
+mod q8;
+mod vector;
+
 use super::TensorType;
 use crate::merge::Vector;
 
+/// Encodes whole rows; see [`encode`] for the arguments.
+type Encoder = fn(Vector, &[f32], usize, Option<&[f32]>, &mut [u8]);
+
+/// The types that rows can be encoded as.
+const ENCODERS: &[(TensorType, Encoder)] = &[
+    (TensorType::F32, plain::f32),
+    (TensorType::F16, plain::f16),
+    (TensorType::BF16, plain::bf16),
+    (TensorType::Q8_0, q8::q8_0),
+];
+
+fn encoder(kind: TensorType) -> Option<Encoder> {
+    ENCODERS.iter().find(|row| row.0 == kind).map(|row| row.1)
+}
+
 /// Whether rows can be encoded as `kind`.
 pub fn can_encode(kind: TensorType) -> bool {
-    let _ = kind;
-    false
+    encoder(kind).is_some()
 }
 
 /// Encodes `values`, whole rows of `columns` finite values, as `kind`, one that [`can_encode`] says yes to. `out` takes
@@ -21,5 +39,7 @@ pub fn encode(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    let _ = (kind, vector, values, columns, importance, out);
+    if let Some(encoder) = encoder(kind) {
+        encoder(vector, values, columns, importance, out);
+    }
 }

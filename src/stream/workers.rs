@@ -8,17 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::block::{BLOCK_LEN, ShardWork};
-use super::shard::{PlacedTensor, Shard};
+use super::Work;
 use super::sink::{Buffer, Sink};
 use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result};
-use crate::merge::{Overflow, Vector};
 use crate::progress::Progress;
 
+/// Bytes that are worked on at once: a segment of a file. Several fit the last-level cache.
+pub(crate) const BLOCK_LEN: usize = 2 << 20;
+
 /// Most segments in flight, whatever the number of workers: bounds their memory at 192 MiB.
-pub(super) const MAX_IN_FLIGHT: usize = 96;
-/// Most bytes of widened factors that open shards may hold.
+const MAX_IN_FLIGHT: usize = 96;
+/// Most bytes of widened factors that open files may hold.
 const MAX_FACTORS: usize = 128 << 20;
 /// Threads that do nothing but write: they wait for the disk, so that the workers need not.
 const WRITERS: usize = 4;
@@ -28,46 +29,45 @@ const INPUT_STEP: usize = 4 << 20;
 const MAX_LAG: u64 = 64 << 20;
 
 /// Segments in flight with that many workers.
-pub(super) fn in_flight(jobs: usize) -> usize {
+pub(crate) fn in_flight(jobs: usize) -> usize {
     MAX_IN_FLIGHT.min(2 * jobs + 2 + WRITERS)
 }
 
-/// Bytes of the largest widened factor of a shard's tensors.
-pub(super) fn largest_factor(shard: &Shard) -> usize {
-    let bytes = |tensor: &PlacedTensor| {
-        let columns = tensor.source.matrix().1;
-        let terms = tensor.source.low_rank.iter();
-        terms.map(|term| term.rank.saturating_mul(columns).saturating_mul(4)).max().unwrap_or(0)
-    };
-    shard.tensors.iter().map(bytes).max().unwrap_or(0)
+/// How many files of one output are in the making at once: as many as there are workers, fewer where the largest of
+/// their factors has many bytes.
+pub(crate) fn open_files(largest_factor: usize, jobs: usize) -> usize {
+    jobs.min((MAX_FACTORS / 2).checked_div(largest_factor).unwrap_or(jobs)).max(1)
 }
 
-/// How many shards are in the making at once: as many as there are workers, fewer where factors are large.
-pub(super) fn open_shards<'s>(shards: impl Iterator<Item = &'s Shard>, jobs: usize) -> usize {
-    let largest = shards.map(largest_factor).max().unwrap_or(0);
-    jobs.min((MAX_FACTORS / 2).checked_div(largest).unwrap_or(jobs)).max(1)
+/// Number of segments: at least one, so that an empty file is written too.
+fn segments(work: &dyn Work) -> usize {
+    (work.len() as usize).div_ceil(BLOCK_LEN).max(1)
 }
 
-/// Bytes to digest as they stream past, beside the shards.
-pub(super) struct Input<'a> {
-    pub(super) bytes: &'a [u8],
+/// The bytes of a segment, as a range of the file.
+fn range(work: &dyn Work, segment: usize) -> Range<usize> {
+    let start = segment * BLOCK_LEN;
+    start..(work.len() as usize).min(start + BLOCK_LEN)
+}
+
+/// Bytes to digest as they stream past, beside the files.
+pub(crate) struct Input<'a> {
+    pub(crate) bytes: &'a [u8],
     /// Makes the digest.
-    pub(super) hasher: fn() -> Hasher,
+    pub(crate) hasher: fn() -> Hasher,
 }
 
 /// What to write and how.
 pub(super) struct Job<'a> {
-    /// The shards to write: the progress's part, and the shard.
-    pub(super) shards: Vec<(usize, &'a Shard)>,
-    /// Inputs to digest as they stream past, in about the order in which the shards use them.
-    pub(super) inputs: Vec<Input<'a>>,
+    /// The files to write, each with its part of the progress.
+    pub(super) works: Vec<(usize, &'a dyn Work)>,
+    /// Inputs to digest as they stream past, in about the order in which the files use them.
+    pub(super) inputs: &'a [Input<'a>],
     pub(super) directory: &'a Path,
     pub(super) jobs: usize,
-    pub(super) overflow: Overflow,
-    pub(super) vector: Vector,
     pub(super) cancel: &'a AtomicBool,
     pub(super) progress: &'a dyn Progress,
-    /// Called with each shard's place in `shards` and its digest, once the file is complete and on disk.
+    /// Called with each file's place in `works` and its digest, once it is complete and on disk.
     pub(super) finished: &'a (dyn Fn(usize, &Hex) -> Result<()> + Sync),
 }
 
@@ -90,8 +90,8 @@ pub struct Timings {
 
 /// What came out.
 pub(super) struct Streamed {
-    /// Digest of each shard, in the order of the job.
-    pub(super) shards: Vec<Hex>,
+    /// Digest of each file, in the order of the job.
+    pub(super) files: Vec<Hex>,
     /// Digest of each input, likewise.
     pub(super) inputs: Vec<Hex>,
     pub(super) timings: Timings,
@@ -99,7 +99,7 @@ pub(super) struct Streamed {
 
 /// One digest that is fed in order. The hasher is away while a worker feeds it.
 struct Chain {
-    /// How much of it is fed: segments of a shard, bytes of an input.
+    /// How much of it is fed: segments of a file, bytes of an input.
     at: usize,
     hasher: Option<Hasher>,
     digest: Option<Hex>,
@@ -111,7 +111,8 @@ impl Chain {
     }
 }
 
-struct ShardState {
+/// A file in the making.
+struct FileState {
     /// The next segment to fill.
     next: usize,
     /// Segments filled and not yet digested.
@@ -123,7 +124,7 @@ struct ShardState {
 }
 
 struct State {
-    shards: Vec<ShardState>,
+    files: Vec<FileState>,
     inputs: Vec<Chain>,
     /// Inputs before this one are digested.
     first_input: usize,
@@ -137,25 +138,24 @@ struct State {
 }
 
 enum Task {
-    Fill { shard: usize, segment: usize, buffer: Option<Buffer> },
-    Digest { shard: usize, filled: Vec<Arc<Buffer>>, hasher: Hasher },
+    Fill { file: usize, segment: usize, buffer: Option<Buffer> },
+    Digest { file: usize, filled: Vec<Arc<Buffer>>, hasher: Hasher },
     Input { input: usize, range: Range<usize>, hasher: Hasher },
 }
 
 struct Stream<'j, 'a> {
     job: &'j Job<'a>,
-    works: Vec<ShardWork<'a>>,
     /// Open files; each from its first segment to its last.
     sinks: Vec<Mutex<Option<Arc<Sink>>>>,
-    /// Most shards in the making at once.
-    open: usize,
+    /// Segments of each output, and the most of its files that are in the making at once.
+    outputs: BTreeMap<usize, (usize, usize)>,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 /// Runs the job to its end or its first error.
 pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
-    let shard_state = |_: &(usize, &Shard)| ShardState {
+    let file_state = |_: &(usize, &dyn Work)| FileState {
         next: 0,
         filled: BTreeMap::new(),
         chain: Chain::new(Hasher::sha256()),
@@ -163,7 +163,7 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
         finished: false,
     };
     let state = State {
-        shards: job.shards.iter().map(shard_state).collect(),
+        files: job.works.iter().map(file_state).collect(),
         inputs: job.inputs.iter().map(|input| Chain::new((input.hasher)())).collect(),
         first_input: 0,
         to_write: VecDeque::new(),
@@ -176,9 +176,8 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
     };
     let stream = Stream {
         job,
-        works: job.shards.iter().map(|(_, shard)| ShardWork::new(shard, job.overflow, job.vector)).collect(),
-        sinks: job.shards.iter().map(|_| Mutex::new(None)).collect(),
-        open: open_shards(job.shards.iter().map(|(_, shard)| *shard), job.jobs),
+        sinks: job.works.iter().map(|_| Mutex::new(None)).collect(),
+        outputs: outputs(job),
         state: Mutex::new(state),
         changed: Condvar::new(),
     };
@@ -195,11 +194,23 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
     match state.error {
         Some(error) => Err(error),
         None => Ok(Streamed {
-            shards: state.shards.into_iter().filter_map(|s| s.chain.digest).collect(),
+            files: state.files.into_iter().filter_map(|s| s.chain.digest).collect(),
             inputs: state.inputs.into_iter().filter_map(|chain| chain.digest).collect(),
             timings: state.timings,
         }),
     }
+}
+
+/// The segments of each output and the number of its files that may be open.
+fn outputs(job: &Job<'_>) -> BTreeMap<usize, (usize, usize)> {
+    let mut outputs: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+    for (_, work) in &job.works {
+        let (total, factor) = outputs.entry(work.output()).or_default();
+        *total += segments(*work);
+        *factor = work.factor_bytes().max(*factor);
+    }
+    let factors: usize = outputs.values().map(|(_, factor)| factor).sum();
+    outputs.into_iter().map(|(output, (total, _))| (output, (total, open_files(factors, job.jobs)))).collect()
 }
 
 /// A step that a thread has decided on, to be done without the lock.
@@ -248,17 +259,15 @@ impl<'a> Stream<'_, 'a> {
     }
 
     fn next_write<'s>(&'s self, state: &mut State) -> Option<Step<'s>> {
-        let (shard, segment, buffer) = state.to_write.pop_front()?;
-        Some(Box::new(move |timings| self.write(shard, segment, buffer, timings)))
+        let (file, segment, buffer) = state.to_write.pop_front()?;
+        Some(Box::new(move |timings| self.write(file, segment, buffer, timings)))
     }
 
     fn next_work<'s>(&'s self, state: &mut State) -> Option<Step<'s>> {
         Some(match self.next_task(state)? {
-            Task::Fill { shard, segment, buffer } => {
-                Box::new(move |timings| self.fill(shard, segment, buffer, timings))
-            }
-            Task::Digest { shard, filled, hasher } => {
-                Box::new(move |timings| self.digest(shard, filled, hasher, timings))
+            Task::Fill { file, segment, buffer } => Box::new(move |timings| self.fill(file, segment, buffer, timings)),
+            Task::Digest { file, filled, hasher } => {
+                Box::new(move |timings| self.digest(file, filled, hasher, timings))
             }
             Task::Input { input, range, hasher } => Box::new(move |timings| {
                 self.digest_input(input, range, hasher, timings);
@@ -282,32 +291,45 @@ impl<'a> Stream<'_, 'a> {
     }
 
     fn next_digest(&self, state: &mut State) -> Option<Task> {
-        let ready = |s: &ShardState| s.chain.hasher.is_some() && s.filled.contains_key(&s.chain.at);
-        let left = |i: usize, s: &ShardState| self.works[i].segments() - s.chain.at;
-        let candidates = state.shards.iter().enumerate().filter(|(_, s)| ready(s));
-        let (shard, _) = candidates.max_by_key(|(i, s)| (left(*i, s), usize::MAX - i))?;
-        let s = &mut state.shards[shard];
+        let ready = |s: &FileState| s.chain.hasher.is_some() && s.filled.contains_key(&s.chain.at);
+        let left = |i: usize, s: &FileState| segments(self.job.works[i].1) - s.chain.at;
+        let candidates = state.files.iter().enumerate().filter(|(_, s)| ready(s));
+        let (file, _) = candidates.max_by_key(|(i, s)| (left(*i, s), usize::MAX - i))?;
+        let s = &mut state.files[file];
         let mut filled = Vec::new();
         while let Some(buffer) = s.filled.remove(&(s.chain.at + filled.len())) {
             filled.push(buffer);
         }
         let hasher = s.chain.hasher.take()?;
-        Some(Task::Digest { shard, filled, hasher })
+        Some(Task::Digest { file, filled, hasher })
     }
 
-    /// A segment of the shard that is furthest from its end, among the unfinished ones that may be open at once: shards
-    /// finish one after another, and their digests, one chain each, run side by side.
+    /// A segment of the output that has advanced least, and there of the file that is furthest from its end, among the
+    /// unfinished ones that may be open at once: files finish one after another, and their digests, one chain each, run
+    /// side by side.
     fn next_segment(&self, state: &mut State) -> Option<Task> {
         if state.in_flight >= in_flight(self.job.jobs) {
             return None;
         }
-        let left = |i: usize, s: &ShardState| self.works[i].segments() - s.next;
-        let open = state.shards.iter().enumerate().filter(|(_, s)| !s.finished).take(self.open);
-        let (shard, _) = open.filter(|(i, s)| left(*i, s) > 0).max_by_key(|(i, s)| (left(*i, s), usize::MAX - i))?;
-        let segment = state.shards[shard].next;
-        state.shards[shard].next += 1;
+        let output = |file: usize| self.job.works[file].1.output();
+        let left = |file: usize, s: &FileState| segments(self.job.works[file].1) - s.next;
+        let mut unfilled: BTreeMap<usize, usize> = BTreeMap::new();
+        for (i, s) in state.files.iter().enumerate() {
+            *unfilled.entry(output(i)).or_default() += left(i, s);
+        }
+        // Of two outputs, the one with the larger part left.
+        let part = |(output, left): &(usize, usize)| *left as f64 / self.outputs[output].0 as f64;
+        let mut outputs: Vec<(usize, usize)> = unfilled.into_iter().filter(|(_, left)| *left > 0).collect();
+        outputs.sort_by(|a, b| part(b).total_cmp(&part(a)));
+        let file = outputs.into_iter().find_map(|(behind, _)| {
+            let own = state.files.iter().enumerate().filter(|(i, s)| output(*i) == behind && !s.finished);
+            let open = own.take(self.outputs[&behind].1).filter(|(i, s)| left(*i, s) > 0);
+            open.max_by_key(|(i, s)| (left(*i, s), usize::MAX - i)).map(|(i, _)| i)
+        })?;
+        let segment = state.files[file].next;
+        state.files[file].next += 1;
         state.in_flight += 1;
-        Some(Task::Fill { shard, segment, buffer: state.spare.pop() })
+        Some(Task::Fill { file, segment, buffer: state.spare.pop() })
     }
 
     fn next_input(&self, state: &mut State) -> Option<Task> {
@@ -321,78 +343,79 @@ impl<'a> Stream<'_, 'a> {
         Some(Task::Input { input, range, hasher })
     }
 
-    fn fill(&self, shard: usize, segment: usize, buffer: Option<Buffer>, timings: &mut Timings) -> Result<()> {
+    fn fill(&self, file: usize, segment: usize, buffer: Option<Buffer>, timings: &mut Timings) -> Result<()> {
         let started = Instant::now();
-        let work = &self.works[shard];
-        let len = work.range(segment).len();
+        let work = self.job.works[file].1;
+        let range = range(work, segment);
+        let len = range.len();
         let mut buffer = buffer.unwrap_or_else(|| Buffer::new(BLOCK_LEN));
-        work.fill(segment, buffer.resize(len))?;
+        work.fill(range, buffer.resize(len))?;
         timings.fill += started.elapsed().as_secs_f64();
         let buffer = Arc::new(buffer);
         let mut state = self.lock();
         state.filled_bytes += len as u64;
-        state.to_write.push_back((shard, segment, Arc::clone(&buffer)));
-        state.shards[shard].filled.insert(segment, buffer);
+        state.to_write.push_back((file, segment, Arc::clone(&buffer)));
+        state.files[file].filled.insert(segment, buffer);
         Ok(())
     }
 
-    fn digest(&self, shard: usize, filled: Vec<Arc<Buffer>>, mut hasher: Hasher, timings: &mut Timings) -> Result<()> {
+    fn digest(&self, file: usize, filled: Vec<Arc<Buffer>>, mut hasher: Hasher, timings: &mut Timings) -> Result<()> {
         for buffer in filled {
             let started = Instant::now();
             hasher.update(buffer.bytes());
             timings.digest += started.elapsed().as_secs_f64();
             let mut state = self.lock();
-            state.shards[shard].chain.at += 1;
+            state.files[file].chain.at += 1;
             state.release(buffer);
             self.changed.notify_all();
         }
         let mut state = self.lock();
-        let chain = &mut state.shards[shard].chain;
-        if chain.at < self.works[shard].segments() {
+        let chain = &mut state.files[file].chain;
+        if chain.at < segments(self.job.works[file].1) {
             chain.hasher = Some(hasher);
         } else {
             chain.digest = Some(hasher.finish());
         }
-        self.finish(shard, state, timings)
+        self.finish(file, state, timings)
     }
 
-    fn write(&self, shard: usize, segment: usize, buffer: Arc<Buffer>, timings: &mut Timings) -> Result<()> {
+    fn write(&self, file: usize, segment: usize, buffer: Arc<Buffer>, timings: &mut Timings) -> Result<()> {
         let started = Instant::now();
-        let range = self.works[shard].range(segment);
-        self.sink(shard)?.write(&buffer, range.start as u64)?;
+        let range = range(self.job.works[file].1, segment);
+        self.sink(file)?.write(&buffer, range.start as u64)?;
         timings.write += started.elapsed().as_secs_f64();
-        self.job.progress.advance(self.job.shards[shard].0, range.len() as u64);
+        self.job.progress.advance(self.job.works[file].0, range.len() as u64);
         let mut state = self.lock();
         state.release(buffer);
-        state.shards[shard].written += 1;
-        self.finish(shard, state, timings)
+        state.files[file].written += 1;
+        self.finish(file, state, timings)
     }
 
-    /// Finishes a shard if its last segment is both digested and written.
-    fn finish(&self, shard: usize, mut state: MutexGuard<'_, State>, timings: &mut Timings) -> Result<()> {
-        let s = &mut state.shards[shard];
-        let Some(digest) = s.chain.digest.clone().filter(|_| s.written == self.works[shard].segments()) else {
+    /// Finishes a file if its last segment is both digested and written.
+    fn finish(&self, file: usize, mut state: MutexGuard<'_, State>, timings: &mut Timings) -> Result<()> {
+        let s = &mut state.files[file];
+        let Some(digest) = s.chain.digest.clone().filter(|_| s.written == segments(self.job.works[file].1)) else {
             return Ok(());
         };
         drop(state);
         let started = Instant::now();
-        self.sink(shard)?.finish()?;
-        *self.sinks[shard].lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.sink(file)?.finish()?;
+        *self.sinks[file].lock().unwrap_or_else(PoisonError::into_inner) = None;
         timings.sync += started.elapsed().as_secs_f64();
-        (self.job.finished)(shard, &digest)?;
-        self.job.progress.finish(self.job.shards[shard].0);
-        self.lock().shards[shard].finished = true;
+        (self.job.finished)(file, &digest)?;
+        self.job.progress.finish(self.job.works[file].0);
+        self.lock().files[file].finished = true;
         Ok(())
     }
 
-    /// The file of a shard, created when it is first asked for.
-    fn sink(&self, shard: usize) -> Result<Arc<Sink>> {
-        let mut slot = self.sinks[shard].lock().unwrap_or_else(PoisonError::into_inner);
+    /// The file of a file, created when it is first asked for.
+    fn sink(&self, file: usize) -> Result<Arc<Sink>> {
+        let mut slot = self.sinks[file].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sink) = &*slot {
             return Ok(Arc::clone(sink));
         }
-        let planned = self.job.shards[shard].1;
-        let sink = Arc::new(Sink::create(self.job.directory.join(&planned.name), planned.len())?);
+        let work = self.job.works[file].1;
+        let sink = Arc::new(Sink::create(self.job.directory.join(work.name()), work.len())?);
         *slot = Some(Arc::clone(&sink));
         Ok(sink)
     }
@@ -429,7 +452,7 @@ impl Drop for PanicGuard<'_, '_, '_> {
 
 impl State {
     fn is_done(&self) -> bool {
-        self.shards.iter().all(|s| s.finished) && self.inputs.iter().all(|chain| chain.digest.is_some())
+        self.files.iter().all(|s| s.finished) && self.inputs.iter().all(|chain| chain.digest.is_some())
     }
 
     /// Takes a buffer back from the second of its two readers.

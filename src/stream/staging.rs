@@ -9,11 +9,14 @@ use crate::checkpoint::open_regular;
 use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result, shown};
 
+/// File name of the journal: what a staging directory holds that its destination will not.
+pub(super) const JOURNAL: &str = "qft-journal.json";
+
 /// The directory that an export writes to until it is published. Holds an exclusive lock while it lives.
 #[derive(Debug)]
-pub(super) struct Staging {
+pub(crate) struct Staging {
     /// The directory.
-    pub(super) dir: PathBuf,
+    dir: PathBuf,
     destination: PathBuf,
     /// The lock: on the directory itself, so that a crash leaves none behind.
     _lock: File,
@@ -21,7 +24,7 @@ pub(super) struct Staging {
 
 /// Refuses destinations that would lose something: files, directories with content (unless `overwrite`, and even then
 /// those that hold an input or do not look like a model).
-pub(super) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
+pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
     let refuse = |problem: String, remedy: &str| Err(Error::refused(problem, remedy));
     let other = "choose another destination with --out";
     if out.file_name().is_none() {
@@ -56,6 +59,26 @@ pub(super) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -
     }
 }
 
+/// Refuses a destination file that is there, unless `overwrite`, and even then one that is an input or no file.
+pub(crate) fn check_file(out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
+    let refuse = |problem: String, remedy: &str| Err(Error::refused(problem, remedy));
+    let other = "choose another destination with --out";
+    if out.file_name().is_none() {
+        return refuse(format!("{} can't be a destination", shown(out)), other);
+    }
+    let real = resolved(out);
+    if inputs.iter().any(|input| resolved(input).starts_with(&real)) {
+        return refuse(format!("the destination {} is an input, or holds it", shown(out)), other);
+    }
+    match fs::symlink_metadata(out) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("look at", out)(e)),
+        Ok(meta) if !meta.is_file() => refuse(format!("{} is there, and is no file", shown(out)), other),
+        Ok(_) if overwrite => Ok(()),
+        Ok(_) => refuse(format!("{} is there", shown(out)), "choose another --out, or replace it with --overwrite"),
+    }
+}
+
 /// `path` with links resolved as far as it exists.
 fn resolved(path: &Path) -> PathBuf {
     if let Ok(real) = fs::canonicalize(path) {
@@ -73,8 +96,13 @@ fn is_empty(dir: &Path) -> Result<bool> {
 }
 
 impl Staging {
+    /// The directory to write to.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Opens the staging directory of `destination`, new or left over; its content is the caller's to judge.
-    pub(super) fn open(destination: &Path) -> Result<Self> {
+    pub(crate) fn open(destination: &Path) -> Result<Self> {
         // A link to a directory stays a link: the directory that it names is exchanged.
         let destination = fs::canonicalize(destination).unwrap_or_else(|_| destination.to_owned());
         let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -100,7 +128,7 @@ impl Staging {
     }
 
     /// Deletes what a former run left here, but for the files that `keep` names.
-    pub(super) fn clear(&self, keep: impl Fn(&str) -> bool) -> Result<()> {
+    pub(crate) fn clear(&self, keep: impl Fn(&str) -> bool) -> Result<()> {
         for entry in fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))? {
             let entry = entry.map_err(Error::io("list", &self.dir))?;
             if keep(&entry.file_name().to_string_lossy()) {
@@ -115,12 +143,12 @@ impl Staging {
     }
 
     /// Deletes the whole directory. Best effort: it is called on the way out of an error.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
 
     /// Refuses if the disk has less than `needed` bytes free.
-    pub(super) fn check_space(&self, needed: u64) -> Result<()> {
+    pub(crate) fn check_space(&self, needed: u64) -> Result<()> {
         let stat =
             rustix::fs::statvfs(&self.dir).map_err(|e| Error::io("ask for the free space of", &self.dir)(e.into()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -139,7 +167,7 @@ impl Staging {
     }
 
     /// Copies a file into the directory, syncs it, and returns its size and digest.
-    pub(super) fn copy(&self, from: &Path, name: &str) -> Result<(u64, Hex)> {
+    pub(crate) fn copy(&self, from: &Path, name: &str) -> Result<(u64, Hex)> {
         let path = self.dir.join(name);
         let parent = parent(&path);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
@@ -159,9 +187,11 @@ impl Staging {
         Ok((size, hasher.finish()))
     }
 
-    /// Writes a small file and syncs it.
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Writes a small file, in a directory of its own if the name has one, and syncs it.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.dir.join(name);
+        let parent = parent(&path);
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         let write = || {
             let mut file = File::create(&path)?;
             file.write_all(bytes)?;
@@ -171,7 +201,7 @@ impl Staging {
     }
 
     /// Replaces a small file so that a crash leaves either the old one or the new one.
-    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let temporary = format!("{name}.new");
         self.write(&temporary, bytes)?;
         fs::rename(self.dir.join(temporary), self.dir.join(name)).map_err(Error::io("rename", &self.dir.join(name)))
@@ -188,14 +218,34 @@ impl Staging {
         sync_dir(&self.dir)
     }
 
-    /// Puts the directory in place of its destination, without the file `journal`: by a rename, or, where something is
-    /// there and may be overwritten, by an exchange after which the old content is deleted.
-    pub(super) fn publish(&self, overwrite: bool, journal: &str) -> Result<()> {
-        let journal = self.dir.join(journal);
+    /// Removes the journal and syncs what is left.
+    fn seal(&self) -> Result<()> {
+        let journal = self.dir.join(JOURNAL);
         match fs::remove_file(&journal) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &journal)(e)),
-            _ => self.sync()?,
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &journal)(e)),
+            _ => self.sync(),
         }
+    }
+
+    /// Puts the files `names` beside each other where the destination, the path of one of them, is to be; one by one, the
+    /// first one last, since that is the one that a reader opens. Replaces what is there only with `overwrite`.
+    pub(crate) fn publish_files(&self, names: &[&str], overwrite: bool) -> Result<()> {
+        self.seal()?;
+        let parent = parent(&self.destination);
+        for name in names.iter().rev() {
+            let to = parent.join(name);
+            let moved =
+                if overwrite { fs::rename(self.dir.join(name), &to) } else { move_new(&self.dir.join(name), &to) };
+            moved.map_err(Error::io("publish", &to))?;
+        }
+        sync_dir(parent)?;
+        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
+    }
+
+    /// Puts the directory in place of its destination, without the journal: by a rename, or, where something is there and
+    /// may be overwritten, by an exchange after which the old content is deleted.
+    pub(crate) fn publish(&self, overwrite: bool) -> Result<()> {
+        self.seal()?;
         let io_error = || Error::io("publish", &self.destination);
         match fs::rename(&self.dir, &self.destination) {
             Ok(()) => {}
@@ -218,6 +268,23 @@ fn parent(path: &Path) -> &Path {
 
 fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))
+}
+
+/// Renames a file where nothing is.
+fn move_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if fs::symlink_metadata(to).is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    fs::rename(from, to)
 }
 
 /// Exchanges two directories in one step. Where the system can't, moves the old one aside first: then a crash between
@@ -285,7 +352,7 @@ mod tests {
         let publish = |text: &str, overwrite| {
             let staging = Staging::open(&out).unwrap();
             staging.write("config.json", text.as_bytes()).unwrap();
-            staging.publish(overwrite, "journal")
+            staging.publish(overwrite)
         };
         publish("1", false).unwrap();
         assert!(publish("2", false).is_err(), "something appeared after the plan was made");
@@ -293,6 +360,25 @@ mod tests {
         publish("3", true).unwrap();
         assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "3");
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn publishes_files_beside_each_other() {
+        let tmp = tempfile::tempdir().unwrap();
+        let out = tmp.path().join("a.gguf");
+        let publish = |text: &str, overwrite| {
+            let staging = Staging::open(&out).unwrap();
+            ["a.gguf", "b.gguf"].map(|name| staging.write(name, text.as_bytes()).unwrap());
+            staging.publish_files(&["a.gguf", "b.gguf"], overwrite)
+        };
+        assert_eq!(check_file(&out, &[], false).map_err(|e| e.to_string()), Ok(()));
+        publish("1", false).unwrap();
+        assert!(publish("2", false).is_err(), "something appeared after the plan was made");
+        assert!(check_file(&out, &[], false).is_err() && check_file(&out, &[&out], true).is_err());
+        assert!(check_file(tmp.path(), &[], true).is_err(), "no file");
+        publish("3", true).unwrap();
+        assert_eq!(fs::read_to_string(tmp.path().join("b.gguf")).unwrap(), "3");
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 2, "nothing else is left");
     }
 
     #[test]

@@ -1,0 +1,238 @@
+//! config.json and generation_config.json from the metadata of a GGUF file. Rotary scaling is in `rope`.
+
+use serde_json::{Map, Value, json};
+
+use super::family::{Axis, Family};
+use crate::error::{Error, Result, escaped};
+use crate::gguf::{Metadata, Value as GgufValue};
+
+const REMEDY: &str = "the file is incomplete: download or convert the model again";
+
+/// The sizes of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) vocabulary: usize,
+    pub(super) layers: usize,
+    pub(super) context: usize,
+    pub(super) hidden: usize,
+    pub(super) inner: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head: usize,
+    /// Whether the file states the size of a head, rather than leaving it to be worked out.
+    head_stated: bool,
+}
+
+impl Sizes {
+    /// Reads them. The rows of the embeddings are the vocabulary.
+    pub(super) fn read(metadata: &Metadata, vocabulary: usize) -> Result<Self> {
+        let optional = |key: &str| match metadata.of_architecture(key) {
+            None => Ok(None),
+            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0) {
+                Some(size) => Ok(Some(size)),
+                None => Err(Error::refused(
+                    format!("the model's {key} is no size: {:.60}", format!("{value:?}")),
+                    "models whose layers differ have no way back yet: use the original",
+                )),
+            },
+        };
+        let size =
+            |key: &str| optional(key)?.ok_or_else(|| Error::refused(format!("the model states no {key}"), REMEDY));
+        let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
+        let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
+        let (key, rotated) = (optional("attention.key_length")?, optional("rope.dimension_count")?);
+        let head = key.or(rotated).unwrap_or(hidden / heads);
+        for (name, length) in
+            [("rope.dimension_count", rotated), ("attention.value_length", optional("attention.value_length")?)]
+        {
+            if let Some(length) = length.filter(|length| *length != head) {
+                return Err(Error::refused(
+                    format!("the model's {name} is {length}, and its heads have {head} columns"),
+                    "such models have no way back yet: use the original",
+                ));
+            }
+        }
+        if head == 0 || !head.is_multiple_of(2) || !heads.is_multiple_of(kv_heads) || heads.checked_mul(head).is_none()
+        {
+            return Err(Error::refused(
+                format!("the model can't have {heads} heads of {head} columns and {kv_heads} key-value heads"),
+                REMEDY,
+            ));
+        }
+        Ok(Self {
+            vocabulary,
+            layers: size("block_count")?,
+            context: size("context_length")?,
+            hidden,
+            inner: size("feed_forward_length")?,
+            heads,
+            kv_heads,
+            head,
+            head_stated: key.or(rotated).is_some(),
+        })
+    }
+
+    pub(super) fn axis(&self, axis: Axis) -> usize {
+        match axis {
+            Axis::Vocabulary => self.vocabulary,
+            Axis::Hidden => self.hidden,
+            Axis::Inner => self.inner,
+            Axis::Queries => self.heads * self.head,
+            Axis::Keys => self.kv_heads * self.head,
+            Axis::Head => self.head,
+        }
+    }
+}
+
+/// What config.json says beside the sizes.
+pub(super) struct Facts<'a> {
+    pub(super) family: &'static Family,
+    pub(super) sizes: &'a Sizes,
+    /// Whether embeddings and head are one.
+    pub(super) tied: bool,
+    /// Choices of the family: biases.
+    pub(super) choices: &'a [(&'static str, bool)],
+    /// Base of the rotary frequencies.
+    pub(super) theta: Value,
+    /// `rope_scaling`.
+    pub(super) scaling: Option<Value>,
+    /// The type of the weights, as config.json names it.
+    pub(super) dtype: &'static str,
+}
+
+/// The ids that config.json and generation_config.json have, where the file has them.
+const IDS: [(&str, &str); 3] =
+    [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("pad_token_id", "padding_token_id")];
+
+/// The text of config.json. The names are those that every version of transformers reads: `rope_theta`,
+/// `rope_scaling`, `torch_dtype`.
+pub(super) fn config(metadata: &Metadata, facts: &Facts<'_>) -> Result<String> {
+    let sizes = facts.sizes;
+    let epsilon = metadata
+        .of_architecture("attention.layer_norm_rms_epsilon")
+        .and_then(decimal)
+        .ok_or_else(|| Error::refused("the model states no attention.layer_norm_rms_epsilon", REMEDY))?;
+    let mut config = Map::new();
+    let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
+    set("architectures", json!([facts.family.class]));
+    set("model_type", json!(facts.family.model_type));
+    set("vocab_size", json!(sizes.vocabulary));
+    set("hidden_size", json!(sizes.hidden));
+    set("intermediate_size", json!(sizes.inner));
+    set("num_hidden_layers", json!(sizes.layers));
+    set("num_attention_heads", json!(sizes.heads));
+    set("num_key_value_heads", json!(sizes.kv_heads));
+    if sizes.head_stated || sizes.head * sizes.heads != sizes.hidden {
+        set("head_dim", json!(sizes.head));
+    }
+    set("max_position_embeddings", json!(sizes.context));
+    set("hidden_act", json!("silu"));
+    set("rms_norm_eps", epsilon);
+    set("rope_theta", facts.theta.clone());
+    if let Some(scaling) = &facts.scaling {
+        set("rope_scaling", scaling.clone());
+    }
+    for (choice, chosen) in facts.choices {
+        set(choice, json!(chosen));
+    }
+    set("tie_word_embeddings", json!(facts.tied));
+    for (key, value) in ids(metadata) {
+        set(key, json!(value));
+    }
+    set("torch_dtype", json!(facts.dtype));
+    set("use_cache", json!(true));
+    Ok(format!("{:#}\n", Value::Object(config)))
+}
+
+fn ids(metadata: &Metadata) -> impl Iterator<Item = (&'static str, u64)> {
+    IDS.into_iter().filter_map(|(key, stored)| Some((key, token_id(metadata, stored)?)))
+}
+
+/// The id that `tokenizer.ggml.<key>` gives, if there is such a token.
+pub(super) fn token_id(metadata: &Metadata, key: &str) -> Option<u64> {
+    let tokens = metadata.get("tokenizer.ggml.tokens").and_then(GgufValue::as_strings).map_or(0, <[String]>::len);
+    metadata.get(&format!("tokenizer.ggml.{key}"))?.as_u64().filter(|id| *id < tokens as u64)
+}
+
+/// Settings of sampling: in the file, in generation_config.json.
+const SAMPLING: [(&str, &str); 5] = [
+    ("top_k", "top_k"),
+    ("top_p", "top_p"),
+    ("min_p", "min_p"),
+    ("temp", "temperature"),
+    ("penalty_repeat", "repetition_penalty"),
+];
+
+/// The text of generation_config.json: ids, where several tokens end a turn all of them, and how to sample.
+pub(super) fn generation_config(metadata: &Metadata) -> String {
+    let mut config = Map::new();
+    for (key, id) in ids(metadata) {
+        config.insert(key.to_owned(), json!(id));
+    }
+    let mut ends: Vec<u64> = Vec::new();
+    for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+        ends.extend(token_id(metadata, key).filter(|id| !ends.contains(id)));
+    }
+    if ends.len() > 1 {
+        config.insert("eos_token_id".to_owned(), json!(ends));
+    }
+    let sampling: Vec<(&str, Value)> = SAMPLING
+        .into_iter()
+        .filter_map(|(stored, key)| Some((key, decimal(metadata.get(&format!("general.sampling.{stored}"))?)?)))
+        .collect();
+    if !sampling.is_empty() {
+        config.insert("do_sample".to_owned(), json!(true));
+        config.extend(sampling.into_iter().map(|(key, value)| (key.to_owned(), value)));
+    }
+    format!("{:#}\n", Value::Object(config))
+}
+
+/// A number as JSON; an f32 in the fewest digits that read back as it, which is what a config had before a converter
+/// rounded it.
+pub(super) fn decimal(value: &GgufValue) -> Option<Value> {
+    match value {
+        GgufValue::F32(v) => shortest(*v),
+        GgufValue::F64(v) => v.is_finite().then(|| json!(v)),
+        GgufValue::I32(v) => Some(json!(v)),
+        GgufValue::I64(v) => Some(json!(v)),
+        other => other.as_u64().map(|v| json!(v)),
+    }
+}
+
+/// See [`decimal`].
+pub(super) fn shortest(value: f32) -> Option<Value> {
+    value.to_string().parse::<f64>().ok().filter(|v| v.is_finite()).map(|v| json!(v))
+}
+
+/// Keys of an architecture that the config is made of, or that say nothing that it lacks.
+const USED: [&str; 22] = [
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "vocab_size",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+];
+
+/// Keys of the architecture that the config has no place for.
+pub(super) fn unused_keys(metadata: &Metadata) -> Vec<String> {
+    let Some(prefix) = metadata.architecture().map(|name| format!("{name}.")) else { return Vec::new() };
+    let keys = metadata.iter().filter_map(|(key, _)| key.strip_prefix(&prefix).map(|rest| (key, rest)));
+    keys.filter(|(_, rest)| !USED.contains(rest)).map(|(key, _)| escaped(key)).collect()
+}

@@ -1,0 +1,224 @@
+//! Rotary scaling, from what a GGUF file has of it: keys for linear and yarn, and a tensor of factors for llama3, from
+//! which the four numbers of the config are recovered.
+
+use serde_json::{Map, Value, json};
+
+use super::config::{decimal, shortest};
+use crate::error::{Error, Result, escaped};
+use crate::gguf::Metadata;
+
+/// What llama.cpp assumes where the file says nothing, as transformers does.
+pub(super) const DEFAULT_THETA: f64 = 10_000.0;
+
+/// Keys of yarn: in the file below `rope.scaling.`, in the config.
+const YARN: [(&str, &str); 6] = [
+    ("original_context_length", "original_max_position_embeddings"),
+    ("yarn_ext_factor", "extrapolation_factor"),
+    ("yarn_attn_factor", "attention_factor"),
+    ("attn_factor", "attention_factor"),
+    ("yarn_beta_fast", "beta_fast"),
+    ("yarn_beta_slow", "beta_slow"),
+];
+
+/// `rope_theta` of the config.
+pub(super) fn theta(metadata: &Metadata) -> Value {
+    metadata.of_architecture("rope.freq_base").and_then(decimal).unwrap_or_else(|| json!(DEFAULT_THETA))
+}
+
+/// `rope_scaling` of the config, with a warning where it is put differently than it was. `factors` are the values of
+/// the tensor of frequency factors, `head` the columns of a head, `context` the longest context.
+pub(super) fn scaling(
+    metadata: &Metadata,
+    factors: Option<&[f32]>,
+    head: usize,
+    context: usize,
+) -> Result<(Option<Value>, Option<String>)> {
+    let keyed = keyed(metadata)?;
+    let Some(factors) = factors.filter(|factors| factors.iter().any(|factor| (*factor - 1.0).abs() > 0.0)) else {
+        return Ok((keyed, None));
+    };
+    if keyed.is_some() {
+        return Err(Error::refused(
+            "the model scales its rotary frequencies both by keys and by the tensor rope_freqs.weight",
+            "transformers has no such scaling: use the original model",
+        ));
+    }
+    if factors.len() != head / 2 || !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+        return Err(Error::refused(
+            format!(
+                "rope_freqs.weight has {} factors or broken ones; heads of {head} columns need {}",
+                factors.len(),
+                head / 2
+            ),
+            "the file is inconsistent: download or convert the model again",
+        ));
+    }
+    let theta = theta(metadata).as_f64().unwrap_or(DEFAULT_THETA);
+    if let Some(found) = Llama3::recover(factors, theta) {
+        return Ok((found.json(), None));
+    }
+    // Any factors at all can be put as the lists of longrope.
+    let list: Vec<Value> = factors.iter().filter_map(|factor| shortest(*factor)).collect();
+    let longrope = json!({
+        "rope_type": "longrope",
+        "short_factor": list,
+        "long_factor": list,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": context,
+    });
+    let warning = "the factors of rope_freqs.weight are none of llama3's scaling; config.json has them as longrope";
+    Ok((Some(longrope), Some(warning.to_owned())))
+}
+
+/// Scaling by keys alone.
+fn keyed(metadata: &Metadata) -> Result<Option<Value>> {
+    let key = |name: &str| metadata.of_architecture(&format!("rope.scaling.{name}")).and_then(decimal);
+    let linear = |factor| Ok(Some(json!({"rope_type": "linear", "factor": factor})));
+    let kind = metadata.of_architecture("rope.scaling.type").and_then(|kind| kind.as_str());
+    let factor = key("factor").filter(|factor| factor.as_f64() != Some(0.0));
+    match (kind, factor) {
+        (None, None) => match metadata.of_architecture("rope.scale_linear").and_then(decimal) {
+            Some(factor) if factor.as_f64() != Some(1.0) => linear(factor),
+            _ => Ok(None),
+        },
+        (Some("none"), _) | (Some("linear"), None) => Ok(None),
+        (Some("linear") | None, Some(factor)) => linear(factor),
+        (Some("yarn"), Some(factor)) => {
+            let mut scaling = Map::new();
+            scaling.insert("rope_type".to_owned(), json!("yarn"));
+            scaling.insert("factor".to_owned(), factor);
+            for (stored, name) in YARN {
+                if let Some(value) = key(stored) {
+                    scaling.entry(name).or_insert(value);
+                }
+            }
+            Ok(Some(Value::Object(scaling)))
+        }
+        (Some(kind), _) => Err(Error::refused(
+            format!("the model's rotary scaling {} has no way back", escaped(kind)),
+            "use the original model; linear, yarn and llama3's scaling have a way back",
+        )),
+    }
+}
+
+/// The parameters of llama3's scaling.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Llama3 {
+    factor: f32,
+    low: f64,
+    high: f64,
+    original: f64,
+}
+
+/// How far a factor may be from the one that the parameters give, relative to it: the converter works in f32.
+const TOLERANCE: f64 = 2e-5;
+/// What the models that Meta released have: low, high, original context.
+const RELEASED: (f64, f64, f64) = (1.0, 4.0, 8192.0);
+
+impl Llama3 {
+    /// The parameters that give `factors`, one a frequency. Only two of the last three can be told from the factors, so
+    /// those of the released models are tried first, and then the low one is taken to be 1.
+    fn recover(factors: &[f32], theta: f64) -> Option<Self> {
+        let factor = factors.iter().copied().fold(1.0, f32::max);
+        let (low, high, original) = RELEASED;
+        let released = Self { factor, low, high, original };
+        let fits = |candidate: &Self| {
+            let close = |(wanted, found): (f64, f32)| (wanted - f64::from(found)).abs() <= wanted * TOLERANCE;
+            candidate.factors(factors.len(), theta).into_iter().zip(factors.iter().copied()).all(close)
+        };
+        [Some(released), Self::fit(factors, factor, theta)].into_iter().flatten().find(fits)
+    }
+
+    /// The parameters by a line through the first and the last factor between the bands: there, the share of the
+    /// unscaled frequency is linear in the frequency.
+    fn fit(factors: &[f32], factor: f32, theta: f64) -> Option<Self> {
+        let scale = 1.0 / f64::from(factor);
+        let share = |value: f32| (1.0 / f64::from(value) - scale) / (1.0 - scale);
+        let turns = turns(factors.len(), theta);
+        let mut between = factors.iter().zip(turns).filter(|(value, _)| **value > 1.0 && **value < factor);
+        let (first, last) = (between.next()?, between.next_back()?);
+        let slope = (share(*first.0) - share(*last.0)) / (first.1 - last.1);
+        let offset = slope * last.1 - share(*last.0);
+        let high = ((1.0 + offset) / offset * 1000.0).round() / 1000.0;
+        let original = (slope * (high - 1.0)).round();
+        let sound = high > 1.0 && original >= 1.0 && original < 1e12;
+        sound.then_some(Self { factor, low: 1.0, high, original })
+    }
+
+    /// The factor of each of `n` frequencies. Formula: `generate_extra_tensors` of conversion/llama.py.
+    fn factors(&self, n: usize, theta: f64) -> Vec<f64> {
+        let factor = f64::from(self.factor);
+        turns(n, theta)
+            .into_iter()
+            .map(|turns| {
+                let share = ((self.original * turns - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
+                1.0 / ((1.0 - share) / factor + share)
+            })
+            .collect()
+    }
+
+    fn json(self) -> Option<Value> {
+        Some(json!({
+            "rope_type": "llama3",
+            "factor": shortest(self.factor)?,
+            "low_freq_factor": self.low,
+            "high_freq_factor": self.high,
+            "original_max_position_embeddings": self.original as u64,
+        }))
+    }
+}
+
+/// Turns of each of `n` rotary frequencies a position: the inverse of its wave length.
+fn turns(n: usize, theta: f64) -> Vec<f64> {
+    (0..n).map(|i| theta.powf(-(i as f64) / n as f64) / std::f64::consts::TAU).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Value as V;
+
+    fn metadata(pairs: &[(&str, V)]) -> Metadata {
+        let all = [("general.architecture", V::string("llama"))];
+        all.iter().chain(pairs).map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
+    }
+
+    #[test]
+    fn the_parameters_of_llama3_come_back() {
+        let theta = [("llama.rope.freq_base", V::F32(500_000.0))];
+        let metadata = metadata(&theta);
+        for (factor, high, original, head) in
+            [(8.0, 4.0, 8192.0, 128), (32.0, 4.0, 8192.0, 64), (4.0, 8.0, 4096.0, 128), (2.5, 3.0, 1024.0, 64)]
+        {
+            let made = Llama3 { factor, low: 1.0, high, original };
+            let values: Vec<f32> = made.factors(head / 2, 500_000.0).iter().map(|v| *v as f32).collect();
+            assert_eq!(Llama3::recover(&values, 500_000.0), Some(made));
+            let (found, warning) = scaling(&metadata, Some(&values), head, 4096).unwrap();
+            assert_eq!((&found.unwrap()["rope_type"], warning), (&json!("llama3"), None));
+        }
+        let odd: Vec<f32> = (0..32).map(|i| 1.0 + (i % 3) as f32).collect();
+        let (found, warning) = scaling(&metadata, Some(&odd), 64, 4096).unwrap();
+        assert_eq!(found.unwrap()["long_factor"].as_array().unwrap().len(), 32);
+        assert!(warning.is_some());
+        assert!(scaling(&metadata, Some(&odd), 128, 4096).is_err(), "too few");
+        assert_eq!(scaling(&metadata, Some(&[1.0; 32]), 64, 4096).unwrap(), (None, None));
+    }
+
+    #[test]
+    fn keys_give_linear_and_yarn() {
+        let made = |pairs: &[(&str, V)]| keyed(&metadata(pairs)).map_err(|e| e.to_string());
+        let kind = |kind: &str| ("llama.rope.scaling.type", V::string(kind));
+        let factor = ("llama.rope.scaling.factor", V::F32(4.0));
+        assert_eq!(made(&[]), Ok(None));
+        assert_eq!(made(&[kind("none"), factor.clone()]), Ok(None));
+        let linear = json!({"rope_type": "linear", "factor": 4.0});
+        assert_eq!(made(&[kind("linear"), factor.clone()]), Ok(Some(linear)));
+        let original = ("llama.rope.scaling.original_context_length", V::U32(32768));
+        let attention = ("llama.rope.scaling.yarn_attn_factor", V::F32(1.1));
+        let yarn = json!({
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "attention_factor": 1.1
+        });
+        assert_eq!(made(&[kind("yarn"), factor.clone(), original, attention]), Ok(Some(yarn)));
+        assert!(made(&[kind("longrope"), factor]).is_err());
+    }
+}

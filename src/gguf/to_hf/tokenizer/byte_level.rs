@@ -1,0 +1,55 @@
+//! Byte-level BPE, as GPT-2 began it. How a text is cut before the merges is in `pre`.
+
+use serde_json::{Map, Value, json};
+
+use super::pre::PreTokenizer;
+use super::vocabulary::{Vocabulary, merges_json};
+use super::{Kind, REMEDY};
+use crate::error::{Error, Result, escaped};
+use crate::gguf::{Metadata, Value as GgufValue};
+
+/// What a byte-level vocabulary brings to tokenizer.json.
+pub(super) fn kind(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
+    let name = metadata.get("tokenizer.ggml.pre").and_then(GgufValue::as_str).unwrap_or("default");
+    let pre = PreTokenizer::of(name)?;
+    let mut parts = Map::new();
+    if pre.composes {
+        parts.insert("normalizer".to_owned(), json!({"type": "NFC"}));
+    }
+    parts.insert("pre_tokenizer".to_owned(), pre.json());
+    parts.insert("decoder".to_owned(), byte_level(false));
+    let model = json!({
+        "type": "BPE",
+        "dropout": null,
+        "unk_token": null,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": false,
+        "byte_fallback": false,
+        "ignore_merges": pre.whole_words,
+        "vocab": vocabulary.base_ids(),
+        "merges": merges(vocabulary)?,
+    });
+    parts.insert("model".to_owned(), model);
+    Ok(Kind { parts, processor: Some(byte_level(false)), adds: (pre.adds_bos, false), sentencepiece: false })
+}
+
+/// The part of tokenizer.json that maps bytes to printable characters; alone, it cuts a text as GPT-2 does.
+pub(super) fn byte_level(cuts: bool) -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": cuts})
+}
+
+/// The merges of the file, each of two tokens that make a third. Tokenizers refuse to load any others.
+fn merges(vocabulary: &Vocabulary<'_>) -> Result<Value> {
+    let ids = vocabulary.ids();
+    let base = |text: &str| ids.get(text).is_some_and(|id| *id < vocabulary.base);
+    let merges = vocabulary.merges.unwrap_or_default();
+    let pairs = merges.iter().map(|merge| {
+        let pair =
+            merge.split_once(' ').filter(|(left, right)| base(left) && base(right) && base(&format!("{left}{right}")));
+        pair.ok_or_else(|| {
+            Error::refused(format!("the merge {} is not of two tokens that make a third", escaped(merge)), REMEDY)
+        })
+    });
+    Ok(merges_json(&pairs.collect::<Result<Vec<_>>>()?))
+}

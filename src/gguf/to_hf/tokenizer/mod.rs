@@ -1,0 +1,142 @@
+//! The tokenizer's files, from the `tokenizer.*` metadata of a GGUF file: tokenizer.json, tokenizer_config.json, chat
+//! templates, and for SentencePiece vocabularies tokenizer.model. What differs between the two kinds of vocabulary is
+//! in `byte_level` and `sentencepiece`.
+
+mod byte_level;
+mod model_file;
+mod pre;
+mod sentencepiece;
+mod template;
+mod vocabulary;
+
+use serde_json::{Map, Value, json};
+
+use super::config::token_id;
+use crate::error::{Error, Result, escaped};
+use crate::gguf::{Metadata, Value as GgufValue};
+use vocabulary::Vocabulary;
+
+/// What to do where a tokenizer can't be made.
+pub(super) const REMEDY: &str = "name a directory with the model's tokenizer by --tokenizer";
+
+/// A file's name and bytes.
+pub(super) type Text = (String, Vec<u8>);
+
+/// Special tokens: their name in tokenizer_config.json, and the key of their id.
+const SPECIAL: [(&str, &str); 7] = [
+    ("bos_token", "bos_token_id"),
+    ("eos_token", "eos_token_id"),
+    ("unk_token", "unknown_token_id"),
+    ("sep_token", "seperator_token_id"),
+    ("pad_token", "padding_token_id"),
+    ("cls_token", "cls_token_id"),
+    ("mask_token", "mask_token_id"),
+];
+
+/// What llama.cpp assumes of a SentencePiece vocabulary that does not say.
+const SENTENCEPIECE_IDS: [(&str, u64); 3] = [("bos_token", 1), ("eos_token", 2), ("unk_token", 0)];
+
+/// The two kinds of vocabulary that have a way back, with what each brings to the files.
+struct Kind {
+    /// `normalizer`, `pre_tokenizer`, `decoder` and `model` of tokenizer.json.
+    parts: Map<String, Value>,
+    /// What a post-processor does before it adds tokens.
+    processor: Option<Value>,
+    /// Whether a text begins and ends with a special token, where the file does not say.
+    adds: (bool, bool),
+    sentencepiece: bool,
+}
+
+/// All files of the tokenizer.
+pub(super) fn files(metadata: &Metadata, rows: usize, context: usize) -> Result<Vec<Text>> {
+    let vocabulary = Vocabulary::read(metadata, rows)?;
+    let model = metadata.get("tokenizer.ggml.model").and_then(GgufValue::as_str);
+    let kind = match model {
+        Some("gpt2") => byte_level::kind(metadata, &vocabulary)?,
+        Some("llama") => sentencepiece::kind(metadata, &vocabulary),
+        other => {
+            let problem = format!("a tokenizer of the kind {} has no way back", escaped(other.unwrap_or("none")));
+            return Err(Error::refused(problem, REMEDY));
+        }
+    };
+    let special = special_tokens(metadata, &vocabulary, kind.sentencepiece);
+    let flag = |key: &str| metadata.get(&format!("tokenizer.ggml.{key}")).and_then(GgufValue::as_bool);
+    let stated = (flag("add_bos_token"), flag("add_eos_token"));
+    let adds = (stated.0.unwrap_or(kind.adds.0), stated.1.unwrap_or(kind.adds.1));
+    let token = |name: &str| special.iter().find(|row| row.0 == name).map(|row| (row.1, row.2));
+    let ends = (token("bos_token").filter(|_| adds.0), token("eos_token").filter(|_| adds.1));
+
+    let mut config = Map::new();
+    config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+    config.insert("model_max_length".to_owned(), json!(context));
+    config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
+    for (name, _, text) in &special {
+        config.insert((*name).to_owned(), json!(text));
+    }
+    if kind.sentencepiece || stated.0.is_some() {
+        config.insert("add_bos_token".to_owned(), json!(adds.0));
+    }
+    if kind.sentencepiece || stated.1.is_some() {
+        config.insert("add_eos_token".to_owned(), json!(adds.1));
+    }
+    let mut files = Vec::new();
+    if kind.sentencepiece {
+        config.insert("added_tokens_decoder".to_owned(), vocabulary.added_tokens_decoder());
+        files.push(("tokenizer.model".to_owned(), model_file::encode(&vocabulary, metadata, &special)));
+    }
+    let mut tokenizer = Map::new();
+    tokenizer.insert("version".to_owned(), json!("1.0"));
+    tokenizer.insert("truncation".to_owned(), Value::Null);
+    tokenizer.insert("padding".to_owned(), Value::Null);
+    tokenizer.insert("added_tokens".to_owned(), vocabulary.added_tokens());
+    let mut parts = kind.parts;
+    for key in ["normalizer", "pre_tokenizer"] {
+        tokenizer.insert(key.to_owned(), parts.remove(key).unwrap_or(Value::Null));
+    }
+    tokenizer.insert("post_processor".to_owned(), post_processor(kind.processor, ends));
+    for key in ["decoder", "model"] {
+        tokenizer.insert(key.to_owned(), parts.remove(key).unwrap_or(Value::Null));
+    }
+    files.push(("tokenizer.json".to_owned(), format!("{:#}\n", Value::Object(tokenizer)).into_bytes()));
+    files.push(("tokenizer_config.json".to_owned(), format!("{:#}\n", Value::Object(config)).into_bytes()));
+    files.extend(template::files(metadata)?);
+    Ok(files)
+}
+
+/// Name, id and text of the special tokens that there are.
+fn special_tokens<'a>(
+    metadata: &Metadata,
+    vocabulary: &Vocabulary<'a>,
+    sentencepiece: bool,
+) -> Vec<(&'static str, u64, &'a str)> {
+    let assumed = |name: &str| SENTENCEPIECE_IDS.iter().find(|row| sentencepiece && row.0 == name).map(|row| row.1);
+    let tokens = SPECIAL.into_iter().filter_map(|(name, key)| {
+        let id = token_id(metadata, key).or_else(|| assumed(name))?;
+        Some((name, id, vocabulary.text(id)?))
+    });
+    tokens.collect()
+}
+
+/// A post-processor that puts the token `first` before and `last` behind each text, after what `inner` does.
+fn post_processor(inner: Option<Value>, (first, last): (Option<(u64, &str)>, Option<(u64, &str)>)) -> Value {
+    let token = |(_, text): (u64, &str), side| json!({"SpecialToken": {"id": text, "type_id": side}});
+    let text = |name: &str, side: u8| {
+        let middle = json!({"Sequence": {"id": name, "type_id": side}});
+        [first.map(|t| token(t, side)), Some(middle), last.map(|t| token(t, side))].into_iter().flatten()
+    };
+    let used = [first, last].into_iter().flatten();
+    let used: Map<String, Value> =
+        used.map(|(id, text)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
+    let plain = used.is_empty();
+    let template = json!({
+        "type": "TemplateProcessing",
+        "single": text("A", 0).collect::<Vec<_>>(),
+        "pair": text("A", 0).chain(text("B", 1)).collect::<Vec<_>>(),
+        "special_tokens": used,
+    });
+    match inner {
+        Some(inner) if plain => inner,
+        Some(inner) => json!({"type": "Sequence", "processors": [inner, template]}),
+        None => template,
+    }
+}
