@@ -1,8 +1,9 @@
 //! Encoding rows of floats as blocks, byte for byte as llama.cpp's reference code does. Knows no GGUF file.
 
-mod k;
 mod classic;
 mod iq4;
+mod k;
+
 mod plain;
 mod q8;
 mod vector;
@@ -19,11 +20,6 @@ const ENCODERS: &[(TensorType, Encoder)] = &[
     (TensorType::F16, plain::f16),
     (TensorType::BF16, plain::bf16),
     (TensorType::Q8_0, q8::q8_0),
-    (TensorType::Q2_K, |_, x, columns, qw, out| k::encode(TensorType::Q2_K, x, columns, qw, out)),
-    (TensorType::Q3_K, |_, x, columns, qw, out| k::encode(TensorType::Q3_K, x, columns, qw, out)),
-    (TensorType::Q4_K, |_, x, columns, qw, out| k::encode(TensorType::Q4_K, x, columns, qw, out)),
-    (TensorType::Q5_K, |_, x, columns, qw, out| k::encode(TensorType::Q5_K, x, columns, qw, out)),
-    (TensorType::Q6_K, |_, x, columns, qw, out| k::encode(TensorType::Q6_K, x, columns, qw, out)),
     (TensorType::Q4_0, classic::q4_0),
     (TensorType::Q4_1, classic::q4_1),
     (TensorType::Q5_0, classic::q5_0),
