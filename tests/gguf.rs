@@ -250,7 +250,7 @@ fn a_dry_run_tells_every_type_and_size() {
     let file = &plan["gguf"][0]["files"][0];
     assert_eq!(file["file"], "model-Q4_K_M.gguf");
     assert!(
-        file["tensors"].as_array().unwrap().iter().any(|t| t["name"] == "blk.0.attn_v.weight" && t["type"] == "Q6_K")
+        file["tensors"].as_array().unwrap().iter().any(|t| t["name"] == "blk.1.attn_v.weight" && t["type"] == "Q6_K")
     );
     assert!(!bench.path("out").exists());
     bench.ok(&format!("{EXPORT} --out out"));
