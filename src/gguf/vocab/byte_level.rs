@@ -1,19 +1,18 @@
 //! Byte-level BPE in `tokenizer.json`: GGUF's model "gpt2". The converter's `get_vocab_base` and `_set_vocab_gpt2`.
 
+use super::sources::Sources;
 use super::special::{ROLES, SpecialTokens};
 use super::tokenizer::HfTokenizer;
 use super::{MAX_TOKENS, Token, TokenType, Vocab, VocabOptions, added, pre, write_tokens};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::source::ModelFiles;
 
 /// Converts `tokenizer.json`; false if there is none.
-pub(super) fn convert(files: &ModelFiles, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
-    let Some(tokenizer) = HfTokenizer::open(files)? else { return Ok(false) };
+pub(super) fn convert(sources: &Sources, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
+    let Some(tokenizer) = HfTokenizer::open(sources)? else { return Ok(false) };
     let name = pre_tokenizer(&tokenizer, options.pre, vocab)?;
     let tokens = tokens(&tokenizer, options.vocab_size)?;
     write_tokens(vocab, "gpt2", &name, tokens);
-    let special = SpecialTokens::read(files, &ROLES, None, true)?;
-    special.write(vocab);
+    SpecialTokens::read(sources, &ROLES, None, true)?.write(vocab);
     Ok(true)
 }
 
@@ -55,20 +54,19 @@ fn tokens(tokenizer: &HfTokenizer, vocab_size: usize) -> Result<Vec<Token>> {
         // Ids are below MAX_TOKENS.
         let token = match texts.get(&(id as u32)) {
             None => Token::padding(id, 0.0),
-            Some(text) => token(tokenizer, id as u32, text)?,
+            Some(text) => token(tokenizer, text)?,
         };
         tokens.push(token);
     }
     Ok(tokens)
 }
 
-fn token(tokenizer: &HfTokenizer, id: u32, text: &str) -> Result<Token> {
+fn token(tokenizer: &HfTokenizer, text: &str) -> Result<Token> {
     let Some(token) = tokenizer.added(text) else {
         return Ok(Token { text: text.to_owned(), kind: TokenType::Normal, score: 0.0 });
     };
     // llama.cpp looks for added tokens in text as it stands, so they are written as they come back from the tokenizer.
     let written = if token.normalized { text.to_owned() } else { tokenizer.round_trip(text)? };
     let (kind, text) = added(written, token.special);
-    debug_assert!(tokenizer.vocab().contains_key(&id));
     Ok(Token { text, kind, score: 0.0 })
 }

@@ -3,10 +3,10 @@
 
 use serde_json::Value as Json;
 
+use super::sources::Sources;
 use super::special::SpecialTokens;
 use super::{Vocab, VocabOptions};
-use crate::error::Result;
-use crate::gguf::source::ModelFiles;
+use crate::error::{Error, Result};
 use crate::gguf::value::Value;
 
 /// A kind of tokenizer.
@@ -25,8 +25,8 @@ pub enum Kind {
 pub struct Recipe {
     /// The kinds, in the order in which they are tried.
     pub order: &'static [Kind],
-    /// Writes `add_space_prefix` where tokenizer_config.json has `add_prefix_space`, and what two sizes of vocabulary
-    /// demand: the rules of conversion/llama.py.
+    /// Writes `add_space_prefix` where `tokenizer_config.json` has `add_prefix_space`, and what two sizes of vocabulary
+    /// demand: the rules of `conversion/llama.py`.
     pub llama_keys: bool,
 }
 
@@ -38,7 +38,7 @@ pub const QWEN: Recipe = Recipe { order: &[Kind::SentencePiece, Kind::ByteLevel]
 
 /// `vocab_size` of Code Llama, whose token for the end of an infilling has a number that no file gives.
 const CODE_LLAMA: (usize, u32) = (32016, 32010);
-/// `vocab_size` of Granite's small models (and `SmolLM`'s), which want no token before a text.
+/// `vocab_size` of Granite's small models (and SmolLM's), which want no token before a text.
 const NO_BOS: usize = 49152;
 
 impl Recipe {
@@ -54,25 +54,30 @@ impl Recipe {
 }
 
 /// Writes what comes before the vocabulary.
-pub(super) fn before(files: &ModelFiles, options: &VocabOptions, vocab: &mut Vocab) -> Result<()> {
+pub(super) fn before(sources: &Sources, options: &VocabOptions, vocab: &mut Vocab) -> Result<()> {
     if !options.recipe.llama_keys {
         return Ok(());
     }
-    if let Some(Json::Bool(prefix)) =
-        files.json("tokenizer_config.json")?.and_then(|c| c.get("add_prefix_space").cloned())
-    {
-        vocab.keys.set("tokenizer.ggml.add_space_prefix", Value::Bool(prefix));
+    let there = |name: &str| sources.files.paths.contains_key(name);
+    if there("tekken.json") && !there("tokenizer.json") {
+        return Err(Error::refused(
+            "the model has its tokenizer in tekken.json alone, which is not read",
+            "copy tokenizer.json from a release of the base model for transformers",
+        ));
+    }
+    if let Some(Json::Bool(prefix)) = sources.config.get("add_prefix_space") {
+        vocab.keys.set("tokenizer.ggml.add_space_prefix", Value::Bool(*prefix));
     }
     Ok(())
 }
 
 /// Writes what comes after it.
-pub(super) fn after(files: &ModelFiles, options: &VocabOptions, vocab: &mut Vocab) -> Result<()> {
+pub(super) fn after(sources: &Sources, options: &VocabOptions, vocab: &mut Vocab) -> Result<()> {
     if !options.recipe.llama_keys {
         return Ok(());
     }
     if options.vocab_size == CODE_LLAMA.0 {
-        let mut special = SpecialTokens::read(files, &["prefix", "suffix", "middle", "eot"], None, false)?;
+        let mut special = SpecialTokens::read(sources, &["prefix", "suffix", "middle", "eot"], None, false)?;
         special.set("eot", u64::from(CODE_LLAMA.1), None);
         special.write(vocab);
     }

@@ -1,28 +1,29 @@
 //! SentencePiece's BPE as `tokenizer.json` has it, with tokens for single bytes: GGUF's model "llama". The converter's
 //! `LlamaHfVocab`.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
+use super::sources::Sources;
 use super::special::{ROLES, SpecialTokens};
 use super::tokenizer::HfTokenizer;
 use super::{Token, TokenType, Vocab, write_tokens};
 use crate::error::{Error, Result};
-use crate::gguf::source::ModelFiles;
 
-/// The score of every token: tokenizer.json has none.
+/// The score of every token: `tokenizer.json` has none.
 const SCORE: f32 = -1_000.0;
 
 /// Converts `tokenizer.json`; false if there is none, or one of another kind.
-pub(super) fn convert(files: &ModelFiles, vocab: &mut Vocab) -> Result<bool> {
-    let Some(json) = files.json("tokenizer.json")? else { return Ok(false) };
-    if !is_this_kind(&json) {
+pub(super) fn convert(sources: &Sources, vocab: &mut Vocab) -> Result<bool> {
+    if !sources.tokenizer.as_ref().is_some_and(is_this_kind) {
         return Ok(false);
     }
-    let Some(tokenizer) = HfTokenizer::open(files)? else { return Ok(false) };
+    let Some(tokenizer) = HfTokenizer::open(sources)? else { return Ok(false) };
     let tokens = tokens(&tokenizer)?;
     let limit = tokens.len();
     write_tokens(vocab, "llama", "default", tokens);
-    SpecialTokens::read(files, &ROLES, Some(limit), false)?.write(vocab);
+    SpecialTokens::read(sources, &ROLES, Some(limit), false)?.write(vocab);
     Ok(true)
 }
 
@@ -37,7 +38,7 @@ fn is_this_kind(tokenizer: &Value) -> bool {
 
 /// The base vocabulary, and the added tokens beyond it.
 fn tokens(tokenizer: &HfTokenizer) -> Result<Vec<Token>> {
-    let specials: Vec<u32> = tokenizer.special().iter().filter_map(|text| tokenizer.id(text)).collect();
+    let specials: HashSet<u32> = tokenizer.special().iter().filter_map(|text| tokenizer.id(text)).collect();
     let base = tokenizer.base_len();
     let mut tokens = Vec::new();
     for id in 0..base {

@@ -7,6 +7,7 @@ mod llama_hf;
 mod pre;
 mod roles;
 mod sentencepiece;
+mod sources;
 mod special;
 mod spm;
 mod template;
@@ -14,6 +15,8 @@ mod tokenizer;
 
 pub use family::{Kind, LLAMA, QWEN, Recipe};
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
+
+use sources::Sources;
 
 use super::source::ModelFiles;
 use super::value::{Array, Metadata, Value};
@@ -78,22 +81,27 @@ pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
             format!("config.json has a vocab_size of {}; no more than {MAX_TOKENS} is known", options.vocab_size);
         return Err(Error::refused(problem, "restore config.json from its source"));
     }
+    let sources = Sources::read(files)?;
     let mut vocab = Vocab::default();
-    family::before(files, options, &mut vocab)?;
+    family::before(&sources, options, &mut vocab)?;
     for kind in options.recipe.order {
         let converted = match kind {
-            Kind::SentencePiece => spm::convert(files, options, &mut vocab)?,
-            Kind::LlamaHf => llama_hf::convert(files, &mut vocab)?,
-            Kind::ByteLevel => byte_level::convert(files, options, &mut vocab)?,
+            Kind::SentencePiece => spm::convert(&sources, options, &mut vocab)?,
+            Kind::LlamaHf => llama_hf::convert(&sources, &mut vocab)?,
+            Kind::ByteLevel => byte_level::convert(&sources, options, &mut vocab)?,
         };
         if converted {
-            family::after(files, options, &mut vocab)?;
+            family::after(&sources, options, &mut vocab)?;
             return Ok(vocab);
         }
     }
     Err(Error::refused(
         format!("the model has no tokenizer that can be converted: none of {} is there", options.recipe.files()),
-        "copy the tokenizer's files from the base model beside config.json",
+        if files.paths.contains_key("vocab.json") {
+            "save the tokenizer anew with transformers, which writes tokenizer.json"
+        } else {
+            "copy the tokenizer's files from the base model beside config.json"
+        },
     ))
 }
 
@@ -113,7 +121,7 @@ fn write_tokens(vocab: &mut Vocab, model: &str, pre: &str, tokens: Vec<Token>) {
 }
 
 /// Whether an added token ought to be a control token though its file does not call it special: command-r, deepseek
-/// and gemma have such. Rule of conversion/base.py.
+/// and gemma have such. Rule of `conversion/base.py`.
 fn looks_special(text: &str) -> bool {
     const WHOLE: [&str; 4] = ["<pad>", "<mask>", "<2mass>", "[@BOS@]"];
     const AROUND: [(&str, &str); 3] = [("<|", "|>"), ("<\u{ff5c}", "\u{ff5c}>"), ("<unused", ">")];

@@ -1,5 +1,5 @@
 //! Which pre-tokenizer a byte-level tokenizer has: llama.cpp's converter knows it by the digest of the ids that the
-//! tokenizer gives a fixed text. Facts of conversion/base.py: the text, the digests, the names.
+//! tokenizer gives a fixed text. Facts of `conversion/base.py`: the text, the digests, the names.
 
 use std::fmt::Write;
 
@@ -14,12 +14,11 @@ pub(super) const CHECK_TEXT: &str = "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n 
 
 /// Name of the pre-tokenizer for llama.cpp, and the SHA-256 of the ids of [`CHECK_TEXT`] as Python prints a list.
 #[rustfmt::skip]
-const KNOWN: [(&str, &str); 97] = [
+const KNOWN: [(&str, &str); 95] = [
     ("a.x-4.0", "b0a6b1c0bd5998ebd9df08611efde34a4ff03faed45ae09c43e6b31ebd4b94cf"),
     ("afmoe", "49fc0303c9e0d2c2c565c510f64b2d9b271276acdcdadff733249eda9f7d59df"),
     ("bailingmoe", "96a5f08be6259352137b512d4157e333e21df7edd3fcd152990608735a65b224"),
     ("bailingmoe2", "9b1be57e70d20d9501b2b3186e792d81181ae36ada3903c26f9fea418cf87206"),
-    ("bert-bge", "0876d13b50744004aa9aeae05e7b0647eac9d801b5ba4668afc01e709c15e19f"),
     ("bert-bge-large", "8e62295832751ca1e8f92f2226f403dea30dc5165e448b5bfa05af5340c64ec7"),
     ("bloom", "3c30d3ad1d6b64202cd222813e7736c2db6e1bd6d67197090fc1211fbc612ae7"),
     ("chameleon", "60824e3c0d9401f89943cbb2fff727f0e2d4c545ba4df2d6e4f09a6db0f5b450"),
@@ -85,7 +84,6 @@ const KNOWN: [(&str, &str); 97] = [
     ("minicpm5", "36f3066e97b7f3994b379aaacde306c1444c6ae84e81a5ae3cd2b7ed3b8c42d4"),
     ("minimax-m2", "f4f37b6c8eb9ea29b3eac6bb8c8487c5ab7885f8d8022e67edc1c68ce8403e95"),
     ("modern-bert", "a0b64b4385f123663873756336c085744376d015ff328bb1d901598f63c44152"),
-    ("mpt", "b6dc8df998e1cfbdc4eac8243701a65afe638679230920b50d6f17d81c098166"),
     ("olmo", "b6dc8df998e1cfbdc4eac8243701a65afe638679230920b50d6f17d81c098166"),
     ("phi-2", "fcace8b9cac38ce847670c970cd5892031a753a1ef381abd1d9af00f713da085"),
     ("pixtral", "0e9433cbbb161f89e264eb32e8e64bfe69e834973ffca5d41d3948a604a3e2a3"),

@@ -1,6 +1,6 @@
 //! What a tokenizer's post-processor says of its special tokens: which are put before and after a text, and which token
-//! plays which role where tokenizer_config.json leaves that open. The rules are those of `SpecialVocab` in
-//! gguf-py/gguf/vocab.py, which reads simple templates only.
+//! plays which role where `tokenizer_config.json` leaves that open. The rules are those of `SpecialVocab` in
+//! `gguf-py/gguf/vocab.py`, which reads simple templates only.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use crate::error::escaped;
 /// Roles of special tokens, and whether the tokenizer adds them to a text by itself.
 #[derive(Debug, Default)]
 pub(super) struct Roles {
-    /// tokenizer_config.json, completed; empty where there is none.
+    /// `tokenizer_config.json`, completed; empty where there is none.
     pub(super) config: Map<String, Value>,
     /// The roles to look for.
     pub(super) names: Vec<&'static str>,
@@ -24,12 +24,12 @@ pub(super) struct Roles {
 }
 
 impl Roles {
-    /// Without a tokenizer.json: what the configuration says holds.
+    /// Without a `tokenizer.json`: what the configuration says holds.
     pub(super) fn new(config: Map<String, Value>, names: &[&'static str]) -> Self {
         Self { config, names: names.to_vec(), ..Self::default() }
     }
 
-    /// Completes the roles by `tokenizer`, the content of tokenizer.json.
+    /// Completes the roles by `tokenizer`, the content of `tokenizer.json`.
     pub(super) fn complete(&mut self, tokenizer: &Value) {
         let role = |name: &str| self.config.get(name).cloned().unwrap_or_default();
         (self.bos, self.eos) = (role("bos_token"), role("eos_token"));
@@ -140,9 +140,8 @@ impl Roles {
         if sequence(head) != Some("A") || sequence(tail) != Some("B") || middle.is_empty() {
             return;
         }
-        let separates = |roles: &Self, item: &Value| {
-            special(item).is_some_and(|token| Value::from(token) == roles.sep || Value::from(token) == roles.eos)
-        };
+        let separates =
+            |roles: &Self, item: &Value| special(item).is_some_and(|token| roles.sep == token || roles.eos == token);
         let sep = (separates(self, &middle[0]) && last.is_none()) || (middle.len() == 2 && separates(self, &middle[1]));
         self.add("sep", sep);
         if sep && !truthy(&self.sep) && !self.config.is_empty() {
@@ -204,10 +203,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::gguf::vocab::tokenizer::object;
 
     fn roles(config: Value, post: Value) -> Roles {
-        let mut roles = Roles::new(object(Some(config)), &["bos", "eos", "sep"]);
+        let mut roles = Roles::new(config.as_object().unwrap().clone(), &["bos", "eos", "sep"]);
         roles.complete(&json!({"post_processor": post}));
         roles
     }

@@ -1,5 +1,5 @@
 //! `tokenizer.model`, SentencePiece's model file: its pieces with their scores and kinds. A protocol buffer of which
-//! only that is read (`ModelProto.pieces` in sentencepiece_model.proto); everything else is stepped over.
+//! only that is read (`ModelProto.pieces` in `sentencepiece_model.proto`); everything else is stepped over.
 
 use std::collections::HashSet;
 
@@ -66,7 +66,7 @@ fn piece(message: &[u8]) -> Result<Piece, String> {
     while let Some(field) = fields.next()? {
         match field {
             (PIECE_TEXT, Wire::Bytes(text)) => {
-                piece.text = std::str::from_utf8(text).map_err(|_| "its text is not UTF-8".to_owned())?.to_owned();
+                piece.text = String::from_utf8(text.to_vec()).map_err(|_| "its text is not UTF-8")?;
             }
             (PIECE_SCORE, Wire::Fixed32(bits)) => piece.score = f32::from_bits(bits),
             (PIECE_KIND, Wire::Varint(kind)) => piece.kind = PieceKind::from_number(kind).unwrap_or(piece.kind),
@@ -175,6 +175,25 @@ mod tests {
             assert!(SentencePiece::parse(&model).is_err(), "{model:?}");
         }
         assert!(SentencePiece::parse(&[&unknown[..], &field(&[0xff], 0.0, 1)].concat()).unwrap_err().contains("UTF-8"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn pieces_come_back(texts in proptest::collection::hash_set("[a-z▁层]{1,30}", 0..20), score: f32, kind in 3u8..7) {
+            let fields = texts.iter().map(|text| field(text.as_bytes(), score, kind));
+            let model: Vec<u8> = std::iter::once(field(b"<unk>", 0.0, 2)).chain(fields).flatten().collect();
+            let pieces = SentencePiece::parse(&model).unwrap().pieces;
+            proptest::prop_assert_eq!(pieces.len(), texts.len() + 1);
+            for (piece, text) in pieces[1..].iter().zip(&texts) {
+                proptest::prop_assert_eq!((&piece.text, piece.score.to_bits()), (text, score.to_bits()));
+                proptest::prop_assert_eq!(piece.kind as u8, kind);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            let _ = SentencePiece::parse(&bytes);
+        }
     }
 
     #[test]

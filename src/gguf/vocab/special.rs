@@ -1,10 +1,10 @@
 //! Special tokens, merges and templates: the keys after the vocabulary, in the order of `SpecialVocab` in
-//! gguf-py/gguf/vocab.py. What a post-processor says is in `roles`, chat templates are in `template`.
+//! `gguf-py/gguf/vocab.py`. What a post-processor says is in `roles`, chat templates are in `template`.
 
 use serde_json::{Map, Value as Json};
 
 use super::roles::Roles;
-use super::tokenizer::{object, token_text};
+use super::sources::{Sources, token_text};
 use super::{Vocab, template};
 use crate::error::{Error, Result};
 use crate::gguf::source::ModelFiles;
@@ -46,16 +46,15 @@ pub(super) struct SpecialTokens {
 impl SpecialTokens {
     /// Reads them. Ids must be below `limit`, where there is one.
     pub(super) fn read(
-        files: &ModelFiles,
+        sources: &Sources,
         names: &[&'static str],
         limit: Option<usize>,
         with_merges: bool,
     ) -> Result<Self> {
         let mut special = Self::default();
-        let tokenizer = files.json("tokenizer.json")?;
-        let config = object(files.json("tokenizer_config.json")?);
-        let mut roles = Roles::new(config, names);
-        if let Some(tokenizer) = &tokenizer {
+        let files = sources.files;
+        let mut roles = Roles::new(sources.config.clone(), names);
+        if let Some(tokenizer) = &sources.tokenizer {
             roles.complete(tokenizer);
             if with_merges {
                 special.merges = merges(tokenizer).ok_or_else(|| unknown_merges(files))?;
@@ -76,26 +75,23 @@ impl SpecialTokens {
                     .warnings
                     .push("the chat template of tokenizer_config.json is no text: it is left out".to_owned());
             }
-            let added =
-                tokenizer.as_ref().and_then(|t| t.get("added_tokens")?.as_array()).map_or(&[][..], Vec::as_slice);
-            special.from_config(&mut roles, added, limit);
+            special.look_in_config(&mut roles, sources.added_tokens(), limit);
         }
-        special.from_model(files, &roles.names, limit);
+        special.look_in_model(files, &roles.names, limit);
         special.adds = roles.adds;
         special.warnings.append(&mut roles.warnings);
         Ok(special)
     }
 
-    /// Ids by the names that tokenizer_config.json gives, looked up among the tokens added to tokenizer.json.
-    fn from_config(&mut self, roles: &mut Roles, added: &[Json], limit: Option<usize>) {
+    /// Ids by the names that `tokenizer_config.json` gives, looked up among the tokens added to `tokenizer.json`.
+    fn look_in_config(&mut self, roles: &mut Roles, added: &[Json], limit: Option<usize>) {
         for role in roles.names.clone() {
-            if let Some(Json::Bool(add)) = roles.config.get(&format!("add_{role}_token")).cloned() {
-                if roles.add_unless_known(role, add) {
-                    roles.warn(format!(
-                        "tokenizer_config.json has add_{role}_token {add}, but tokenizer.json's post-processor says \
-                         otherwise, and that holds"
-                    ));
-                }
+            let add = roles.config.get(&format!("add_{role}_token")).and_then(Json::as_bool);
+            if let Some(add) = add.filter(|add| roles.add_unless_known(role, *add)) {
+                roles.warn(format!(
+                    "tokenizer_config.json has add_{role}_token {add}, but tokenizer.json's post-processor says \
+                     otherwise, and that holds"
+                ));
             }
             let Some(text) = roles.config.get(&format!("{role}_token")).and_then(token_text) else { continue };
             let token = added.iter().find(|token| token.get("content").and_then(Json::as_str) == Some(text));
@@ -103,8 +99,8 @@ impl SpecialTokens {
         }
     }
 
-    /// Ids that config.json gives, for roles that have none yet.
-    fn from_model(&mut self, files: &ModelFiles, names: &[&'static str], limit: Option<usize>) {
+    /// Ids that `config.json` gives, for roles that have none yet.
+    fn look_in_model(&mut self, files: &ModelFiles, names: &[&'static str], limit: Option<usize>) {
         let nothing = Map::new();
         let text_config = files.config.get("text_config").and_then(Json::as_object).unwrap_or(&nothing);
         for role in names {
@@ -183,7 +179,7 @@ impl SpecialTokens {
     }
 }
 
-/// The merges of tokenizer.json as lines of two parts; `None` for a form that is not known. Parts in a list may hold
+/// The merges of `tokenizer.json` as lines of two parts; `None` for a form that is not known. Parts in a list may hold
 /// spaces, which become byte-level BPE's mark for a space.
 fn merges(tokenizer: &Json) -> Option<Vec<String>> {
     let Some(merges) = tokenizer.get("model").and_then(|model| model.get("merges")?.as_array()) else {
@@ -205,7 +201,7 @@ fn unknown_merges(files: &ModelFiles) -> Error {
     Error::malformed(&path, "has merges that are neither lines nor pairs", "restore the file from its source")
 }
 
-/// The merges of a merges.txt.
+/// The merges of a `merges.txt`.
 fn merges_of_text(text: &str) -> Vec<String> {
     let body =
         if text.trim_start().starts_with('#') { text.split_once('\n').map_or("", |(_, rest)| rest) } else { text };

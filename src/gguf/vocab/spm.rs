@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::sentencepiece::{PieceKind, SentencePiece};
+use super::sources::{Sources, members};
 use super::special::{ROLES, SpecialTokens};
-use super::tokenizer::object;
 use super::{MAX_TOKENS, Token, TokenType, Vocab, VocabOptions, added, write_tokens};
 use crate::error::{Error, Result, escaped};
 use crate::gguf::source::ModelFiles;
@@ -17,7 +17,8 @@ const PADDING: f32 = -10_000.0;
 const ADDED: f32 = -1_000.0;
 
 /// Converts `tokenizer.model`; false if there is none.
-pub(super) fn convert(files: &ModelFiles, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
+pub(super) fn convert(sources: &Sources, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
+    let files = sources.files;
     let Some(path) = files.paths.get("tokenizer.model") else { return Ok(false) };
     let Some(bytes) = files.bytes("tokenizer.model")? else { return Ok(false) };
     let model = SentencePiece::parse(&bytes).map_err(|problem| {
@@ -39,14 +40,14 @@ pub(super) fn convert(files: &ModelFiles, options: &VocabOptions, vocab: &mut Vo
         *token = Token { text: piece.text, kind: kind(piece.kind), score: piece.score };
     }
     add_listed(files, &mut tokens, vocab)?;
-    add_described(files, &mut tokens, vocab)?;
+    add_described(sources, &mut tokens, vocab)?;
     let limit = tokens.len();
     write_tokens(vocab, "llama", "default", tokens);
-    SpecialTokens::read(files, &ROLES, Some(limit), false)?.write(vocab);
+    SpecialTokens::read(sources, &ROLES, Some(limit), false)?.write(vocab);
     Ok(true)
 }
 
-/// What a piece is for llama.cpp, which knows user-defined tokens by added_tokens.json and tokenizer_config.json alone.
+/// What a piece is for llama.cpp, which knows user-defined tokens by `added_tokens.json` and `tokenizer_config.json` alone.
 fn kind(kind: PieceKind) -> TokenType {
     match kind {
         PieceKind::Normal | PieceKind::UserDefined => TokenType::Normal,
@@ -57,25 +58,24 @@ fn kind(kind: PieceKind) -> TokenType {
     }
 }
 
-/// Tokens of added_tokens.json: text to id.
+/// Tokens of `added_tokens.json`: text to id.
 fn add_listed(files: &ModelFiles, tokens: &mut [Token], vocab: &mut Vocab) -> Result<()> {
-    for (text, id) in object(files.json("added_tokens.json")?) {
+    for (text, id) in members(files, "added_tokens.json")? {
         let id = id.as_u64().ok_or_else(|| bad_id(files, "added_tokens.json", &text))?;
-        match place(tokens, id, vocab) {
-            Some(token) => *token = Token { text, kind: TokenType::UserDefined, score: ADDED },
-            None => continue,
+        if let Some(token) = place(tokens, id, vocab) {
+            *token = Token { text, kind: TokenType::UserDefined, score: ADDED };
         }
     }
     Ok(())
 }
 
-/// Tokens of tokenizer_config.json: id to text and properties.
-fn add_described(files: &ModelFiles, tokens: &mut [Token], vocab: &mut Vocab) -> Result<()> {
-    let config = object(files.json("tokenizer_config.json")?);
-    for (id, token) in object(config.get("added_tokens_decoder").cloned()) {
+/// Tokens of `tokenizer_config.json`: id to text and properties.
+fn add_described(sources: &Sources, tokens: &mut [Token], vocab: &mut Vocab) -> Result<()> {
+    let listed = sources.config.get("added_tokens_decoder").and_then(Value::as_object);
+    for (id, token) in listed.into_iter().flatten() {
         let text = token.get("content").and_then(Value::as_str);
         let (Ok(number), Some(text)) = (id.trim().parse(), text) else {
-            return Err(bad_id(files, "tokenizer_config.json", &id));
+            return Err(bad_id(sources.files, "tokenizer_config.json", id));
         };
         let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
         let (kind, text) = added(text.to_owned(), special);

@@ -1,6 +1,8 @@
 //! Chat templates: which of a model's files has them, and the keys that they become. A template is text for the reader
 //! of the GGUF file; nothing here runs one.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value as Json, json};
 
 use crate::error::Result;
@@ -10,7 +12,7 @@ use crate::gguf::value::{Metadata, Value};
 /// The directory of named templates.
 const NAMED: &str = "additional_chat_templates/";
 
-/// The templates of a model whose tokenizer_config.json is `config`: a string, a list of named ones, or none. What the
+/// The templates of a model whose `tokenizer_config.json` is `config`: a string, a list of named ones, or none. What the
 /// configuration says beats the files beside it.
 pub(super) fn read(files: &ModelFiles, config: &Map<String, Json>) -> Result<Option<Json>> {
     let found = match config.get("chat_template") {
@@ -52,7 +54,7 @@ pub(super) fn write(template: &Json, keys: &mut Metadata) {
 
 /// Writes the templates with names, and gives back the one that goes by none.
 fn write_named<'a>(choices: &'a [Json], keys: &mut Metadata) -> Option<&'a str> {
-    let (mut default, mut names) = (None, Vec::new());
+    let (mut default, mut names, mut seen) = (None, Vec::new(), HashSet::new());
     for choice in choices {
         let name: String = choice.get("name").and_then(Json::as_str).map(plain).unwrap_or_default();
         let Some(text) = choice.get("template").and_then(Json::as_str) else { continue };
@@ -62,7 +64,7 @@ fn write_named<'a>(choices: &'a [Json], keys: &mut Metadata) -> Option<&'a str> 
             if !text.is_empty() {
                 keys.set(&format!("tokenizer.chat_template.{name}"), Value::string(text));
             }
-            if !names.contains(&name) {
+            if seen.insert(name.clone()) {
                 names.push(name);
             }
         }

@@ -26,3 +26,110 @@ fn model(dir: &Path) -> ModelFiles {
     }
     files
 }
+
+/// The keys as the fixtures have them.
+fn listed(keys: &Metadata) -> Vec<(String, &'static str, Json)> {
+    let typed = |value: &Value| match value {
+        Value::U32(id) => ("uint32", json!(id)),
+        Value::Bool(flag) => ("bool", json!(flag)),
+        Value::String(text) => ("string", json!(text)),
+        Value::Array(Array::String(texts)) => ("array:string", json!(texts)),
+        Value::Array(Array::I32(kinds)) => ("array:int32", json!(kinds)),
+        Value::Array(Array::F32(scores)) => ("array:float32", json!(scores)),
+        other => panic!("no tokenizer has {other:?}"),
+    };
+    keys.iter().map(|(key, value)| (key.to_owned(), typed(value).0, typed(value).1)).collect()
+}
+
+fn floats(list: &Json) -> Vec<f32> {
+    list.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+}
+
+fn options(files: &ModelFiles) -> VocabOptions<'static> {
+    let qwen = files.config["model_type"].as_str().unwrap().starts_with("qwen");
+    let vocab_size = usize::try_from(files.config["vocab_size"].as_u64().unwrap()).unwrap();
+    VocabOptions { pre: Some("a-name"), recipe: if qwen { &QWEN } else { &LLAMA }, vocab_size }
+}
+
+fn cases() -> Vec<std::path::PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers");
+    let mut cases: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    cases
+}
+
+#[test]
+fn every_case_has_the_keys_of_the_converter() {
+    let cases = cases();
+    assert!(cases.len() >= 13, "only {} cases", cases.len());
+    for case in cases {
+        let files = model(&case.join("model"));
+        let expected: Json = serde_json::from_str(&fs::read_to_string(case.join("expected.json")).unwrap()).unwrap();
+        let vocab = convert(&files, &options(&files)).unwrap();
+        let found = listed(&vocab.keys);
+        let expected = expected["keys"].as_array().unwrap();
+        let names: Vec<_> = expected.iter().map(|row| row[0].as_str().unwrap()).collect();
+        assert_eq!(found.iter().map(|row| row.0.as_str()).collect::<Vec<_>>(), names, "{}", case.display());
+        for (row, (key, kind, value)) in expected.iter().zip(found) {
+            // The reader of JSON may miss the last bit of a number of 64 bits.
+            let expected = if kind == "array:float32" { json!(floats(&row[2])) } else { row[2].clone() };
+            assert_eq!((&row[1], expected), (&json!(kind), value), "{}: {key}", case.display());
+        }
+    }
+}
+
+#[test]
+fn every_case_has_the_digest_of_the_converter() {
+    for case in cases() {
+        let expected: Json = serde_json::from_str(&fs::read_to_string(case.join("expected.json")).unwrap()).unwrap();
+        let Some(digest) = expected["digest"].as_str() else { continue };
+        let files = model(&case.join("model"));
+        let error = convert(&files, &VocabOptions { pre: None, ..options(&files) }).unwrap_err().to_string();
+        assert!(error.contains(digest) && error.contains("--pre"), "{}: {error}", case.display());
+    }
+}
+
+#[test]
+fn two_sizes_of_vocabulary_have_keys_of_their_own() {
+    let files = model(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers/llama2/model"));
+    let of_size = |vocab_size| convert(&files, &VocabOptions { vocab_size, ..options(&files) }).unwrap().keys;
+    let plain = of_size(32015);
+    assert_eq!(plain.get("tokenizer.ggml.eot_token_id"), None);
+    assert_eq!(of_size(32016).get("tokenizer.ggml.eot_token_id"), Some(&Value::U32(32010)));
+    assert_eq!(plain.get("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(true)));
+    assert_eq!(of_size(49152).get("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(false)));
+}
+
+#[test]
+fn refuses_what_gives_no_vocabulary() {
+    let mut files = model(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers/llama3/model"));
+    let refusal = |files: &ModelFiles, vocab_size| {
+        convert(files, &VocabOptions { vocab_size, ..options(files) }).unwrap_err().to_string()
+    };
+    assert!(refusal(&files, 10).contains("vocab_size of 10"));
+    assert!(refusal(&files, usize::MAX).contains("no more than"));
+    files.paths.remove("tokenizer.json");
+    assert!(refusal(&files, 300).contains("tokenizer.model and tokenizer.json"));
+}
+
+#[test]
+fn a_hostile_tokenizer_is_an_error_and_no_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let texts = [
+        "",
+        "[]",
+        "{}",
+        r#"{"model":{"type":"BPE","vocab":{},"merges":[]},"added_tokens":7}"#,
+        r#"{"model":{"type":"BPE","vocab":{"a":4294967295},"merges":[["b","c"]]}}"#,
+        r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":4294967295},"merges":[]},"added_tokens":[],"normalizer":null,
+            "pre_tokenizer":{"type":"Split","pattern":{"Regex":"(a*)*b("},"behavior":"Isolated","invert":false}}"#,
+        r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":4294967295},"merges":[]},"added_tokens":[]}"#,
+    ];
+    for text in texts {
+        fs::write(&path, text).unwrap();
+        let files = ModelFiles { paths: [("tokenizer.json".to_owned(), path.clone())].into(), ..ModelFiles::default() };
+        let result = convert(&files, &VocabOptions { pre: Some("x"), recipe: &LLAMA, vocab_size: 9 });
+        assert!(result.is_err(), "{text}");
+    }
+}

@@ -1,15 +1,15 @@
-//! `tokenizer.json` as transformers opens it: with the tokens that tokenizer_config.json and its older companions add.
+//! `tokenizer.json` as transformers opens it: with the tokens that `tokenizer_config.json` and its older companions add.
 //! Encoding and decoding are the `tokenizers` crate's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::sources::{Sources, members, token_text};
 use crate::error::{Error, Result, escaped, shown};
-use crate::gguf::source::ModelFiles;
 
 /// The named tokens of transformers, in its order.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -25,11 +25,11 @@ pub(super) struct HfTokenizer {
 
 impl HfTokenizer {
     /// Opens the tokenizer of a model; `None` if there is no `tokenizer.json`.
-    pub(super) fn open(files: &ModelFiles) -> Result<Option<Self>> {
+    pub(super) fn open(sources: &Sources) -> Result<Option<Self>> {
+        let files = sources.files;
         let Some(path) = files.paths.get("tokenizer.json") else { return Ok(None) };
         let Some(bytes) = files.bytes("tokenizer.json")? else { return Ok(None) };
-        let config = object(files.json("tokenizer_config.json")?);
-        let extra = ExtraTokens::read(files, config)?;
+        let extra = ExtraTokens::read(sources)?;
         let refuse = |problem: String| {
             Error::malformed(
                 path,
@@ -54,7 +54,13 @@ impl HfTokenizer {
             vocab.insert(id, token.content.clone());
             added.insert(token.content.clone(), token);
         }
-        Ok(Some(Self { path: path.clone(), tokenizer, vocab, added, special: extra.special }))
+        Ok(Some(Self {
+            path: path.clone(),
+            tokenizer,
+            vocab,
+            added,
+            special: extra.tokens.into_iter().map(|token| token.content).collect(),
+        }))
     }
 
     /// Where it was read, for messages.
@@ -116,95 +122,67 @@ struct ExtraTokens {
     /// By id: those that the configuration lists with all their properties.
     listed: BTreeMap<u64, AddedToken>,
     /// Tokens with a name, such as the padding token, and special tokens without one.
-    named: Vec<AddedToken>,
-    /// The texts of `named` without properties, each once.
-    special: Vec<String>,
+    tokens: Vec<AddedToken>,
     /// Special tokens in a text are split as any text is.
     split_special: bool,
 }
 
 impl ExtraTokens {
-    fn read(files: &ModelFiles, mut config: Map<String, Value>) -> Result<Self> {
+    fn read(sources: &Sources) -> Result<Self> {
+        let mut config = sources.config.clone();
         let mut listed = BTreeMap::new();
         if let Some(Value::Object(decoder)) = config.get("added_tokens_decoder") {
-            for (id, token) in decoder {
-                if let (Ok(id), Some(token)) = (id.parse(), added_token(token)) {
-                    listed.insert(id, token);
-                }
-            }
+            listed.extend(decoder.iter().filter_map(|(id, token)| Some((id.parse().ok()?, added_token(token)?))));
         } else {
-            config.extend(object(files.json("special_tokens_map.json")?));
-            for (text, id) in object(files.json("added_tokens.json")?) {
-                let special = is_named(&config, &text);
-                let token = AddedToken::from(text, special);
-                id.as_u64().and_then(|id| listed.insert(id, token));
+            config.extend(members(sources.files, "special_tokens_map.json")?);
+            let names = named(&config).chain(unnamed(&config)).filter_map(token_text).collect::<HashSet<_>>();
+            for (text, id) in members(sources.files, "added_tokens.json")? {
+                let special = names.contains(text.as_str());
+                listed.extend(id.as_u64().map(|id| (id, AddedToken::from(text, special))));
             }
-            for token in files
-                .json("tokenizer.json")?
-                .as_ref()
-                .and_then(|t| t.get("added_tokens")?.as_array())
-                .into_iter()
-                .flatten()
-            {
-                if let (Some(id), Some(token)) = (token.get("id").and_then(Value::as_u64), added_token(token)) {
-                    listed.insert(id, token);
-                }
-            }
+            let tokens = sources.added_tokens().iter();
+            listed.extend(tokens.filter_map(|token| Some((token.get("id")?.as_u64()?, added_token(token)?))));
         }
-        let mut named: Vec<AddedToken> = NAMED.iter().filter_map(|name| added_token(config.get(*name)?)).collect();
-        for (name, value) in &config {
-            if name.ends_with("_token") && !NAMED.contains(&name.as_str()) {
-                named.extend(added_token(value));
-            }
-        }
+        let mut tokens: Vec<AddedToken> = named(&config).filter_map(added_token).collect();
         // A token with a name is special, whatever its properties say.
-        named.iter_mut().for_each(|token| token.special = true);
-        let names = named.len();
-        match config
-            .get("extra_special_tokens")
-            .filter(|v| !is_empty(v))
-            .or_else(|| config.get("additional_special_tokens"))
-        {
-            Some(Value::Array(tokens)) => named.extend(tokens.iter().filter_map(added_token)),
-            Some(Value::Object(tokens)) => named.extend(tokens.values().filter_map(added_token)),
-            _ => {}
-        }
-        for token in listed.values_mut() {
-            token.special |= named[..names].iter().any(|other| other.content == token.content);
-        }
-        let mut special: Vec<String> = Vec::new();
-        for token in &named {
-            if !special.contains(&token.content) {
-                special.push(token.content.clone());
-            }
-        }
+        tokens.iter_mut().for_each(|token| token.special = true);
+        let names: HashSet<&str> = tokens.iter().map(|token| token.content.as_str()).collect();
+        listed.values_mut().for_each(|token| token.special |= names.contains(token.content.as_str()));
+        tokens.extend(unnamed(&config).filter_map(added_token));
         let split_special = config.get("split_special_tokens").and_then(Value::as_bool).unwrap_or(false);
-        Ok(Self { listed, named, special, split_special })
+        Ok(Self { listed, tokens, split_special })
     }
 
-    /// The tokens to add: all that are listed, whose properties then hold, and those with a name that are nowhere yet.
+    /// The tokens to add: all that are listed, whose properties then hold, and of the others those that are nowhere.
     fn missing(&self, tokenizer: &Tokenizer) -> Vec<AddedToken> {
-        let there: Vec<String> =
-            tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
         let mut tokens: Vec<AddedToken> = self.listed.values().cloned().collect();
-        for token in &self.named {
-            if !there.contains(&token.content) && !tokens.iter().any(|other| other.content == token.content) {
-                tokens.push(token.clone());
-            }
-        }
+        let there = tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content);
+        let mut there: HashSet<String> = there.chain(tokens.iter().map(|token| token.content.clone())).collect();
+        tokens.extend(self.tokens.iter().filter(|token| there.insert(token.content.clone())).cloned());
         tokens
     }
 }
 
-fn is_named(config: &Map<String, Value>, text: &str) -> bool {
-    let list = |name: &str| config.get(name).and_then(Value::as_array).into_iter().flatten();
-    let extra = list("extra_special_tokens").chain(list("additional_special_tokens"));
-    NAMED.iter().filter_map(|name| config.get(*name)).chain(extra).any(|value| token_text(value) == Some(text))
+/// Tokens with a name: those of transformers, then whatever else a configuration calls a token.
+fn named(config: &Map<String, Value>) -> impl Iterator<Item = &Value> {
+    let other = |name: &&String| name.ends_with("_token") && !NAMED.contains(&name.as_str());
+    let others = config.iter().filter(move |(name, _)| other(name)).map(|(_, value)| value);
+    NAMED.iter().filter_map(|name| config.get(*name)).chain(others)
 }
 
-/// The text of a token that is written as a string or as an object with properties.
-pub(super) fn token_text(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value.get("content")?.as_str())
+/// Special tokens without a name.
+fn unnamed(config: &Map<String, Value>) -> impl Iterator<Item = &Value> {
+    let lists = ["extra_special_tokens", "additional_special_tokens"].into_iter().filter_map(|name| config.get(name));
+    lists.map(elements).find(|list| !list.is_empty()).into_iter().flatten()
+}
+
+/// The elements of an array, or the values of an object.
+fn elements(list: &Value) -> Vec<&Value> {
+    match list {
+        Value::Array(items) => items.iter().collect(),
+        Value::Object(members) => members.values().collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// A token written as a string, which is special then, or as an object with properties.
@@ -219,18 +197,4 @@ fn added_token(value: &Value) -> Option<AddedToken> {
         .lstrip(flag("lstrip").unwrap_or(false))
         .rstrip(flag("rstrip").unwrap_or(false));
     Some(token)
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(members) => members.is_empty(),
-        _ => false,
-    }
-}
-
-/// The members of an object; none of what is no object.
-pub(super) fn object(value: Option<Value>) -> Map<String, Value> {
-    if let Some(Value::Object(members)) = value { members } else { Map::new() }
 }

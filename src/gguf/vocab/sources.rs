@@ -1,0 +1,40 @@
+//! The JSON files that say most of a tokenizer, each read once: which tokens there are, and what they are for.
+
+use serde_json::{Map, Value};
+
+use crate::error::Result;
+use crate::gguf::source::ModelFiles;
+
+/// A model's files, with the two that every part of a conversion asks.
+pub(super) struct Sources<'a> {
+    /// All files.
+    pub(super) files: &'a ModelFiles,
+    /// `tokenizer.json`; `None` if there is none.
+    pub(super) tokenizer: Option<Value>,
+    /// `tokenizer_config.json`; empty if there is none.
+    pub(super) config: Map<String, Value>,
+}
+
+impl<'a> Sources<'a> {
+    /// Reads both.
+    pub(super) fn read(files: &'a ModelFiles) -> Result<Self> {
+        let tokenizer = files.json("tokenizer.json")?;
+        Ok(Self { files, tokenizer, config: members(files, "tokenizer_config.json")? })
+    }
+
+    /// The added tokens that `tokenizer.json` lists.
+    pub(super) fn added_tokens(&self) -> &[Value] {
+        let tokens = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("added_tokens")?.as_array());
+        tokens.map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The members of a file that holds an object; none if there is no such file, or it holds something else.
+pub(super) fn members(files: &ModelFiles, name: &str) -> Result<Map<String, Value>> {
+    Ok(if let Some(Value::Object(members)) = files.json(name)? { members } else { Map::new() })
+}
+
+/// The text of a token that is written as a string, or as an object with properties.
+pub(super) fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
