@@ -12,6 +12,7 @@
 
 mod crash;
 mod export;
+mod gguf_keys;
 mod golden;
 mod hostile;
 mod hub;
