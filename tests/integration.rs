@@ -13,6 +13,7 @@
 mod crash;
 mod export;
 mod gguf;
+mod gguf_keys;
 mod golden;
 mod hostile;
 mod hub;

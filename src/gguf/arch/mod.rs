@@ -66,7 +66,7 @@ pub struct Conversion {
 pub fn convert(files: &ModelFiles, tensors: &[HfTensor], options: &Options) -> Result<Conversion> {
     let mut warnings = Vec::new();
     let family = family(&files.config)?;
-    refuse_special(files)?;
+    refuse_special(family, files)?;
     let settings = Settings::complete(&files.config)?;
     let mut placed = Vec::with_capacity(tensors.len() + 1);
     if family.generates_rope_factors {
@@ -108,27 +108,64 @@ fn family(config: &Json) -> Result<&'static Family> {
 }
 
 /// Refuses what the converter treats in ways of its own.
-fn refuse_special(files: &ModelFiles) -> Result<()> {
-    const REMEDY: &str = "convert the model with llama.cpp";
+fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
     let has = |key: &str| files.config.get(key).is_some_and(|value| !value.is_null());
-    let lone_tekken = files.paths.contains_key("tekken.json") && !files.paths.contains_key("tokenizer.json");
-    let reranker = files.directory.to_lowercase().contains("qwen3-reranker");
+    let is_file = |name: &str| files.paths.contains_key(name);
+    let qwen = family.name.starts_with("qwen");
     let cases = [
-        (
-            has("quantization_config") || files.paths.contains_key("hf_quant_config.json"),
-            "the model's weights are quantized already",
-        ),
+        (has("quantization_config") || is_file("hf_quant_config.json"), "the model's weights are quantized already"),
         (has("text_config"), "the model is one of several in its config.json (text_config)"),
         (has("draft_vocab_size"), "the model is a draft model (EAGLE-3)"),
-        (
-            has("classifier_pooling") || files.paths.contains_key("modules.json"),
-            "the model makes embeddings of sentences (modules.json)",
-        ),
-        (lone_tekken, "the model has the tokenizer tekken.json and no tokenizer.json"),
-        (reranker, "the model is a reranker"),
+        (qwen && (has("classifier_pooling") || is_file("modules.json")), "the model embeds sentences (modules.json)"),
+        (qwen && is_reranker(files)?, "the model is a reranker"),
+        (is_file("tekken.json") && !is_file("tokenizer.json"), "the model has tekken.json and no tokenizer.json"),
     ];
     match cases.into_iter().find(|case| case.0) {
-        Some((_, problem)) => Err(Error::refused(problem, REMEDY)),
+        Some((_, problem)) => Err(Error::refused(problem, "export safetensors, and convert these with llama.cpp")),
         None => Ok(()),
+    }
+}
+
+/// Whether the model is a Qwen3-Reranker by its names (`_is_qwen3_reranker` in conversion/qwen.py).
+fn is_reranker(files: &ModelFiles) -> Result<bool> {
+    let card = files.bytes("README.md")?.map(|card| String::from_utf8_lossy(&card).to_lowercase()).unwrap_or_default();
+    let path = files.config.get("_name_or_path").and_then(Json::as_str).unwrap_or_default();
+    let named = [files.directory.as_str(), path].iter().any(|name| name.to_lowercase().contains("qwen3-reranker"));
+    Ok(named || card.contains("# qwen3-reranker"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn refusal(config: Json, file: &str) -> String {
+        let mut files = ModelFiles { config, ..ModelFiles::default() };
+        files.paths.insert(file.to_owned(), file.into());
+        convert(&files, &[], &Options::default()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_has_no_family_is_refused_by_name() {
+        let of = |name: &str| refusal(json!({"architectures": [name]}), "x");
+        assert!(of("MixtralForCausalLM").contains("mixture of experts"));
+        assert!(of("Qwen3MoeForCausalLM").contains("mixture of experts"));
+        assert!(of("Qwen2VLForConditionalGeneration").contains("images"));
+        assert!(of("GPT\u{1b}[2J").contains("GPT\\u{1b}"));
+        assert!(refusal(json!({}), "x").contains("names no architecture"));
+        assert!(refusal(json!(null), "x").contains("names no architecture"));
+    }
+
+    #[test]
+    fn what_the_converter_treats_apart_is_refused() {
+        let with = |key: &str, value: Json, file: &str| {
+            let mut config = json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"});
+            config[key] = value;
+            refusal(config, file)
+        };
+        assert!(with("quantization_config", json!({"quant_method": "gptq"}), "x").contains("quantized"));
+        assert!(with("_name_or_path", json!("Qwen/Qwen3-Reranker-0.6B"), "x").contains("reranker"));
+        assert!(with("x", json!(1), "modules.json").contains("sentences"));
+        assert!(with("x", json!(1), "tekken.json").contains("tekken"));
     }
 }

@@ -297,3 +297,104 @@ fn refuse_missing(family: &Family, settings: &Settings, names: &HashSet<String>,
         REMEDY,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{llama::LLAMA, qwen2::QWEN2};
+    use super::*;
+    use serde_json::json;
+
+    /// A model of one layer: 4 heads of 2, 2 of which have keys.
+    fn model(family: &Family) -> (Settings, Vec<HfTensor>) {
+        let model_type = family.name;
+        let config = json!({"model_type": model_type, "vocab_size": 10, "hidden_size": 8, "intermediate_size": 6,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true});
+        let settings = Settings::complete(&config).unwrap();
+        let sizes = Sizes::of(&settings).unwrap();
+        let tensor = |name: String, dims: &[Dim]| HfTensor {
+            name,
+            dtype: Dtype::BF16,
+            shape: dims.iter().map(|dim| sizes.size(*dim) as usize).collect(),
+        };
+        let mut tensors: Vec<HfTensor> = OUTSIDE[..2]
+            .iter()
+            .map(|row| tensor(format!("model.{}.weight", row.theirs), &row.shape[..row.axes]))
+            .collect();
+        for row in family.layer {
+            let stem = format!("model.layers.0.{}", row.theirs);
+            tensors.push(tensor(format!("{stem}.weight"), &row.shape[..row.axes]));
+            if row.bias == Bias::Always {
+                tensors.push(tensor(format!("{stem}.bias"), &row.shape[..1]));
+            }
+        }
+        (settings, tensors)
+    }
+
+    /// Why the model is refused after a change.
+    fn refusal(family: &Family, change: impl Fn(&mut Vec<HfTensor>)) -> String {
+        let (settings, mut tensors) = model(family);
+        change(&mut tensors);
+        place(family, &settings, &tensors, &mut Vec::new()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_tensor_has_a_place_and_every_place_a_tensor() {
+        let (settings, tensors) = model(&QWEN2);
+        assert_eq!(place(&QWEN2, &settings, &tensors, &mut Vec::new()).unwrap().len(), tensors.len());
+        for i in 0..tensors.len() {
+            let name = tensors[i].name.clone();
+            let refused = refusal(&QWEN2, |tensors| drop(tensors.remove(i)));
+            let ours = Place::find(&QWEN2, &name).unwrap().name();
+            assert!(refused.contains(&ours), "{name}: {refused}");
+        }
+        for name in [
+            "model.layers.1.input_layernorm.weight",
+            "model.layers.00.input_layernorm.weight",
+            "model.layers.0.input_layernorm.bias",
+            "model.layers.0.self_attn.q_norm.weight",
+            "model.layers.0.self_attn.q_proj.weight.absmax",
+            "model.lm_head.weight",
+            "lm_head.bias",
+            "x",
+        ] {
+            let extra = HfTensor { name: name.to_owned(), dtype: Dtype::BF16, shape: vec![8] };
+            let refused = refusal(&QWEN2, |tensors| tensors.push(extra.clone()));
+            assert!(refused.contains("no place") && refused.contains(name), "{refused}");
+        }
+        let expert = "model.layers.0.mlp.experts.0.up_proj.weight";
+        let extra = HfTensor { name: expert.to_owned(), dtype: Dtype::BF16, shape: vec![8] };
+        assert!(refusal(&QWEN2, |tensors| tensors.push(extra.clone())).contains("mixtures of experts"));
+    }
+
+    #[test]
+    fn shapes_and_types_are_checked() {
+        for i in 0..model(&LLAMA).1.len() {
+            let refused = refusal(&LLAMA, |tensors| tensors[i].shape[0] += 1);
+            assert!(refused.contains("config.json makes it"), "{refused}");
+            assert!(refusal(&LLAMA, |tensors| tensors[i].dtype = Dtype::U8).contains("U8"));
+        }
+        let twice = refusal(&LLAMA, |tensors| {
+            let mut again = tensors[0].clone();
+            again.name = "embed_tokens.weight".to_owned();
+            tensors.push(again);
+        });
+        assert!(twice.contains("token_embd.weight"), "{twice}");
+    }
+
+    #[test]
+    fn a_number_of_layers_costs_nothing() {
+        let config = json!({"model_type": "llama", "num_hidden_layers": u32::MAX});
+        let settings = Settings::complete(&config).unwrap();
+        assert!(place(&LLAMA, &settings, &[], &mut Vec::new()).unwrap_err().to_string().contains("4294967295 layers"));
+    }
+
+    #[test]
+    fn what_is_computed_is_left_out() {
+        let (settings, mut tensors) = model(&LLAMA);
+        let count = tensors.len();
+        for name in ["model.layers.0.self_attn.rotary_emb.inv_freq", "h.0.attention.bias"] {
+            tensors.push(HfTensor { name: name.to_owned(), dtype: Dtype::F32, shape: vec![1] });
+        }
+        assert_eq!(place(&LLAMA, &settings, &tensors, &mut Vec::new()).unwrap().len(), count);
+    }
+}

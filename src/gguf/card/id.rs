@@ -173,7 +173,10 @@ fn capitalize(word: &str) -> String {
         if inside {
             out.extend(c.to_lowercase());
         } else {
-            out.extend(c.to_uppercase());
+            // What becomes two letters has one of them capital: "Ss" for a sharp s.
+            let mut upper = c.to_uppercase();
+            out.extend(upper.next());
+            out.extend(upper.flat_map(char::to_lowercase));
         }
         inside = c.is_lowercase() || c.is_uppercase();
     }
@@ -245,7 +248,7 @@ mod tests {
 
     #[test]
     fn titles_and_labels() {
-        assert_eq!(title("qwen2.5-a3b-v0.2-iQ4-it's"), "Qwen2.5 A3B v0.2 iQ4 It'S");
+        assert_eq!(title("qwen2.5-a3b-v0.2-iQ4-it's-ß1"), "Qwen2.5 A3B v0.2 iQ4 It'S Ss1");
         for (params, label) in [
             (134_515_008, "135M"),
             (494_032_768, "494M"),
