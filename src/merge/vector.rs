@@ -33,7 +33,7 @@ impl Vector {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn is_available(self) -> bool {
+    pub(crate) fn is_available(self) -> bool {
         match self {
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -49,7 +49,7 @@ impl Vector {
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn is_available(self) -> bool {
+    pub(crate) fn is_available(self) -> bool {
         match self {
             Self::Avx512 | Self::Avx2 => false,
             Self::Neon => cfg!(target_arch = "aarch64"),

@@ -5,6 +5,7 @@
 //! over the values of a tile carries a sum, or else the compiler vectorizes it across the values, with gathers.
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
+#![expect(clippy::needless_range_loop, reason = "lanes go by number: iterators would not become vector code")]
 
 use std::ops::{Add, Deref, DerefMut, Div, Mul, Sub};
 

@@ -3,6 +3,7 @@
 mod affine;
 mod lanes;
 mod levels;
+#[cfg(test)]
 mod reference;
 mod rows;
 mod superblock;
