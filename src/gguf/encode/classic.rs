@@ -4,40 +4,47 @@
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
 use super::vector::{Work, run};
+use super::weighted::Rows;
 use crate::gguf::float16::f32_to_f16;
 use crate::merge::Vector;
 
-pub(super) fn q4_0(vector: Vector, values: &[f32], _: usize, _: Option<&[f32]>, out: &mut [u8]) {
-    run(vector, Blocks::<15, false, 18>::new(values, out));
+/// A function for each type: whether codes have a minimum, the largest code, and the bytes of a block.
+macro_rules! encoders {
+    ($($name:ident: $affine:literal, $top:literal, $bytes:literal;)*) => {$(
+        pub(super) fn $name(
+            vector: Vector,
+            values: &[f32],
+            columns: usize,
+            importance: Option<&[f32]>,
+            out: &mut [u8],
+        ) {
+            let (out, _) = out.as_chunks_mut::<$bytes>();
+            match importance {
+                Some(importance) => {
+                    run(vector, Rows::<$affine, $top, $bytes> { values, columns, importance, out });
+                }
+                None => run(vector, Blocks::<$affine, $top, $bytes> { values: values.as_chunks().0, out }),
+            }
+        }
+    )*};
 }
 
-pub(super) fn q4_1(vector: Vector, values: &[f32], _: usize, _: Option<&[f32]>, out: &mut [u8]) {
-    run(vector, Blocks::<15, true, 20>::new(values, out));
-}
-
-pub(super) fn q5_0(vector: Vector, values: &[f32], _: usize, _: Option<&[f32]>, out: &mut [u8]) {
-    run(vector, Blocks::<31, false, 22>::new(values, out));
-}
-
-pub(super) fn q5_1(vector: Vector, values: &[f32], _: usize, _: Option<&[f32]>, out: &mut [u8]) {
-    run(vector, Blocks::<31, true, 24>::new(values, out));
+encoders! {
+    q4_0: false, 15, 18;
+    q4_1: true, 15, 20;
+    q5_0: false, 31, 22;
+    q5_1: true, 31, 24;
 }
 
 /// Blocks of `BYTES` bytes, of codes up to `TOP`, `AFFINE` if they have a minimum.
-struct Blocks<'a, const TOP: u8, const AFFINE: bool, const BYTES: usize> {
+struct Blocks<'a, const AFFINE: bool, const TOP: u8, const BYTES: usize> {
     values: &'a [[f32; 32]],
     out: &'a mut [[u8; BYTES]],
 }
 
-impl<'a, const TOP: u8, const AFFINE: bool, const BYTES: usize> Blocks<'a, TOP, AFFINE, BYTES> {
-    fn new(values: &'a [f32], out: &'a mut [u8]) -> Self {
-        Self { values: values.as_chunks().0, out: out.as_chunks_mut().0 }
-    }
-}
-
-impl<const TOP: u8, const AFFINE: bool, const BYTES: usize> Work for Blocks<'_, TOP, AFFINE, BYTES> {
+impl<const AFFINE: bool, const TOP: u8, const BYTES: usize> Work for Blocks<'_, AFFINE, TOP, BYTES> {
     #[inline(always)]
-    fn run(self) {
+    fn run<const N: usize>(self) {
         for (values, out) in self.values.iter().zip(self.out) {
             if AFFINE {
                 let (scale, least, codes) = affine::<TOP>(values);

@@ -2,9 +2,12 @@
 
 mod classic;
 mod iq4;
+mod k;
+mod lanes;
 mod plain;
 mod q8;
 mod vector;
+mod weighted;
 
 use super::TensorType;
 use crate::merge::Vector;
@@ -24,6 +27,11 @@ const ENCODERS: &[(TensorType, Encoder)] = &[
     (TensorType::Q5_1, classic::q5_1),
     (TensorType::IQ4_NL, iq4::iq4_nl),
     (TensorType::IQ4_XS, iq4::iq4_xs),
+    (TensorType::Q2_K, k::q2_k),
+    (TensorType::Q3_K, k::q3_k),
+    (TensorType::Q4_K, k::q4_k),
+    (TensorType::Q5_K, k::q5_k),
+    (TensorType::Q6_K, k::q6_k),
 ];
 
 fn encoder(kind: TensorType) -> Option<Encoder> {
