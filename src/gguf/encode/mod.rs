@@ -8,6 +8,8 @@ mod plain;
 mod q8;
 mod vector;
 mod weighted;
+#[cfg(test)]
+mod widths;
 
 use super::TensorType;
 use crate::merge::Vector;
