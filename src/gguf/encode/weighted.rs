@@ -5,7 +5,7 @@
 
 use super::classic::store;
 use super::k::{WEIGHTED, fit_affine, fit_symmetric};
-use super::lanes::{Lanes, code, load};
+use super::lanes::{Lanes, Tile, code};
 use super::vector::Work;
 
 /// Rows of blocks of `BYTES` bytes, of codes up to `TOP`, `AFFINE` if they have a minimum.
@@ -37,21 +37,23 @@ fn group<const N: usize, const AFFINE: bool, const TOP: u8, const BYTES: usize>(
     mean: f32,
     out: &mut [[u8; BYTES]],
 ) {
-    let x: [Lanes<N>; 32] = load(values);
-    let mut w: [Lanes<N>; 32] = load(importance);
+    let x: Tile<N, 32> = Tile::load(values);
+    let mut w: Tile<N, 32> = Tile::load(importance);
+    let mut sum = Lanes::ZERO;
     for i in 0..32 {
         w[i] = w[i] * (Lanes::splat(mean) + x[i] * x[i]).sqrt();
+        sum = sum + w[i];
     }
     let blocks = values.as_chunks::<32>().0.iter().zip(out);
     if AFFINE {
-        let found = fit_affine(&x, &w, f32::from(TOP), WEIGHTED);
+        let found = fit_affine(&x, &w, sum, f32::from(TOP), WEIGHTED);
         for (l, (values, out)) in blocks.enumerate() {
             let codes = codes(values, found.inverse.0[l], found.floor.0[l], 0.0, f32::from(TOP));
             store(&[found.scale.0[l], -found.min.0[l]], &codes, TOP > 15, out);
         }
     } else {
         let half = f32::from(TOP / 2 + 1);
-        let (scale, inverse) = fit_symmetric(&x, &w, half);
+        let (scale, inverse) = fit_symmetric(&x, Some(&w), half);
         for (l, (values, out)) in blocks.enumerate() {
             let inverse = inverse.0[l];
             let codes = if inverse.is_nan() { [0; 32] } else { codes(values, inverse, 0.0, -half, half - 1.0) };
