@@ -3,6 +3,7 @@
 
 pub mod decode;
 pub mod encode;
+mod float16;
 mod source;
 mod types;
 mod value;

@@ -1,6 +1,15 @@
 //! Encoding rows of floats as blocks, byte for byte as llama.cpp's reference code does. Knows no GGUF file.
 
+mod classic;
+mod iq4;
 mod k;
+mod lanes;
+mod plain;
+mod q8;
+mod vector;
+mod weighted;
+#[cfg(test)]
+mod widths;
 
 use super::TensorType;
 use crate::merge::Vector;
@@ -10,6 +19,16 @@ type Encoder = fn(Vector, &[f32], usize, Option<&[f32]>, &mut [u8]);
 
 /// The types that rows can be encoded as.
 const ENCODERS: &[(TensorType, Encoder)] = &[
+    (TensorType::F32, plain::f32),
+    (TensorType::F16, plain::f16),
+    (TensorType::BF16, plain::bf16),
+    (TensorType::Q8_0, q8::q8_0),
+    (TensorType::Q4_0, classic::q4_0),
+    (TensorType::Q4_1, classic::q4_1),
+    (TensorType::Q5_0, classic::q5_0),
+    (TensorType::Q5_1, classic::q5_1),
+    (TensorType::IQ4_NL, iq4::iq4_nl),
+    (TensorType::IQ4_XS, iq4::iq4_xs),
     (TensorType::Q2_K, k::q2_k),
     (TensorType::Q3_K, k::q3_k),
     (TensorType::Q4_K, k::q4_k),

@@ -10,7 +10,7 @@ use super::vector::Work;
 
 /// Candidates of a search, and the error that it makes small.
 #[derive(Clone, Copy)]
-pub(super) struct Search {
+pub(in super::super) struct Search {
     /// Candidate `i` spreads the values over `max_code + low + step * i` codes.
     low: f32,
     step: f32,
@@ -20,7 +20,7 @@ pub(super) struct Search {
 }
 
 /// The search where importance is known.
-const WEIGHTED: Search = Search { low: -0.9, step: 0.05, last: 36, absolute: false };
+pub(in super::super) const WEIGHTED: Search = Search { low: -0.9, step: 0.05, last: 36, absolute: false };
 
 /// What sets a type apart from the others. Sub-blocks have `S` values.
 pub(super) trait Affine<const S: usize> {
@@ -174,13 +174,13 @@ impl Affine<32> for Q5K {
 }
 
 /// What a search found for `N` sub-blocks.
-struct Fit<const N: usize> {
-    scale: Lanes<N>,
+pub(in super::super) struct Fit<const N: usize> {
+    pub(in super::super) scale: Lanes<N>,
     /// The minimum, negated.
-    min: Lanes<N>,
+    pub(in super::super) min: Lanes<N>,
     /// The codes are those of `inverse * (x - floor)`.
-    inverse: Lanes<N>,
-    floor: Lanes<N>,
+    pub(in super::super) inverse: Lanes<N>,
+    pub(in super::super) floor: Lanes<N>,
 }
 
 /// What a search sums: the difference that coding makes, as a magnitude or squared.
@@ -192,7 +192,7 @@ fn difference<const N: usize>(scale: Lanes<N>, min: Lanes<N>, code: Lanes<N>, x:
 
 /// Searches scale and minimum (`make_qkx2_quants` and `make_qkx3_quants` of ggml-quants.c).
 #[inline(always)]
-fn fit<const N: usize, const S: usize>(
+pub(in super::super) fn fit<const N: usize, const S: usize>(
     x: &Tile<N, S>,
     w: &Tile<N, S>,
     sum_w: Lanes<N>,

@@ -34,7 +34,7 @@ fn extreme_scale(scales: &[f32; S]) -> f32 {
 
 /// Sums of `w * x * code` and of `w * code^2`. Not a closure: one that is called twice is not inlined.
 #[inline(always)]
-fn sums<const N: usize>(
+fn sums<const N: usize, const S: usize>(
     x: &Tile<N, S>,
     w: &Tile<N, S>,
     wx: &Tile<N, S>,
@@ -54,7 +54,11 @@ fn sums<const N: usize>(
 /// given are the squares of the values. The codes are those of the second result times the values; where that is NaN,
 /// all are the lowest.
 #[inline(always)]
-fn fit<const N: usize>(x: &Tile<N, S>, weights: Option<&Tile<N, S>>, half: f32) -> (Lanes<N>, Lanes<N>) {
+pub(in super::super) fn fit<const N: usize, const S: usize>(
+    x: &Tile<N, S>,
+    weights: Option<&Tile<N, S>>,
+    half: f32,
+) -> (Lanes<N>, Lanes<N>) {
     let zero = Lanes::ZERO;
     let (mut max, mut w, mut wx) = (zero, *x, *x);
     for i in 0..S {

@@ -1,4 +1,4 @@
-//! The K encoders under the vector instructions of the processor: each set compiles an encoder anew, with as many lanes
+//! Encoders under the vector instructions of the processor: each set compiles an encoder anew, with as many lanes
 //! as its registers have. All give the same bytes.
 
 use crate::merge::Vector;
