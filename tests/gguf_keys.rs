@@ -109,7 +109,7 @@ fn tensors_are_the_converters() {
 #[test]
 fn a_merge_is_recorded() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf_keys/Qwen2.5-0.5B-Instruct");
-    let lineage = qft::gguf::Lineage {
+    let lineage = qft::gguf::arch::Lineage {
         base: Some("Qwen/Qwen2.5-0.5B-Instruct".to_owned()),
         adapter: Some("me/my-lora".to_owned()),
         sha256: Some("00".repeat(32)),

@@ -4,40 +4,47 @@
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
 use super::vector::{Work, run};
+use super::weighted::Rows;
 use crate::gguf::float16::f32_to_f16;
 use crate::merge::Vector;
 
-pub(super) fn q4_0(vector: Vector, values: &[f32], _: usize, _: Option<&[f32]>, out: &mut [u8]) {
-    run(vector, Blocks::<15, false, 18>::new(values, out));
+/// A function for each type: whether codes have a minimum, the largest code, and the bytes of a block.
+macro_rules! encoders {
+    ($($name:ident: $affine:literal, $top:literal, $bytes:literal;)*) => {$(
+        pub(super) fn $name(
+            vector: Vector,
+            values: &[f32],
+            columns: usize,
+            importance: Option<&[f32]>,
+            out: &mut [u8],
+        ) {
+            let (out, _) = out.as_chunks_mut::<$bytes>();
+            match importance {
+                Some(importance) => {
+                    run(vector, Rows::<$affine, $top, $bytes> { values, columns, importance, out });
+                }
+                None => run(vector, Blocks::<$affine, $top, $bytes> { values: values.as_chunks().0, out }),
+            }
+        }
+    )*};
 }
 
-pub(super) fn q4_1(vector: Vector, values: &[f32], _: usize, _: Option<&[f32]>, out: &mut [u8]) {
-    run(vector, Blocks::<15, true, 20>::new(values, out));
-}
-
-pub(super) fn q5_0(vector: Vector, values: &[f32], _: usize, _: Option<&[f32]>, out: &mut [u8]) {
-    run(vector, Blocks::<31, false, 22>::new(values, out));
-}
-
-pub(super) fn q5_1(vector: Vector, values: &[f32], _: usize, _: Option<&[f32]>, out: &mut [u8]) {
-    run(vector, Blocks::<31, true, 24>::new(values, out));
+encoders! {
+    q4_0: false, 15, 18;
+    q4_1: true, 15, 20;
+    q5_0: false, 31, 22;
+    q5_1: true, 31, 24;
 }
 
 /// Blocks of `BYTES` bytes, of codes up to `TOP`, `AFFINE` if they have a minimum.
-struct Blocks<'a, const TOP: u8, const AFFINE: bool, const BYTES: usize> {
+struct Blocks<'a, const AFFINE: bool, const TOP: u8, const BYTES: usize> {
     values: &'a [[f32; 32]],
     out: &'a mut [[u8; BYTES]],
 }
 
-impl<'a, const TOP: u8, const AFFINE: bool, const BYTES: usize> Blocks<'a, TOP, AFFINE, BYTES> {
-    fn new(values: &'a [f32], out: &'a mut [u8]) -> Self {
-        Self { values: values.as_chunks().0, out: out.as_chunks_mut().0 }
-    }
-}
-
-impl<const TOP: u8, const AFFINE: bool, const BYTES: usize> Work for Blocks<'_, TOP, AFFINE, BYTES> {
+impl<const AFFINE: bool, const TOP: u8, const BYTES: usize> Work for Blocks<'_, AFFINE, TOP, BYTES> {
     #[inline(always)]
-    fn run(self) {
+    fn run<const N: usize>(self) {
         for (values, out) in self.values.iter().zip(self.out) {
             if AFFINE {
                 let (scale, least, codes) = affine::<TOP>(values);
@@ -60,11 +67,12 @@ pub(super) fn store(scales: &[f32], codes: &[u8; 32], fifth: bool, out: &mut [u8
     }
     if fifth {
         let (bits, nibbles) = rest.split_at_mut(4);
-        for (eight, byte) in codes.as_chunks().0.iter().zip(bits) {
+        let fifth = codes.as_chunks().0.iter().rev().fold(0, |bits: u32, eight| {
             // The product moves bit 0 of byte `i` to bit `56 + i`.
             let ones = u64::from_le_bytes(*eight) >> 4 & 0x0101_0101_0101_0101;
-            *byte = (ones.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
-        }
+            bits << 8 | (ones.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32
+        });
+        bits.copy_from_slice(&fifth.to_le_bytes());
         rest = nibbles;
     }
     for (j, byte) in rest.iter_mut().enumerate() {
@@ -89,33 +97,47 @@ pub(super) fn peak(values: &[f32; 32]) -> f32 {
     } else if high > -low {
         high
     } else {
-        values.iter().copied().find(|v| *v != 0.0 && v.abs().to_bits() == high.abs().to_bits()).unwrap_or(0.0)
+        first_of_magnitude(values, high.abs())
     }
+}
+
+#[cold]
+#[inline(never)]
+fn first_of_magnitude(values: &[f32; 32], magnitude: f32) -> f32 {
+    let first = values.iter().find(|v| **v != 0.0 && v.abs().to_bits() == magnitude.to_bits());
+    first.copied().unwrap_or(0.0)
+}
+
+/// Of zeros of both signs the first counts.
+#[cold]
+#[inline(never)]
+fn first_zero(values: &[f32; 32]) -> f32 {
+    values.iter().copied().find(|v| *v == 0.0).unwrap_or(0.0)
 }
 
 /// Scale, minimum and codes: the smallest value gets the code 0, the largest the code `TOP`.
 #[inline(always)]
 fn affine<const TOP: u8>(values: &[f32; 32]) -> (f32, f32, [u8; 32]) {
     let (low, high) = range(values);
-    // Of zeros of both signs the first counts.
-    let low = if low == 0.0 { values.iter().copied().find(|v| *v == 0.0).unwrap_or(low) } else { low };
-    let scale = (high - low) / f32::from(TOP);
+    let low = if low == 0.0 { first_zero(values) } else { low };
+    // Of zeros of both signs, the difference is a positive one.
+    let scale = if high > low { (high - low) / f32::from(TOP) } else { 0.0 };
     (scale, low, code::<TOP>(values, low, scale, 0.5))
 }
 
-/// The smallest and the largest value.
+/// The smallest and the largest value, zeros with either sign: any order of comparing will do, so halves are compared.
 #[inline(always)]
 fn range(values: &[f32; 32]) -> (f32, f32) {
-    // As integers with the magnitude's bits inverted below zero, values have their order, and any order of comparing
-    // them will do.
-    let flip = |bits: i32| bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed();
-    let (mut low, mut high) = (i32::MAX, i32::MIN);
-    for value in values {
-        let key = flip(value.to_bits().cast_signed());
-        low = low.min(key);
-        high = high.max(key);
+    let (mut low, mut high) = (*values, *values);
+    let mut half = 16;
+    while half > 0 {
+        for i in 0..half {
+            low[i] = if low[i + half] < low[i] { low[i + half] } else { low[i] };
+            high[i] = if high[i + half] > high[i] { high[i + half] } else { high[i] };
+        }
+        half /= 2;
     }
-    (f32::from_bits(flip(low).cast_unsigned()), f32::from_bits(flip(high).cast_unsigned()))
+    (low[0], high[0])
 }
 
 /// `(value - least) / scale + offset`, rounded down, at most `TOP`.

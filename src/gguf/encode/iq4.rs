@@ -59,7 +59,7 @@ struct Small<'a> {
 
 impl Work for Small<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<const N: usize>(self) {
         let blocks = self.values.as_chunks().0.iter().zip(self.out.as_chunks_mut::<18>().0);
         for (i, (values, out)) in blocks.enumerate() {
             let importance = self.importance.map(|all| &all[i % (self.columns / 32) * 32..][..32]);
@@ -81,7 +81,7 @@ struct Large<'a> {
 
 impl Work for Large<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<const N: usize>(self) {
         let blocks = self.values.as_chunks::<SUPER>().0.iter().zip(self.out.as_chunks_mut::<136>().0);
         for (i, (values, out)) in blocks.enumerate() {
             let importance = self.importance.map(|all| &all[i % (self.columns / SUPER) * SUPER..][..SUPER]);

@@ -3,10 +3,13 @@
 mod classic;
 mod iq4;
 mod k;
-
+mod lanes;
 mod plain;
 mod q8;
 mod vector;
+mod weighted;
+#[cfg(test)]
+mod widths;
 
 use super::TensorType;
 use crate::merge::Vector;

@@ -18,7 +18,7 @@ struct Blocks<'a> {
 
 impl Work for Blocks<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<const N: usize>(self) {
         for (values, out) in self.values.iter().zip(self.out) {
             block(values, out);
         }

@@ -1,13 +1,12 @@
-//! Encoders under the vector instructions of the processor: each set compiles an encoder anew. All give the same bytes,
-//! since an encoder is one piece of code whose every operation is IEEE-exact and in a fixed order.
+//! Encoders under the vector instructions of the processor: each set compiles an encoder anew, with as many lanes
+//! as its registers have. All give the same bytes.
 
 use crate::merge::Vector;
 
-/// Work that gains from vector instructions. An implementation's `run`, and what it calls, is `inline(always)`, so that
-/// it takes on the features of the caller.
+/// Work that is done in `N` lanes at once. `run`, and what it calls, is `inline(always)`, so that it takes on the
+/// features of its caller.
 pub(super) trait Work {
-    /// Does it.
-    fn run(self);
+    fn run<const N: usize>(self);
 }
 
 /// Does the work with the instructions of `vector`.
@@ -22,7 +21,7 @@ pub(super) fn run(vector: Vector, work: impl Work) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = vector;
-    work.run();
+    work.run::<8>();
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -31,11 +30,11 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub(super) fn avx512(work: impl Work) {
-        work.run();
+        work.run::<32>();
     }
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn avx2(work: impl Work) {
-        work.run();
+        work.run::<16>();
     }
 }

@@ -1,8 +1,8 @@
-//! Q2_K, Q4_K and Q5_K: a value is scale * code - minimum, and a search finds both for every sub-block.
+//! `Q2_K`, `Q4_K` and `Q5_K`: a value is scale * code - minimum, and a search finds both for every sub-block.
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::lanes::{Lanes, code, sum};
+use super::lanes::{Lanes, Tile, code};
 use super::levels::{Levels, fit_levels, largest_levels};
 use super::rows::{Batch, Rows, requantize};
 use super::superblock::{self, Codes, LEN, store_f16};
@@ -10,7 +10,7 @@ use super::vector::Work;
 
 /// Candidates of a search, and the error that it makes small.
 #[derive(Clone, Copy)]
-pub(super) struct Search {
+pub(in super::super) struct Search {
     /// Candidate `i` spreads the values over `max_code + low + step * i` codes.
     low: f32,
     step: f32,
@@ -20,7 +20,7 @@ pub(super) struct Search {
 }
 
 /// The search where importance is known.
-const WEIGHTED: Search = Search { low: -0.9, step: 0.05, last: 36, absolute: false };
+pub(in super::super) const WEIGHTED: Search = Search { low: -0.9, step: 0.05, last: 36, absolute: false };
 
 /// What sets a type apart from the others. Sub-blocks have `S` values.
 pub(super) trait Affine<const S: usize> {
@@ -37,8 +37,8 @@ pub(super) trait Affine<const S: usize> {
     /// With importance, weights grow from this many mean squares on.
     const SQUARES: f32;
 
-    /// Weights where importance is unknown.
-    fn plain_weights<const N: usize>(x: &[Lanes<N>; S]) -> [Lanes<N>; S];
+    /// Weights where importance is unknown, and their sums.
+    fn plain_weights<const N: usize>(x: &Tile<N, S>) -> (Tile<N, S>, Lanes<N>);
 
     /// Writes a super-block's scales; gives the scale and minimum of every sub-block as a decoder will see them.
     fn write_scales(scale: f32, min: f32, levels: &[[u8; 16]; 2], out: &mut [u8]) -> [(f32, f32); 16];
@@ -63,12 +63,13 @@ impl Affine<16> for Q2K {
     const SQUARES: f32 = 1.0;
 
     #[inline(always)]
-    fn plain_weights<const N: usize>(x: &[Lanes<N>; 16]) -> [Lanes<N>; 16] {
-        let mut w = *x;
-        for w in &mut w {
-            *w = w.abs();
+    fn plain_weights<const N: usize>(x: &Tile<N, 16>) -> (Tile<N, 16>, Lanes<N>) {
+        let (mut w, mut sum) = (*x, Lanes::ZERO);
+        for i in 0..16 {
+            w[i] = x[i].abs();
+            sum = sum + w[i];
         }
-        w
+        (w, sum)
     }
 
     #[inline(always)]
@@ -89,18 +90,20 @@ impl Affine<16> for Q2K {
     }
 }
 
-/// As ggml-quants.c weighs sub-blocks of 32: root mean square plus magnitude.
+/// As ggml-quants.c weighs sub-blocks of 32: root mean square plus magnitude; and the sums.
 #[inline(always)]
-fn weights_of_32<const N: usize>(x: &[Lanes<N>; 32]) -> [Lanes<N>; 32] {
-    let mut w = *x;
-    for w in &mut w {
-        *w = *w * *w;
+fn weights_of_32<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Lanes<N>) {
+    let mut squares = Lanes::ZERO;
+    for i in 0..32 {
+        squares = squares + x[i] * x[i];
     }
-    let mean = (sum(&w) / Lanes::splat(32.0)).sqrt();
+    let mean = (squares / Lanes::splat(32.0)).sqrt();
+    let (mut w, mut sum) = (*x, Lanes::ZERO);
     for i in 0..32 {
         w[i] = mean + x[i].abs();
+        sum = sum + w[i];
     }
-    w
+    (w, sum)
 }
 
 /// Writes the first 16 bytes of `Q4_K` and `Q5_K`.
@@ -126,7 +129,7 @@ impl Affine<32> for Q4K {
     const SQUARES: f32 = 2.0;
 
     #[inline(always)]
-    fn plain_weights<const N: usize>(x: &[Lanes<N>; 32]) -> [Lanes<N>; 32] {
+    fn plain_weights<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Lanes<N>) {
         weights_of_32(x)
     }
 
@@ -150,7 +153,7 @@ impl Affine<32> for Q5K {
     const SQUARES: f32 = 2.0;
 
     #[inline(always)]
-    fn plain_weights<const N: usize>(x: &[Lanes<N>; 32]) -> [Lanes<N>; 32] {
+    fn plain_weights<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Lanes<N>) {
         weights_of_32(x)
     }
 
@@ -171,45 +174,53 @@ impl Affine<32> for Q5K {
 }
 
 /// What a search found for `N` sub-blocks.
-struct Fit<const N: usize> {
-    scale: Lanes<N>,
+pub(in super::super) struct Fit<const N: usize> {
+    pub(in super::super) scale: Lanes<N>,
     /// The minimum, negated.
-    min: Lanes<N>,
+    pub(in super::super) min: Lanes<N>,
     /// The codes are those of `inverse * (x - floor)`.
-    inverse: Lanes<N>,
-    floor: Lanes<N>,
+    pub(in super::super) inverse: Lanes<N>,
+    pub(in super::super) floor: Lanes<N>,
+}
+
+/// What a search sums: the difference that coding makes, as a magnitude or squared.
+#[inline(always)]
+fn difference<const N: usize>(scale: Lanes<N>, min: Lanes<N>, code: Lanes<N>, x: Lanes<N>, absolute: bool) -> Lanes<N> {
+    let difference = scale * code + min - x;
+    if absolute { difference.abs() } else { difference * difference }
 }
 
 /// Searches scale and minimum (`make_qkx2_quants` and `make_qkx3_quants` of ggml-quants.c).
 #[inline(always)]
-fn fit<const N: usize, const S: usize>(x: &[Lanes<N>; S], w: &[Lanes<N>; S], max_code: f32, search: Search) -> Fit<N> {
+pub(in super::super) fn fit<const N: usize, const S: usize>(
+    x: &Tile<N, S>,
+    w: &Tile<N, S>,
+    sum_w: Lanes<N>,
+    max_code: f32,
+    search: Search,
+) -> Fit<N> {
     let zero = Lanes::ZERO;
-    let (mut min, mut max, mut sum_w, mut sum_x) = (x[0], x[0], w[0], w[0] * x[0]);
+    let (mut min, mut max, mut sum_x) = (x[0], x[0], w[0] * x[0]);
     for i in 1..S {
         min = min.min(x[i]);
         max = max.max(x[i]);
-        sum_w = sum_w + w[i];
         sum_x = sum_x + w[i] * x[i];
     }
     min = min.min(zero);
     let (lowest, varied) = (min, max.gt(min));
-    let difference = |scale: Lanes<N>, min: Lanes<N>, code: Lanes<N>, x: Lanes<N>| {
-        let difference = scale * code + min - x;
-        if search.absolute { difference.abs() } else { difference * difference }
-    };
     let mut inverse = Lanes::splat(max_code) / (max - min);
     let mut floor = min;
     let mut scale = Lanes::splat(1.0) / inverse;
     let mut best = zero;
     for i in 0..S {
         let code = (inverse * (x[i] - min)).round(0.0, max_code);
-        best = best + w[i] * difference(scale, min, code, x[i]);
+        best = best + w[i] * difference(scale, min, code, x[i], search.absolute);
     }
+    let mut codes = Tile::<N, S>::ZERO;
     for step in 0..=search.last {
         // The range is measured from the minimum of the best candidate so far, not from that of the values.
         let spread = search.low + search.step * f32::from(step) + max_code;
         let this_inverse = Lanes::splat(spread) / (max - min);
-        let mut codes = [zero; S];
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
         for i in 0..S {
             let code = (this_inverse * (x[i] - min)).round(0.0, max_code);
@@ -227,7 +238,7 @@ fn fit<const N: usize, const S: usize>(x: &[Lanes<N>; S], w: &[Lanes<N>; S], max
         let this_scale = above.select(sum_xl / sum_l2, this_scale);
         let mut error = zero;
         for i in 0..S {
-            error = error + w[i] * difference(this_scale, this_min, codes[i], x[i]);
+            error = error + w[i] * difference(this_scale, this_min, codes[i], x[i], search.absolute);
         }
         let better = error.lt(best).and(determinant.gt(zero));
         best = better.select(error, best);
@@ -260,13 +271,14 @@ fn search<K: Affine<S>, const N: usize, const S: usize, const WEIGHTS: bool>(bat
     let mut found = Found { scale: empty, min: empty, inverse: empty, floor: empty, weight: empty };
     let mean_squares = if WEIGHTS { batch.mean_squares(K::SQUARES) } else { Lanes::ZERO };
     for group in 0..batch.runs::<S>().div_ceil(N) {
-        let x: [Lanes<N>; S] = batch.load(group * N);
+        let x: Tile<N, S> = batch.load(group * N);
         let fit = if WEIGHTS {
-            let w = batch.weights(group * N, &x, &mean_squares);
-            found.weight[group] = sum(&w).0;
-            fit(&x, &w, K::MAX_CODE, WEIGHTED)
+            let (w, sum) = batch.weights(group * N, &x, &mean_squares);
+            found.weight[group] = sum.0;
+            fit(&x, &w, sum, K::MAX_CODE, WEIGHTED)
         } else {
-            fit(&x, &K::plain_weights(&x), K::MAX_CODE, K::PLAIN)
+            let (w, sum) = K::plain_weights(&x);
+            fit(&x, &w, sum, K::MAX_CODE, K::PLAIN)
         };
         found.scale[group] = fit.scale.0;
         found.min[group] = fit.min.0;
@@ -278,8 +290,8 @@ fn search<K: Affine<S>, const N: usize, const S: usize, const WEIGHTS: bool>(bat
 
 /// Values of consecutive sub-blocks as lanes of super-blocks.
 #[inline(always)]
-fn by_block<const N: usize, const S: usize>(values: &[[f32; N]; 16]) -> [Lanes<N>; 16] {
-    let mut out = [Lanes::ZERO; 16];
+fn by_block<const N: usize, const S: usize>(values: &[[f32; N]; 16]) -> Tile<N, 16> {
+    let mut out = Tile::<N, 16>::ZERO;
     for (l, block) in values.as_flattened().chunks_exact(LEN / S).take(N).enumerate() {
         for (out, value) in out.iter_mut().zip(block) {
             out.0[l] = *value;

@@ -1,18 +1,20 @@
 //! The K types: super-blocks of 256 values, each with a scale for sub-blocks of 16 or 32.
 
 mod affine;
-mod lanes;
 mod levels;
+#[cfg(test)]
 mod reference;
 mod rows;
 mod superblock;
 mod symmetric;
-mod vector;
 
 use affine::{EncodeAffine, Q2K, Q4K, Q5K};
+pub(super) use affine::{WEIGHTED, fit as fit_affine};
 use rows::Rows;
+pub(super) use symmetric::fit as fit_symmetric;
 use symmetric::{EncodeQ3K, EncodeQ6K};
 
+use super::{lanes, vector};
 use crate::merge::Vector;
 
 macro_rules! encoders {

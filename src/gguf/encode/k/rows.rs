@@ -2,7 +2,7 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::lanes::{Lanes, code, load};
+use super::lanes::{Lanes, Tile, code};
 use super::superblock::LEN;
 
 /// Whole rows to encode, and where to.
@@ -41,14 +41,14 @@ impl Batch<'_> {
 
     /// `N` sub-blocks from sub-block `first` on, one a lane.
     #[inline(always)]
-    pub(super) fn load<const N: usize, const S: usize>(&self, first: usize) -> [Lanes<N>; S] {
-        load(&self.values[first * S..])
+    pub(super) fn load<const N: usize, const S: usize>(&self, first: usize) -> Tile<N, S> {
+        Tile::load(&self.values[first * S..])
     }
 
     /// Importance of the values that [`Self::load`] gives.
     #[inline(always)]
-    pub(super) fn load_importance<const N: usize, const S: usize>(&self, first: usize) -> [Lanes<N>; S] {
-        let mut out = [Lanes::ZERO; S];
+    pub(super) fn load_importance<const N: usize, const S: usize>(&self, first: usize) -> Tile<N, S> {
+        let mut out = Tile::<N, S>::ZERO;
         for l in 0..N.min(self.runs::<S>() - first) {
             let column = (self.start + (first + l) * S) % self.columns;
             let run = &self.importance[column..column + S];
@@ -63,36 +63,41 @@ impl Batch<'_> {
     #[inline(always)]
     pub(super) fn mean_squares<const N: usize>(&self, squares: f32) -> Lanes<N> {
         let mut sum = Lanes::<N>::ZERO;
-        let mut blocks: [&[f32]; N] = [&[0.0; LEN]; N];
-        for (block, values) in blocks.iter_mut().zip(self.values.chunks_exact(LEN)) {
-            *block = values;
-        }
-        for i in 0..LEN {
-            for l in 0..N {
-                let x = blocks[l][i];
-                sum.0[l] += x * x;
+        for at in (0..LEN).step_by(32) {
+            let mut x = Tile::<N, 32>::ZERO;
+            for (l, block) in self.values.chunks_exact(LEN).take(N).enumerate() {
+                let run = &block[at..at + 32];
+                for i in 0..32 {
+                    x[i].0[l] = run[i];
+                }
+            }
+            for i in 0..32 {
+                sum = sum + x[i] * x[i];
             }
         }
         Lanes::splat(squares) * sum / Lanes::splat(LEN as f32)
     }
 
-    /// The weights that importance gives: `qw * sqrt(sigma2 + x^2)`, with `sigma2` of [`Self::mean_squares`].
+    /// The weights that importance gives: `qw * sqrt(sigma2 + x^2)`, with `sigma2` of [`Self::mean_squares`]; and their
+    /// sums.
     #[inline(always)]
     pub(super) fn weights<const N: usize, const S: usize>(
         &self,
         first: usize,
-        x: &[Lanes<N>; S],
+        x: &Tile<N, S>,
         mean_squares: &Lanes<N>,
-    ) -> [Lanes<N>; S] {
+    ) -> (Tile<N, S>, Lanes<N>) {
         let mut sigma2 = Lanes::<N>::ZERO;
         for l in 0..N.min(self.runs::<S>() - first) {
             sigma2.0[l] = mean_squares.0[(first + l) * S / LEN];
         }
         let mut w = self.load_importance(first);
+        let mut sum = Lanes::ZERO;
         for i in 0..S {
             w[i] = w[i] * (sigma2 + x[i] * x[i]).sqrt();
+            sum = sum + w[i];
         }
-        w
+        (w, sum)
     }
 }
 

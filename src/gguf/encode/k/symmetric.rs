@@ -3,7 +3,7 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::lanes::{Lanes, code, nearest, sum};
+use super::lanes::{Lanes, Tile, code, nearest};
 use super::rows::{Batch, Rows, requantize};
 use super::superblock::{self, Codes, LEN, store_f16};
 use super::vector::Work;
@@ -14,19 +14,13 @@ const S: usize = 16;
 /// Below this magnitude nothing is coded.
 const NOTHING: f32 = 1e-15;
 
-/// The value of largest magnitude, the first of equals; NaN is passed over.
+/// The value of largest magnitude so far, the first of equals; NaN is passed over.
 #[inline(always)]
-fn extreme<const N: usize>(values: &[Lanes<N>; S]) -> Lanes<N> {
-    let (mut most, mut extreme) = (Lanes::ZERO, Lanes::ZERO);
-    for value in values {
-        let larger = value.abs().gt(most);
-        most = larger.select(value.abs(), most);
-        extreme = larger.select(*value, extreme);
-    }
-    extreme
+fn extreme<const N: usize>(so_far: Lanes<N>, value: Lanes<N>) -> Lanes<N> {
+    value.abs().gt(so_far.abs()).select(value, so_far)
 }
 
-/// As [`extreme`], of one super-block.
+/// As [`extreme`], of the scales of one super-block.
 #[inline(always)]
 fn extreme_scale(scales: &[f32; S]) -> f32 {
     let mut extreme = 0.0f32;
@@ -38,27 +32,45 @@ fn extreme_scale(scales: &[f32; S]) -> f32 {
     extreme
 }
 
-/// Searches scales (`make_qx_quants` of ggml-quants.c) for codes from `-half` up to `half - 1`. The codes are those of
-/// the second result times the values; where that is NaN, all are the lowest.
+/// Sums of `w * x * code` and of `w * code^2`. Not a closure: one that is called twice is not inlined.
 #[inline(always)]
-fn fit<const N: usize>(x: &[Lanes<N>; S], w: &[Lanes<N>; S], half: f32) -> (Lanes<N>, Lanes<N>) {
-    let zero = Lanes::ZERO;
-    let max = extreme(x);
-    let mut wx = *w;
+fn sums<const N: usize, const S: usize>(
+    x: &Tile<N, S>,
+    w: &Tile<N, S>,
+    wx: &Tile<N, S>,
+    inverse: Lanes<N>,
+    half: f32,
+) -> (Lanes<N>, Lanes<N>) {
+    let (mut lx, mut l2) = (Lanes::ZERO, Lanes::ZERO);
     for i in 0..S {
+        let code = (inverse * x[i]).round(-half, half - 1.0);
+        lx = lx + wx[i] * code;
+        l2 = l2 + w[i] * code * code;
+    }
+    (lx, l2)
+}
+
+/// Searches scales (`make_qx_quants` of ggml-quants.c) for codes from `-half` up to `half - 1`; weights that are not
+/// given are the squares of the values. The codes are those of the second result times the values; where that is NaN,
+/// all are the lowest.
+#[inline(always)]
+pub(in super::super) fn fit<const N: usize, const S: usize>(
+    x: &Tile<N, S>,
+    weights: Option<&Tile<N, S>>,
+    half: f32,
+) -> (Lanes<N>, Lanes<N>) {
+    let zero = Lanes::ZERO;
+    let (mut max, mut w, mut wx) = (zero, *x, *x);
+    for i in 0..S {
+        max = extreme(max, x[i]);
+        w[i] = match weights {
+            Some(weights) => weights[i],
+            None => x[i] * x[i],
+        };
         wx[i] = w[i] * x[i];
     }
-    let sums = |inverse: Lanes<N>| {
-        let (mut lx, mut l2) = (zero, zero);
-        for i in 0..S {
-            let l = (inverse * x[i]).round(-half, half - 1.0);
-            lx = lx + wx[i] * l;
-            l2 = l2 + w[i] * l * l;
-        }
-        (lx, l2)
-    };
     let mut inverse = Lanes::splat(-half) / max;
-    let (lx, l2) = sums(inverse);
+    let (lx, l2) = sums(x, &w, &wx, inverse, half);
     let mut scale = l2.ne(zero).select(lx / l2, zero);
     let mut best = scale * lx;
     for step in -9i8..=9 {
@@ -66,7 +78,7 @@ fn fit<const N: usize>(x: &[Lanes<N>; S], w: &[Lanes<N>; S], half: f32) -> (Lane
             continue;
         }
         let this_inverse = Lanes::splat(-(half + 0.1 * f32::from(step))) / max;
-        let (lx, l2) = sums(this_inverse);
+        let (lx, l2) = sums(x, &w, &wx, this_inverse, half);
         let better = l2.gt(zero).and((lx * lx).gt(best * l2));
         scale = better.select(lx / l2, scale);
         best = better.select(scale * lx, best);
@@ -78,29 +90,33 @@ fn fit<const N: usize>(x: &[Lanes<N>; S], w: &[Lanes<N>; S], half: f32) -> (Lane
 
 /// Chooses codes of either sign and refines them one by one (`make_q3_quants` of ggml-quants.c): scales and codes.
 #[inline(always)]
-fn refine<const N: usize>(x: &[Lanes<N>; S]) -> (Lanes<N>, [Lanes<N>; S]) {
+fn refine<const N: usize>(x: &Tile<N, S>) -> (Lanes<N>, Tile<N, S>) {
     let zero = Lanes::ZERO;
-    let max = extreme(x);
+    let mut max = zero;
+    for i in 0..S {
+        max = extreme(max, x[i]);
+    }
+    let nothing = max.abs().lt(Lanes::splat(NOTHING));
     let inverse = Lanes::splat(-4.0) / max;
-    let mut codes = [zero; S];
+    let (mut codes, mut w, mut wx) = (Tile::ZERO, *x, *x);
     let (mut sum_lx, mut sum_l2) = (zero, zero);
     for i in 0..S {
-        let l = (inverse * x[i]).round(-4.0, 3.0);
-        let w = x[i] * x[i];
-        codes[i] = l;
-        sum_lx = sum_lx + w * x[i] * l;
-        sum_l2 = sum_l2 + w * l * l;
+        codes[i] = nothing.select(Lanes::splat(-4.0), (inverse * x[i]).round(-4.0, 3.0));
+        // Without weight nothing is refined.
+        w[i] = nothing.select(zero, x[i] * x[i]);
+        wx[i] = w[i] * x[i];
+        sum_lx = sum_lx + wx[i] * codes[i];
+        sum_l2 = sum_l2 + w[i] * codes[i] * codes[i];
     }
     for _ in 0..5 {
         let mut changed = false;
         for i in 0..S {
-            let w = x[i] * x[i];
-            let lx = sum_lx - w * x[i] * codes[i];
-            let l2 = sum_l2 - w * codes[i] * codes[i];
+            let lx = sum_lx - wx[i] * codes[i];
+            let l2 = sum_l2 - w[i] * codes[i] * codes[i];
             let new = (x[i] * l2 / lx).round(-4.0, 3.0);
             let open = lx.gt(zero).and(new.ne(codes[i]));
-            let lx = lx + w * x[i] * new;
-            let l2 = l2 + w * new * new;
+            let lx = lx + wx[i] * new;
+            let l2 = l2 + w[i] * new * new;
             let better = open.and(l2.gt(zero)).and((lx * lx * sum_l2).gt(sum_lx * sum_lx * l2));
             codes[i] = better.select(new, codes[i]);
             sum_lx = better.select(lx, sum_lx);
@@ -112,12 +128,7 @@ fn refine<const N: usize>(x: &[Lanes<N>; S]) -> (Lanes<N>, [Lanes<N>; S]) {
             break;
         }
     }
-    let nothing = max.abs().lt(Lanes::splat(NOTHING));
-    for code in &mut codes {
-        *code = nothing.select(Lanes::splat(-4.0), *code);
-    }
-    let scale = sum_l2.gt(zero).select(sum_lx / sum_l2, zero);
-    (nothing.select(zero, scale), codes)
+    (sum_l2.gt(zero).select(sum_lx / sum_l2, zero), codes)
 }
 
 /// The codes of one super-block; `stored` are its scales as a decoder will see them, and `searched` gives a code where
@@ -147,14 +158,9 @@ fn searched_code(inverse: f32, x: f32, half: f32) -> u8 {
 fn encode_q6_k<const N: usize>(batch: &Batch<'_>, out: &mut [u8], weights: bool) {
     let (mut scales, mut inverses) = ([[0.0; N]; S], [[0.0; N]; S]);
     for group in 0..batch.runs::<S>().div_ceil(N) {
-        let x: [Lanes<N>; S] = batch.load(group * N);
-        let mut w = if weights { batch.load_importance(group * N) } else { x };
-        if !weights {
-            for w in &mut w {
-                *w = *w * *w;
-            }
-        }
-        let (scale, inverse) = fit(&x, &w, 32.0);
+        let x: Tile<N, S> = batch.load(group * N);
+        let (scale, inverse) =
+            if weights { fit(&x, Some(&batch.load_importance(group * N)), 32.0) } else { fit(&x, None, 32.0) };
         (scales[group], inverses[group]) = (scale.0, inverse.0);
     }
     let (scales, inverses) = (scales.as_flattened().as_chunks::<S>().0, inverses.as_flattened().as_chunks::<S>().0);
@@ -195,7 +201,7 @@ fn write_q3_k(x: &[f32], unit: f32, levels: &[u8; S], searched: impl Fn(usize, u
 #[inline(always)]
 fn encode_q3_k<const N: usize>(batch: &Batch<'_>, out: &mut [u8]) {
     let mut scales = [[0.0; N]; S];
-    let mut found = [[Lanes::<N>::ZERO; S]; S];
+    let mut found = [Tile::<N, S>::ZERO; S];
     for group in 0..batch.runs::<S>().div_ceil(N) {
         let (scale, codes) = refine(&batch.load(group * N));
         (scales[group], found[group]) = (scale.0, codes);
@@ -214,7 +220,7 @@ fn encode_q3_k<const N: usize>(batch: &Batch<'_>, out: &mut [u8]) {
         let unit = if max == 0.0 { 0.0 } else { 1.0 / inverse };
         let searched = |j: usize, i: usize| {
             let at = b * S + j;
-            (found[at / N][i].0[at % N] + 4.0) as u8
+            code(found[at / N][i].0[at % N], -4.0, 3.0)
         };
         write_q3_k(x, unit, &levels, searched, out);
     }
@@ -225,14 +231,14 @@ fn encode_q3_k_weighted<const N: usize>(batch: &Batch<'_>, out: &mut [u8]) {
     let (mut scales, mut inverses, mut sums) = ([[0.0; N]; S], [[0.0; N]; S], [[0.0; N]; S]);
     let mean_squares = batch.mean_squares(2.0);
     for group in 0..batch.runs::<S>().div_ceil(N) {
-        let x: [Lanes<N>; S] = batch.load(group * N);
-        let w = batch.weights(group * N, &x, &mean_squares);
-        let (scale, inverse) = fit(&x, &w, 4.0);
-        (scales[group], inverses[group], sums[group]) = (scale.0, inverse.0, sum(&w).0);
+        let x: Tile<N, S> = batch.load(group * N);
+        let (w, sum) = batch.weights(group * N, &x, &mean_squares);
+        let (scale, inverse) = fit(&x, Some(&w), 4.0);
+        (scales[group], inverses[group], sums[group]) = (scale.0, inverse.0, sum.0);
     }
     // The scales of a super-block are fitted as the values of a sub-block are.
-    let scales: [Lanes<N>; S] = super::lanes::load(scales.as_flattened());
-    let (unit, inverse) = fit(&scales, &super::lanes::load(sums.as_flattened()), 32.0);
+    let scales: Tile<N, S> = Tile::load(scales.as_flattened());
+    let (unit, inverse) = fit(&scales, Some(&Tile::load(sums.as_flattened())), 32.0);
     let inverses = inverses.as_flattened().as_chunks::<S>().0;
     for (b, (x, out)) in batch.values.chunks_exact(LEN).zip(out.chunks_exact_mut(110)).enumerate() {
         let mut levels = [0; S];

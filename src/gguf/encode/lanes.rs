@@ -1,9 +1,13 @@
 //! Floats side by side, one sub-block or super-block a lane: plain arrays that become vector registers under the
 //! features of `vector`'s wrappers. Every operation is IEEE-exact, so the number of lanes can't change a bit.
+//!
+//! Two rules keep the code fast. A closure that is called twice is not inlined, and so loses the vector features. A loop
+//! over the values of a tile carries a sum, or else the compiler vectorizes it across the values, with gathers.
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
+#![expect(clippy::needless_range_loop, reason = "lanes go by number: iterators would not become vector code")]
 
-use std::ops::{Add, Div, Mul, Sub};
+use std::ops::{Add, Deref, DerefMut, Div, Mul, Sub};
 
 /// Adding it leaves a float's integer part, rounded to even, in the low mantissa bits.
 const MAGIC: f32 = 12_582_912.0;
@@ -16,6 +20,11 @@ const EXPONENT: u32 = 0x4b00_0000;
 #[repr(transparent)]
 pub(super) struct Lanes<const N: usize>(pub(super) [f32; N]);
 
+/// The values of `N` sub-blocks of `S`, where aligned loads find them.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Tile<const N: usize, const S: usize>(pub(super) [Lanes<N>; S]);
+
 /// `N` truths.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mask<const N: usize>([bool; N]);
@@ -26,11 +35,12 @@ macro_rules! operator {
             type Output = Self;
 
             #[inline(always)]
-            fn $method(mut self, other: Self) -> Self {
+            fn $method(self, other: Self) -> Self {
+                let mut out = [0.0; N];
                 for l in 0..N {
-                    self.0[l] = self.0[l] $op other.0[l];
+                    out[l] = self.0[l] $op other.0[l];
                 }
-                self
+                Self(out)
             }
         }
     };
@@ -50,11 +60,12 @@ impl<const N: usize> Lanes<N> {
     }
 
     #[inline(always)]
-    fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
+    fn map(self, f: impl Fn(f32) -> f32) -> Self {
+        let mut out = [0.0; N];
         for l in 0..N {
-            self.0[l] = f(self.0[l]);
+            out[l] = f(self.0[l]);
         }
-        self
+        Self(out)
     }
 
     #[inline(always)]
@@ -112,7 +123,8 @@ impl<const N: usize> Lanes<N> {
     /// The nearest integer, as [`nearest`] has it, held between two small integers.
     #[inline(always)]
     pub(super) fn round(self, low: f32, high: f32) -> Self {
-        self.map(|v| round_shifted(v, low, high) - MAGIC)
+        let shifted = self.map(|v| f32::from_bits((v + MAGIC).to_bits() & MANTISSA | EXPONENT) - MAGIC);
+        shifted.max(Self::splat(low)).min(Self::splat(high))
     }
 
     /// The nearest integer, as [`nearest`] has it, of at most `high`.
@@ -128,22 +140,55 @@ impl<const N: usize> Lanes<N> {
     }
 }
 
+impl<const N: usize, const S: usize> Tile<N, S> {
+    pub(super) const ZERO: Self = Self([Lanes::ZERO; S]);
+
+    /// Loads `N` runs of `S` values, one a lane. Lanes without a run get zeros.
+    #[inline(always)]
+    pub(super) fn load(values: &[f32]) -> Self {
+        let mut tile = Self::ZERO;
+        for (l, run) in values.chunks_exact(S).take(N).enumerate() {
+            for i in 0..S {
+                tile[i].0[l] = run[i];
+            }
+        }
+        tile
+    }
+}
+
+impl<const N: usize, const S: usize> Deref for Tile<N, S> {
+    type Target = [Lanes<N>; S];
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<const N: usize, const S: usize> DerefMut for Tile<N, S> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
 impl<const N: usize> Mask<N> {
     #[inline(always)]
-    pub(super) fn and(mut self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
+        let mut out = [false; N];
         for l in 0..N {
-            self.0[l] &= other.0[l];
+            out[l] = self.0[l] & other.0[l];
         }
-        self
+        Self(out)
     }
 
     #[inline(always)]
     pub(super) fn select(self, yes: Lanes<N>, no: Lanes<N>) -> Lanes<N> {
-        let mut out = no;
+        let mut out = [0.0; N];
         for l in 0..N {
-            out.0[l] = if self.0[l] { yes.0[l] } else { no.0[l] };
+            out[l] = if self.0[l] { yes.0[l] } else { no.0[l] };
         }
-        out
+        Lanes(out)
     }
 
     #[inline(always)]
@@ -174,26 +219,4 @@ pub(super) fn nearest(value: f32) -> i32 {
 #[inline(always)]
 pub(super) fn code(value: f32, low: f32, high: f32) -> u8 {
     (round_shifted(value, low, high).to_bits() - (low + MAGIC).to_bits()) as u8
-}
-
-/// Loads `N` runs of `S` values, one a lane. Lanes without a run get zeros.
-#[inline(always)]
-pub(super) fn load<const N: usize, const S: usize>(values: &[f32]) -> [Lanes<N>; S] {
-    let mut out = [Lanes::ZERO; S];
-    for (l, run) in values.chunks_exact(S).take(N).enumerate() {
-        for i in 0..S {
-            out[i].0[l] = run[i];
-        }
-    }
-    out
-}
-
-/// A sum from the first on.
-#[inline(always)]
-pub(super) fn sum<const N: usize>(values: &[Lanes<N>]) -> Lanes<N> {
-    let mut sum = Lanes::ZERO;
-    for value in values {
-        sum = sum + *value;
-    }
-    sum
 }

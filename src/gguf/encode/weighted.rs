@@ -1,0 +1,72 @@
+//! `Q4_0`, `Q4_1`, `Q5_0` and `Q5_1` with importance: scale and minimum are searched, a block a lane. Formulas:
+//! `quantize_row_*_impl` in ggml-quants.c.
+
+#![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
+
+use super::classic::store;
+use super::k::{WEIGHTED, fit_affine, fit_symmetric};
+use super::lanes::{Lanes, Tile, code};
+use super::vector::Work;
+
+/// Rows of blocks of `BYTES` bytes, of codes up to `TOP`, `AFFINE` if they have a minimum.
+pub(super) struct Rows<'a, const AFFINE: bool, const TOP: u8, const BYTES: usize> {
+    pub(super) values: &'a [f32],
+    pub(super) columns: usize,
+    pub(super) importance: &'a [f32],
+    pub(super) out: &'a mut [[u8; BYTES]],
+}
+
+impl<const AFFINE: bool, const TOP: u8, const BYTES: usize> Work for Rows<'_, AFFINE, TOP, BYTES> {
+    #[inline(always)]
+    fn run<const N: usize>(self) {
+        for (row, out) in self.values.chunks(self.columns).zip(self.out.chunks_mut(self.columns / 32)) {
+            let mean = row.iter().fold(0.0, |sum, v| sum + v * v) / self.columns as f32;
+            let groups = row.chunks(32 * N).zip(self.importance.chunks(32 * N)).zip(out.chunks_mut(N));
+            for ((values, importance), out) in groups {
+                group::<N, AFFINE, TOP, BYTES>(values, importance, mean, out);
+            }
+        }
+    }
+}
+
+/// Encodes up to `N` blocks of a row whose mean square is `mean`.
+#[inline(always)]
+fn group<const N: usize, const AFFINE: bool, const TOP: u8, const BYTES: usize>(
+    values: &[f32],
+    importance: &[f32],
+    mean: f32,
+    out: &mut [[u8; BYTES]],
+) {
+    let x: Tile<N, 32> = Tile::load(values);
+    let mut w: Tile<N, 32> = Tile::load(importance);
+    let mut sum = Lanes::ZERO;
+    for i in 0..32 {
+        w[i] = w[i] * (Lanes::splat(mean) + x[i] * x[i]).sqrt();
+        sum = sum + w[i];
+    }
+    let blocks = values.as_chunks::<32>().0.iter().zip(out);
+    if AFFINE {
+        let found = fit_affine(&x, &w, sum, f32::from(TOP), WEIGHTED);
+        for (l, (values, out)) in blocks.enumerate() {
+            let codes = codes(values, found.inverse.0[l], found.floor.0[l], 0.0, f32::from(TOP));
+            store(&[found.scale.0[l], -found.min.0[l]], &codes, TOP > 15, out);
+        }
+    } else {
+        let half = f32::from(TOP / 2 + 1);
+        let (scale, inverse) = fit_symmetric(&x, Some(&w), half);
+        for (l, (values, out)) in blocks.enumerate() {
+            let inverse = inverse.0[l];
+            let codes = if inverse.is_nan() { [0; 32] } else { codes(values, inverse, 0.0, -half, half - 1.0) };
+            store(&[scale.0[l]], &codes, TOP > 15, out);
+        }
+    }
+}
+
+#[inline(always)]
+fn codes(values: &[f32; 32], inverse: f32, floor: f32, low: f32, high: f32) -> [u8; 32] {
+    let mut codes = [0; 32];
+    for (value, out) in values.iter().zip(&mut codes) {
+        *out = code(inverse * (value - floor), low, high);
+    }
+    codes
+}
