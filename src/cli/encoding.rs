@@ -62,3 +62,24 @@ impl EncodingArgs {
         })
     }
 }
+
+/// How a Hugging Face model becomes a GGUF file.
+#[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "GGUF conversion")]
+pub(super) struct ConversionArgs {
+    /// The name of the pre-tokenizer, as llama.cpp knows it (qwen2, llama-bpe, ...), where qft does not recognize the
+    /// tokenizer.
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
+    /// The model's name in GGUF files (general.name) [default: from the model card, or the directory's name].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl ConversionArgs {
+    /// `options` with what these flags say.
+    pub(super) fn apply(&self, options: GgufOptions) -> GgufOptions {
+        GgufOptions { pre: self.pre.clone(), name: self.name.clone(), ..options }
+    }
+}

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-use super::encoded::{EncodedTensor, GgufPart, Values, float_of};
-use crate::adapter::TensorSource;
+use super::encoded::{EncodedTensor, GgufPart, Values, float_of, no_floats};
+use super::shard::OutputTensor;
 use crate::error::{Error, Result, escaped};
+use crate::gguf::arch::{self, Lineage};
 use crate::gguf::imatrix::Imatrix;
 use crate::gguf::mixture::{Candidate, Choice, Choices, Facts, check_codecs, choose, finish_metadata, order};
+use crate::gguf::vocab::{self, VocabOptions};
 use crate::gguf::{GgufModel, HfTensor, Metadata, ModelFiles, Rows, TensorForm, TensorType, lay_out, split, trimmed};
 use crate::merge::Float;
 use crate::size::ByteSize;
@@ -55,13 +57,6 @@ impl GgufOutput {
     }
 }
 
-/// A tensor of the Hugging Face model that the run makes: its name, what it is made of, and its type.
-pub(super) struct Merged<'a> {
-    pub(super) name: &'a str,
-    pub(super) source: &'a TensorSource,
-    pub(super) dtype: Dtype,
-}
-
 /// A tensor before its type and place are known.
 struct Unplaced {
     name: String,
@@ -70,6 +65,57 @@ struct Unplaced {
     source: TensorType,
     always_f32: bool,
     values: Values,
+}
+
+/// Plans the outputs of `options` for the model that `files` and `merged` are, whose tensors are in the order in which
+/// the converter would meet them. `stem` names a file by its mixture. Returns warnings too.
+pub(super) fn of_model(
+    files: &ModelFiles,
+    merged: &[&OutputTensor],
+    lineage: &[Lineage],
+    options: &GgufOptions,
+    stem: &dyn Fn(&Choices) -> String,
+) -> Result<(Vec<GgufOutput>, Vec<String>)> {
+    let tensors: Vec<HfTensor> =
+        merged.iter().map(|t| HfTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() }).collect();
+    let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), *t)).collect();
+    let mut warnings = Vec::new();
+    let mut outputs = Vec::new();
+    for choices in &options.choices {
+        let wanted = arch::Options {
+            file_type: choices.mixture.file_type_id(),
+            name: options.name.clone(),
+            lineage: lineage.to_vec(),
+        };
+        let conversion = arch::convert(files, &tensors, &wanted)?;
+        let recipe =
+            VocabOptions { pre: options.pre.as_deref(), recipe: conversion.recipe, vocab_size: conversion.vocab_size };
+        let vocabulary = vocab::convert(files, &recipe)?;
+        let sections = [&conversion.before_vocab, &vocabulary.keys, &conversion.after_vocab];
+        let all = sections.iter().flat_map(|keys| keys.iter());
+        let metadata: Metadata = all.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+        warnings.extend(conversion.warnings.into_iter().chain(vocabulary.warnings));
+        let unplaced = conversion.tensors.into_iter().map(|tensor| {
+            let (source, values) = match tensor.rows {
+                Rows::Values(values) => (TensorType::F32, Values::Made(values)),
+                Rows::Tensor { name, heads } => {
+                    let Some(OutputTensor { source, dtype, .. }) = by_name.get(name.as_str()) else {
+                        return Err(no_tensor(&name));
+                    };
+                    let kind = kind_of(*dtype).ok_or_else(|| no_floats(&name, *dtype))?;
+                    (kind, Values::Merged { name, source: Box::new(source.clone()), dtype: *dtype, heads })
+                }
+            };
+            Ok(Unplaced { name: tensor.name, shape: tensor.shape, source, always_f32: tensor.always_f32, values })
+        });
+        let unplaced = unplaced.collect::<Result<Vec<_>>>()?;
+        // llama-quantize sorts; the converter, which makes the other types, does not.
+        let quantized = choices.mixture.base_type().is_quantized();
+        outputs.push(place(unplaced, &metadata, quantized, choices, options, &stem(choices))?);
+    }
+    warnings.sort();
+    warnings.dedup();
+    Ok((outputs, warnings))
 }
 
 /// Plans what llama-quantize makes of `model`.

@@ -23,11 +23,11 @@ pub use gguf::{GgufOptions, GgufOutput};
 pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
 pub use plan::{ExportPlan, Options, Provenance};
 pub use quantize::{QuantizePlan, quantize};
-pub use shard::{PlacedTensor, Shard};
+pub use shard::{OutputTensor, PlacedTensor, Shard};
 
 pub(crate) use block::Parts;
 pub(crate) use manifest::{checksums, dtype_name};
-pub(crate) use shard::{Unplaced, index, split};
+pub(crate) use shard::{index, split};
 
 use serde_json::{Value, json};
 
@@ -39,6 +39,7 @@ use crate::gguf::Quality;
 use crate::stream::{Input, Produced, Production, Staging, Work, produce};
 pub use crate::stream::{Run, Timings};
 use block::ShardWork;
+use encoded::GgufWork;
 use manifest::Digests;
 
 /// What an export did.
@@ -95,12 +96,20 @@ type Files = BTreeMap<String, (u64, Hex)>;
 
 /// Everything that a plan streams.
 fn production<'a>(plan: &'a ExportPlan, names: &[&str], how: &Run<'_>) -> Result<Production<'a>> {
-    let shard = |shard| Box::new(ShardWork::new(shard, plan.options.overflow, how.vector)) as Box<dyn Work>;
+    let Options { overflow, .. } = plan.options;
+    let mut works: Vec<Box<dyn Work>> = Vec::new();
+    works.extend(plan.shards.iter().map(|s| Box::new(ShardWork::new(s, overflow, how.vector)) as Box<dyn Work>));
+    let measure = plan.options.gguf.as_ref().is_some_and(|gguf| gguf.measure);
+    for (i, output) in plan.gguf.iter().enumerate() {
+        for part in &output.parts {
+            works.push(Box::new(GgufWork::new(part, i + 1, measure, overflow, how.vector)?));
+        }
+    }
     let tensors = names.iter().map(|name| plan.base.tensors[*name].bytes());
     let base = tensors.map(|bytes| Input { bytes, hasher: Hasher::blake3 });
     let adapters = plan.adapters.iter().map(|a| Input { bytes: a.file.bytes(), hasher: Hasher::sha256 });
     Ok(Production {
-        works: plan.shards.iter().map(shard).collect(),
+        works,
         inputs: base.chain(adapters).collect(),
         identity: identity(plan)?,
         disk_bytes: plan.disk_bytes(),
@@ -112,12 +121,18 @@ fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], mut produced: P
     for file in plan.base.files.iter().chain(plan.adapters.iter().map(|adapter| &adapter.file)) {
         file.check_unchanged()?;
     }
+    if plan.options.as_file {
+        let names: Vec<&str> = plan.weight_files().map(|(name, _)| name).collect();
+        staging.publish_files(&names, plan.options.overwrite)?;
+        return Ok(produced);
+    }
     let files = &mut produced.files;
     write_companions(plan, staging, files)?;
     let (base, weights) = produced.inputs.split_at(names.len());
     let digests = Digests {
         files: files.clone(),
         base: names.iter().map(|name| (*name).to_owned()).zip(base.iter().cloned()).collect(),
+        quality: qualities(produced.records.clone()),
         base_config: plan.base.config.as_ref().map(|config| sha256(config.text().as_bytes())),
         adapters: digest_adapters(plan, weights)?,
     };
@@ -143,7 +158,8 @@ fn identity(plan: &ExportPlan) -> Result<Hex> {
         inputs.push(file_identity(&adapter.dir.join(ADAPTER_CONFIG))?);
         inputs.push(json!(adapter.weight));
     }
-    let headers: Vec<Hex> = plan.shards.iter().map(|shard| sha256(&shard.header)).collect();
+    let mut headers: Vec<Hex> = plan.shards.iter().map(|shard| sha256(&shard.header)).collect();
+    headers.extend(plan.gguf.iter().flat_map(|output| &output.parts).map(GgufPart::identity));
     let options = json!([plan.options.overflow, env!("CARGO_PKG_VERSION")]);
     Ok(sha256(json!([inputs, headers, options]).to_string().as_bytes()))
 }
@@ -158,8 +174,13 @@ pub(crate) fn file_identity(path: &Path) -> Result<Value> {
 /// once; then those that an adapter replaces.
 fn inputs_in_order(plan: &ExportPlan) -> Vec<&str> {
     let mut seen = std::collections::BTreeSet::new();
-    let used = plan.shards.iter().flat_map(|s| &s.tensors).filter(|t| t.source.replaced_by.is_none());
-    let used = used.map(|t| t.source.source.name());
+    let placed = plan.shards.iter().flat_map(|s| &s.tensors).map(|t| &t.source);
+    let encoded = plan.gguf.iter().flat_map(|output| &output.parts).flat_map(|part| &part.tensors);
+    let encoded = encoded.filter_map(|t| match &t.values {
+        Values::Merged { source, .. } => Some(source.as_ref()),
+        _ => None,
+    });
+    let used = placed.chain(encoded).filter(|source| source.replaced_by.is_none()).map(|source| source.source.name());
     used.chain(plan.base.tensors.keys().map(String::as_str)).filter(|name| seen.insert(*name)).collect()
 }
 

@@ -109,3 +109,16 @@ proptest! {
         let _ = parse(&bytes);
     }
 }
+
+#[test]
+fn files_of_both_formats_give_the_weights_they_stand_for() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/mixtures/files");
+    let golden: BTreeMap<String, BTreeMap<String, Vec<f32>>> =
+        serde_json::from_slice(&std::fs::read(dir.join("imatrix.json")).unwrap()).unwrap();
+    for (file, entries) in golden {
+        let read = Imatrix::read(&dir.join(&file)).unwrap();
+        for (name, weights) in entries {
+            assert_eq!(read.weights_for(&name, weights.len(), 1).unwrap(), Some(&weights[..]), "{file} {name}");
+        }
+    }
+}

@@ -181,4 +181,6 @@ pub fn check_codecs(candidates: &[Candidate], choices: &[Choice]) -> Result<()> 
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;
