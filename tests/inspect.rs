@@ -1,4 +1,4 @@
-//! `qft inspect`: models, adapters, files.
+//! `qft inspect`: models, adapters, files of both formats.
 
 use serde_json::Value;
 
@@ -73,6 +73,39 @@ fn statistics_of_other_types_than_floats() {
     let line = text.lines().find(|line| line.starts_with("complex")).unwrap();
     assert!(line.ends_with("not computed"), "{text}");
     assert!(!bench.ok("inspect x.safetensors").out.contains("not computed"));
+}
+
+#[test]
+fn a_gguf_file() {
+    use qft::gguf::{Metadata, TensorForm, TensorType, Value as Key, lay_out};
+
+    let bench = Bench::new();
+    let mut keys = Metadata::default();
+    keys.set("general.architecture", Key::string("llama"));
+    keys.set("llama.rope.freq_base", Key::F32(0.1));
+    keys.set("tokenizer.ggml.tokens", Key::strings((0..20).map(|i| format!("t{i}"))));
+    let norm = TensorForm { name: "output_norm.weight", shape: &[2], kind: TensorType::F32 };
+    let embedding = TensorForm { name: "token_embd.weight", shape: &[20, 3], kind: TensorType::F16 };
+    let made = lay_out(&keys, &[norm, embedding]).unwrap();
+    let mut bytes = made.header;
+    bytes.extend([1.0f32, -3.0].map(f32::to_le_bytes).concat());
+    bytes.resize(made.total as usize, 0);
+    bench.write("m.gguf", bytes);
+    let text = bench.ok("inspect m.gguf").out;
+    let lines = [
+        "gguf m.gguf: 2 tensors, 62 parameters, 128 B, 16.52 bits per weight",
+        "  general.architecture: str \"llama\"",
+        "  llama.rope.freq_base: f32 0.1",
+        "  tokenizer.ggml.tokens: [str] of 20 \"t0\", \"t1\", \"t2\", \"t3\", \"t4\", \"t5\", \"t6\", \"t7\", ...",
+        "output_norm.weight  F32  [2]        8 B  m.gguf",
+        "token_embd.weight   F16  [20, 3]  120 B  m.gguf",
+    ];
+    assert_eq!(text.lines().collect::<Vec<_>>(), lines);
+    let json: Value = serde_json::from_str(&bench.ok("inspect m.gguf --stats --json").out).unwrap();
+    assert_eq!((&json["kind"], &json["gguf"]["keys"][2]["count"]), (&Value::from("gguf"), &Value::from(20)));
+    assert_eq!(json["tensors"][0]["stats"]["min"], -3.0);
+    assert_eq!(json["tensors"][1]["stats"]["zeros"], 60);
+    assert!(bench.ok("verify m.gguf").out.contains("no problems"));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 
 use super::cursor::Cursor;
+use super::layout::TensorForm;
 use super::pairs::read_metadata;
 use super::rules::{self, MAGIC, VERSION};
 use super::types::TensorType;
@@ -30,6 +31,11 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
+    /// What a file says of it, to lay out another file.
+    pub fn form(&self) -> TensorForm<'_> {
+        TensorForm { name: &self.name, shape: &self.shape, kind: self.kind }
+    }
+
     /// Number of elements. The check of the shape proved that the product does not overflow.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -181,7 +187,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gguf::Value;
+    use crate::gguf::{Value, lay_out};
 
     /// A header of `keys` and `tensors`, each so many and their bytes; and `data` bytes after the padding.
     fn file(keys: (u64, &[u8]), tensors: (u64, &[u8]), data: usize) -> Vec<u8> {
@@ -355,7 +361,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_panics(
+        fn never_panics_and_what_is_read_is_written_alike(
             mut bytes in Just(file(
                 (2, &[pair("general.alignment", 4, &[32, 0, 0, 0]), pair("a", 9, &array(8, 2, &[text("x"), text("yz")].concat()))].concat()),
                 (2, &[tensor("a", &[64, 2], 8, 0), tensor("b", &[3], 0, 160)].concat()),
@@ -373,6 +379,9 @@ mod tests {
             for bytes in [&bytes[..], &bytes[..end]] {
                 if let Ok(header) = Header::parse(bytes) {
                     prop_assert!(header.tensors.iter().all(|t| bytes.get(t.offset..t.offset + t.len).is_some()));
+                    let forms: Vec<_> = header.tensors.iter().map(TensorInfo::form).collect();
+                    let again = lay_out(&header.metadata, &forms).unwrap().header;
+                    prop_assert_eq!(&again[8..header.len], &bytes[8..header.len]);
                 }
             }
         }

@@ -4,6 +4,7 @@
 
 mod adapter;
 mod file;
+mod gguf;
 mod index;
 mod model;
 mod output;
