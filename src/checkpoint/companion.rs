@@ -80,10 +80,7 @@ pub fn companions(base: &Path, adapters: &[&Path]) -> Result<Vec<Companion>> {
         insert(&mut found, base, name, CompanionSource::Base)?;
     }
     for adapter in adapters {
-        let own: Vec<String> = files_of(adapter)?
-            .into_iter()
-            .filter(|n| is_tokenizer_file(n))
-            .collect();
+        let own: Vec<String> = files_of(adapter)?.into_iter().filter(|n| is_tokenizer_file(n)).collect();
         // A template inside the adapter's tokenizer_config.json loses to a .jinja file of the base, so that must go.
         if template_inside(adapter) && !own.iter().any(|n| n.starts_with("chat_template")) {
             found.retain(|name, _| !name.starts_with("chat_template") && !name.starts_with(TEMPLATE_DIR));
@@ -102,7 +99,10 @@ pub fn tokenizer_files(dir: &Path) -> Result<Vec<Companion>> {
         insert(&mut found, dir, name, CompanionSource::Base)?;
     }
     if found.is_empty() {
-        return Err(Error::refused(format!("{} has no tokenizer", shown(dir)), "name the directory of the original model"));
+        return Err(Error::refused(
+            format!("{} has no tokenizer", shown(dir)),
+            "name the directory of the original model",
+        ));
     }
     Ok(found.into_values().collect())
 }

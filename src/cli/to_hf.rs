@@ -74,13 +74,8 @@ pub(super) fn run(args: &ToHfArgs) -> anyhow::Result<ExitCode> {
     }
     handle_signals();
     let bars = Bars::default();
-    let how = Run {
-        jobs: jobs(args.jobs),
-        vector: Vector::detect(),
-        resume: args.resume,
-        cancel: &CANCEL,
-        progress: &bars,
-    };
+    let how =
+        Run { jobs: jobs(args.jobs), vector: Vector::detect(), resume: args.resume, cancel: &CANCEL, progress: &bars };
     let report = to_hf::run(&plan, &how);
     bars.clear();
     let report = report?;

@@ -1,8 +1,8 @@
-//! config.json and generation_config.json from the metadata of a GGUF file. Rotary scaling is in `rope`.
+//! config.json and `generation_config.json` from the metadata of a GGUF file. Rotary scaling is in `rope`.
 
 use serde_json::{Map, Value, json};
 
-use super::family::{Axis, Family};
+use super::family::{Axis, Choice, Family};
 use crate::error::{Error, Result, escaped};
 use crate::gguf::{Metadata, Value as GgufValue};
 
@@ -36,12 +36,15 @@ impl Sizes {
                 )),
             },
         };
-        let size = |key: &str| optional(key)?.ok_or_else(|| Error::refused(format!("the model states no {key}"), REMEDY));
+        let size =
+            |key: &str| optional(key)?.ok_or_else(|| Error::refused(format!("the model states no {key}"), REMEDY));
         let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
         let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
         let (key, rotated) = (optional("attention.key_length")?, optional("rope.dimension_count")?);
         let head = key.or(rotated).unwrap_or(hidden / heads);
-        for (name, length) in [("rope.dimension_count", rotated), ("attention.value_length", optional("attention.value_length")?)] {
+        for (name, length) in
+            [("rope.dimension_count", rotated), ("attention.value_length", optional("attention.value_length")?)]
+        {
             if let Some(length) = length.filter(|length| *length != head) {
                 return Err(Error::refused(
                     format!("the model's {name} is {length}, and its heads have {head} columns"),
@@ -49,7 +52,8 @@ impl Sizes {
                 ));
             }
         }
-        if head == 0 || !head.is_multiple_of(2) || !heads.is_multiple_of(kv_heads) || heads.checked_mul(head).is_none() {
+        if head == 0 || !head.is_multiple_of(2) || !heads.is_multiple_of(kv_heads) || heads.checked_mul(head).is_none()
+        {
             return Err(Error::refused(
                 format!("the model can't have {heads} heads of {head} columns and {kv_heads} key-value heads"),
                 REMEDY,
@@ -87,7 +91,7 @@ pub(super) struct Facts<'a> {
     /// Whether embeddings and head are one.
     pub(super) tied: bool,
     /// Choices of the family: biases.
-    pub(super) choices: &'a [(&'static str, bool)],
+    pub(super) choices: &'a [Choice],
     /// Base of the rotary frequencies.
     pub(super) theta: Value,
     /// `rope_scaling`.
@@ -96,7 +100,7 @@ pub(super) struct Facts<'a> {
     pub(super) dtype: &'static str,
 }
 
-/// The ids that config.json and generation_config.json have, where the file has them.
+/// The ids that config.json and `generation_config.json` have, where the file has them.
 const IDS: [(&str, &str); 3] =
     [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("pad_token_id", "padding_token_id")];
 
@@ -104,9 +108,10 @@ const IDS: [(&str, &str); 3] =
 /// `rope_scaling`, `torch_dtype`.
 pub(super) fn config(metadata: &Metadata, facts: &Facts<'_>) -> Result<String> {
     let sizes = facts.sizes;
-    let epsilon = metadata.of_architecture("attention.layer_norm_rms_epsilon").and_then(decimal).ok_or_else(|| {
-        Error::refused("the model states no attention.layer_norm_rms_epsilon", REMEDY)
-    })?;
+    let epsilon = metadata
+        .of_architecture("attention.layer_norm_rms_epsilon")
+        .and_then(decimal)
+        .ok_or_else(|| Error::refused("the model states no attention.layer_norm_rms_epsilon", REMEDY))?;
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
     set("architectures", json!([facts.family.class]));
@@ -149,7 +154,7 @@ pub(super) fn token_id(metadata: &Metadata, key: &str) -> Option<u64> {
     metadata.get(&format!("tokenizer.ggml.{key}"))?.as_u64().filter(|id| *id < tokens as u64)
 }
 
-/// Settings of sampling: in the file, in generation_config.json.
+/// Settings of sampling: in the file, in `generation_config.json`.
 const SAMPLING: [(&str, &str); 5] = [
     ("top_k", "top_k"),
     ("top_p", "top_p"),
@@ -158,7 +163,7 @@ const SAMPLING: [(&str, &str); 5] = [
     ("penalty_repeat", "repetition_penalty"),
 ];
 
-/// The text of generation_config.json: ids, where several tokens end a turn all of them, and how to sample.
+/// The text of `generation_config.json`: ids, where several tokens end a turn all of them, and how to sample.
 pub(super) fn generation_config(metadata: &Metadata) -> String {
     let mut config = Map::new();
     for (key, id) in ids(metadata) {

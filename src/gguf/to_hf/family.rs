@@ -27,6 +27,9 @@ pub(super) struct Family {
 /// A tensor: its name in GGUF, its name in transformers, its shape.
 type Named = (&'static str, &'static str, &'static [Axis]);
 
+/// Something that config.json says, and whether it is so.
+pub(super) type Choice = (&'static str, bool);
+
 /// The length of an axis.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Axis {
@@ -144,11 +147,7 @@ impl Family {
 
     /// Names every tensor of `model`. Refuses unknown, missing and misshapen ones. Also tells which choices of
     /// config.json the model made.
-    pub(super) fn name_tensors(
-        &self,
-        model: &GgufModel,
-        sizes: &Sizes,
-    ) -> Result<(Vec<Found>, Vec<(&'static str, bool)>)> {
+    pub(super) fn name_tensors(&self, model: &GgufModel, sizes: &Sizes) -> Result<(Vec<Found>, Vec<Choice>)> {
         let mut left: BTreeMap<&str, usize> =
             model.tensors.iter().enumerate().map(|(i, tensor)| (tensor.info().name.as_str(), i)).collect();
         left.remove(ROPE_FREQS);

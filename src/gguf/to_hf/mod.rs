@@ -60,11 +60,13 @@ pub struct ToHfPlan {
 impl ToHfPlan {
     /// Plans to write `model` to `out`.
     pub fn new(model: GgufModel, out: &Path, options: ToHfOptions) -> Result<Self> {
-        let paths: Vec<&Path> = model.files.iter().map(|file| file.path()).chain(options.tokenizer.as_deref()).collect();
+        let paths: Vec<&Path> =
+            model.files.iter().map(|file| file.path()).chain(options.tokenizer.as_deref()).collect();
         check_destination(out, &paths, options.overwrite)?;
         let metadata = &model.metadata;
         let family = Family::of(metadata.architecture().unwrap_or("none"))?;
-        let embeddings = model.tensor("token_embd.weight").map_or(0, |tensor| tensor.info().shape.first().copied().unwrap_or(0));
+        let embeddings =
+            model.tensor("token_embd.weight").map_or(0, |tensor| tensor.info().shape.first().copied().unwrap_or(0));
         let sizes = Sizes::read(metadata, embeddings)?;
         let (mut found, choices) = family.name_tensors(&model, &sizes)?;
         let tied = tie(&mut found, &model, options.tie);

@@ -45,7 +45,11 @@ pub(super) fn scaling(
     }
     if factors.len() != head / 2 || !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
         return Err(Error::refused(
-            format!("rope_freqs.weight has {} factors or broken ones; heads of {head} columns need {}", factors.len(), head / 2),
+            format!(
+                "rope_freqs.weight has {} factors or broken ones; heads of {head} columns need {}",
+                factors.len(),
+                head / 2
+            ),
             "the file is inconsistent: download or convert the model again",
         ));
     }
@@ -137,7 +141,7 @@ impl Llama3 {
         let offset = slope * last.1 - share(*last.0);
         let high = ((1.0 + offset) / offset * 1000.0).round() / 1000.0;
         let original = (slope * (high - 1.0)).round();
-        let sound = high > 1.0 && original >= 1.0 && original < 1e12;
+        let sound = high > 1.0 && (1.0..1e12).contains(&original);
         sound.then_some(Self { factor, low: 1.0, high, original })
     }
 
@@ -159,7 +163,7 @@ impl Llama3 {
             "factor": shortest(self.factor)?,
             "low_freq_factor": self.low,
             "high_freq_factor": self.high,
-            "original_max_position_embeddings": self.original as u64,
+            "original_max_position_embeddings": self.original as i64,
         }))
     }
 }

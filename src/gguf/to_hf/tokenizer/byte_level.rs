@@ -45,9 +45,8 @@ fn merges(vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let base = |text: &str| ids.get(text).is_some_and(|id| *id < vocabulary.base);
     let merges = vocabulary.merges.unwrap_or_default();
     let pairs = merges.iter().map(|merge| {
-        let pair = merge.split_once(' ').filter(|(left, right)| {
-            base(left) && base(right) && base(&format!("{left}{right}"))
-        });
+        let pair =
+            merge.split_once(' ').filter(|(left, right)| base(left) && base(right) && base(&format!("{left}{right}")));
         pair.ok_or_else(|| {
             Error::refused(format!("the merge {} is not of two tokens that make a third", escaped(merge)), REMEDY)
         })

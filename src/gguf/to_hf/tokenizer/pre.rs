@@ -33,12 +33,15 @@ enum Cuts {
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const SEED: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
-const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const SEED: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILING: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
 
 const PLAIN: PreTokenizer =
@@ -47,8 +50,22 @@ const PLAIN: PreTokenizer =
 const WAYS: [PreTokenizer; 15] = [
     PreTokenizer {
         names: &[
-            "gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum",
-            "modern-bert", "exaone4", "mpt", "olmo", "jais", "trillion", "granite-docling",
+            "gpt-2",
+            "phi-2",
+            "jina-es",
+            "jina-de",
+            "gigachat",
+            "jina-v2-es",
+            "jina-v2-de",
+            "a.x-4.0",
+            "mellum",
+            "modern-bert",
+            "exaone4",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
         ],
         ..PLAIN
     },
@@ -59,7 +76,15 @@ const WAYS: [PreTokenizer; 15] = [
     },
     PreTokenizer {
         names: &[
-            "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
+            "llama3",
+            "llama-v3",
+            "llama-bpe",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
         ],
         cuts: Cuts::At(&[LLAMA3]),
         whole_words: true,
@@ -76,13 +101,7 @@ const WAYS: [PreTokenizer; 15] = [
     },
     PreTokenizer { names: &["stablelm2", "hunyuan", "solar-open", "grok-2"], cuts: Cuts::At(&[QWEN2]), ..PLAIN },
     PreTokenizer { names: &["qwen35"], cuts: Cuts::At(&[QWEN35]), composes: true, ..PLAIN },
-    PreTokenizer {
-        names: &["tekken"],
-        cuts: Cuts::At(&[TEKKEN]),
-        whole_words: true,
-        adds_bos: true,
-        ..PLAIN
-    },
+    PreTokenizer { names: &["tekken"], cuts: Cuts::At(&[TEKKEN]), whole_words: true, adds_bos: true, ..PLAIN },
     PreTokenizer { names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], cuts: Cuts::At(&[GPT4O]), ..PLAIN },
     PreTokenizer { names: &["seed-coder"], cuts: Cuts::At(&[SEED]), ..PLAIN },
     PreTokenizer { names: &["bailingmoe", "bailingmoe2", "llada-moe"], cuts: Cuts::At(&[BAILING]), ..PLAIN },
@@ -91,11 +110,7 @@ const WAYS: [PreTokenizer; 15] = [
         cuts: Cuts::At(&[r"\p{N}{1,3}", "[一-龥\u{3040}-ゟ゠-ヿ]+", DEEPSEEK3]),
         ..PLAIN
     },
-    PreTokenizer {
-        names: &["falcon"],
-        cuts: Cuts::At(&[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"]),
-        ..PLAIN
-    },
+    PreTokenizer { names: &["falcon"], cuts: Cuts::At(&[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"]), ..PLAIN },
     PreTokenizer {
         names: &["default"],
         cuts: Cuts::At(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
@@ -108,7 +123,10 @@ impl PreTokenizer {
     pub(super) fn of(name: &str) -> Result<&'static Self> {
         static ALL: [PreTokenizer; WAYS.len()] = WAYS;
         ALL.iter().find(|way| way.names.contains(&name)).ok_or_else(|| {
-            Error::refused(format!("the tokenizer cuts texts in the way {}, which qft doesn't know", escaped(name)), REMEDY)
+            Error::refused(
+                format!("the tokenizer cuts texts in the way {}, which qft doesn't know", escaped(name)),
+                REMEDY,
+            )
         })
     }
 
@@ -118,9 +136,7 @@ impl PreTokenizer {
             Cuts::Gpt2 => return byte_level(true),
             Cuts::Digits => vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)],
             Cuts::At(expressions) => {
-                let split = |expression: &&str| {
-                    json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false})
-                };
+                let split = |expression: &&str| json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false});
                 expressions.iter().map(split).chain([byte_level(false)]).collect()
             }
         };

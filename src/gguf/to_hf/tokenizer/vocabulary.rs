@@ -123,10 +123,11 @@ impl<'a> Vocabulary<'a> {
         self.added().map(with_id).collect()
     }
 
-    /// `added_tokens_decoder` of tokenizer_config.json, with the tokens that were added to a SentencePiece model: those
+    /// `added_tokens_decoder` of `tokenizer_config.json`, with the tokens that were added to a SentencePiece model: those
     /// behind it, and those whose score says so.
     pub(super) fn added_tokens_decoder(&self) -> Value {
-        let outside = self.added().filter(|(id, ..)| *id >= self.base || self.score(*id).to_bits() == ADDED_SCORE.to_bits());
+        let outside =
+            self.added().filter(|(id, ..)| *id >= self.base || self.score(*id).to_bits() == ADDED_SCORE.to_bits());
         outside.map(|(id, _, entry)| (id.to_string(), entry)).collect::<Map<_, _>>().into()
     }
 
