@@ -12,6 +12,7 @@
 
 mod crash;
 mod export;
+mod gguf;
 mod golden;
 mod hostile;
 mod hub;

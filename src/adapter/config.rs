@@ -182,6 +182,16 @@ const KNOWN: [&str; 37] = [
 ];
 
 impl AdapterConfig {
+    /// The rank, where all modules have the same.
+    pub fn uniform_rank(&self) -> Option<u32> {
+        u32::try_from(self.r).ok().filter(|_| self.ranks.is_empty())
+    }
+
+    /// The alpha, where all modules have the same.
+    pub fn uniform_alpha(&self) -> Option<f32> {
+        self.alphas.is_empty().then_some(self.lora_alpha as f32)
+    }
+
     /// Reads and checks the config at `path`.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path)?;

@@ -9,12 +9,15 @@ use clap::builder::BoolishValueParser;
 use qft::adapter::Adapter;
 use qft::checkpoint::{Checkpoint, Locator};
 use qft::error::{Error, escaped, shown};
-use qft::export::{self, ExportPlan, Options, Provenance, Report, Run};
+use qft::export::{self, ExportPlan, GgufOptions, Options, Provenance, Report, Run};
+use qft::gguf::mixture::FileType;
 use qft::merge::{Float, Overflow, Vector};
 use qft::size::ByteSize;
 use serde_json::{Value, json};
 
 use super::bars::Bars;
+use super::encoded;
+use super::encoding::{ConversionArgs, EncodingArgs};
 use super::models::{AdapterSpec, Found, find_adapters, find_base};
 use super::table::{columns, count};
 use super::{CANCEL, handle_signals, jobs, note, print};
@@ -47,9 +50,13 @@ pub(crate) struct ExportArgs {
     /// The destination; must be empty or absent unless --overwrite is given [default: <adapter>-merged].
     #[arg(long, alias = "output-dir", value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Most tensor bytes of a weight file: KB, MB, GB, TB as the Hub counts them, or KiB, MiB, GiB, TiB.
-    #[arg(long, alias = "max-shard-size", value_name = "SIZE", default_value = "5GB")]
-    max_shard: ByteSize,
+    /// Most tensor bytes of a safetensors file: KB, MB, GB, TB as the Hub counts them, or KiB, MiB, GiB, TiB
+    /// [default: 5GB; with --gguf, no safetensors are written unless this is given].
+    #[arg(long, alias = "max-shard-size", value_name = "SIZE")]
+    max_shard: Option<ByteSize>,
+    /// Write GGUF files of these types, from the same read of the base: q4_k_m, q8_0, bf16, ...
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',')]
+    gguf: Vec<FileType>,
     /// Cast the weights: bf16, f16 or f32 [default: the base's own types].
     #[arg(long, alias = "torch-dtype", value_name = "TYPE")]
     dtype: Option<Float>,
@@ -74,6 +81,10 @@ pub(crate) struct ExportArgs {
     /// Worker threads [default: one a core]. The bytes don't depend on it.
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    #[command(flatten)]
+    encoding: EncodingArgs,
+    #[command(flatten)]
+    conversion: ConversionArgs,
     /// Accepted for ms-swift's sake: qft writes nothing but safetensors.
     #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, value_parser = BoolishValueParser::new(), default_missing_value = "true", default_value = "true")]
     safe_serialization: bool,
@@ -84,7 +95,10 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let plan = plan(args)?;
     let jobs = jobs(args.jobs);
     if args.dry_run {
-        let description = export::describe_plan(&plan, jobs);
+        let mut description = export::describe_plan(&plan, jobs);
+        if !plan.gguf.is_empty() {
+            description["gguf"] = encoded::describe(&plan.gguf);
+        }
         print(&if args.json { format!("{description:#}\n") } else { plan_text(&plan, &description) })?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -100,6 +114,9 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     print(&if args.json { report_json(&plan, &report) } else { report_text(&plan, &report, args.timings) })?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Most tensor bytes of a safetensors file, unless the user says otherwise.
+const DEFAULT_SHARD: ByteSize = ByteSize(5_000_000_000);
 
 /// Flags that contradict each other or ask for what qft does not do.
 fn check(args: &ExportArgs) -> qft::Result<()> {
@@ -123,11 +140,20 @@ fn plan(args: &ExportArgs) -> qft::Result<ExportPlan> {
     let found = if args.merge_lora { find_adapters(&locator, &args.adapter)? } else { Vec::new() };
     let (dir, provenance) = find_base(&locator, args.base.as_deref(), &found)?;
     let out = args.out.clone().unwrap_or_else(|| default_out(&found, &dir, &provenance));
+    let mut mixtures = Vec::new();
+    args.gguf.iter().for_each(|mixture| {
+        if !mixtures.contains(mixture) {
+            mixtures.push(*mixture);
+        }
+    });
+    let gguf = || Ok(GgufOptions { measure: true, ..args.conversion.apply(args.encoding.options(&mixtures, false)?) });
     let options = Options {
-        max_shard: args.max_shard,
+        max_shard: args.max_shard.or_else(|| mixtures.is_empty().then_some(DEFAULT_SHARD)),
         dtype: args.dtype,
         overflow: if args.allow_overflow { Overflow::Clamp } else { Overflow::Refuse },
         overwrite: args.overwrite,
+        gguf: (!mixtures.is_empty()).then(gguf).transpose()?,
+        as_file: false,
     };
     let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
     ExportPlan::new(Checkpoint::open(&dir)?, provenance, adapters, &out, options)
@@ -162,9 +188,15 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
     let (changed, all) = (plan.changed(), plan.tensors());
     row("merge", format!("{} changed, {} copied", count(changed, "tensor"), all - changed));
     module_lines(description).into_iter().for_each(|line| row("", line));
-    row("out", format!("{}: {}", shown(&plan.out), totals(all, plan.tensor_bytes())));
+    row("out", format!("{}: {}", shown(&plan.out), totals(all, plan.weight_files().map(|(_, len)| len).sum())));
     for shard in &plan.shards {
         row("", format!("{}  {}", shard.name, totals(shard.tensors.len(), shard.len())));
+    }
+    for (output, part) in plan.gguf.iter().flat_map(|output| output.parts.iter().map(move |part| (output, part))) {
+        row("", format!("{}  {}", escaped(&part.name), totals(part.tensors.len(), part.len)));
+        if part.name == output.parts[0].name {
+            row("", format!("  {}", encoded::summary(output)));
+        }
     }
     let names = plan.companions.iter().map(|c| escaped(&c.name)).collect::<Vec<_>>().join(", ");
     row("companions", if names.is_empty() { "none".to_owned() } else { names });
@@ -178,7 +210,8 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
         format!("{} of disk, up to {} of memory, {} workers", size("disk_bytes"), size("memory_bytes"), needs["jobs"]),
     );
     plan.warnings.iter().for_each(|warning| row("warning", escaped(warning)));
-    columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n")
+    let text = columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n");
+    text + &encoded::plan_text(&plan.gguf)
 }
 
 fn source_name(plan: &ExportPlan) -> String {
@@ -228,6 +261,7 @@ fn report_text(plan: &ExportPlan, report: &Report, timings: bool) -> String {
             let _ = writeln!(text, "{}  {:>9}  sha256 {digest:.16}...", shard.name, ByteSize(*size).to_string());
         }
     }
+    text.push_str(&encoded::files_text(&plan.gguf, report));
     let done = if plan.adapters.is_empty() {
         format!("exported {}", count(plan.tensors(), "tensor"))
     } else {
@@ -277,6 +311,8 @@ fn report_json(plan: &ExportPlan, report: &Report) -> String {
         "resumed_shards": report.resumed,
         "files": files,
         "timings": report.timings,
+        "gguf": encoded::describe(&plan.gguf),
+        "quality": report.quality,
         "warnings": plan.warnings,
     });
     format!("{report:#}\n")
@@ -300,7 +336,7 @@ mod tests {
     fn the_command_of_the_mission() {
         let a = args("qft export --merge-lora --max-shard 2GB");
         assert!(a.merge_lora && a.adapter.is_empty() && a.base.is_none());
-        assert_eq!(a.max_shard, ByteSize(2_000_000_000));
+        assert_eq!(a.max_shard, Some(ByteSize(2_000_000_000)));
     }
 
     #[test]

@@ -6,18 +6,19 @@ use std::process::ExitCode;
 
 use clap::Args;
 use qft::error::{escaped, shown};
-use qft::inspect::{Inspection, Kind, Stats, TensorEntry, inspect};
+use qft::inspect::{Inspection, KeyEntry, Kind, Stats, TensorEntry, inspect};
 use qft::size::ByteSize;
+use serde_json::Value;
 
 use super::table::{columns, count, grouped};
 use super::{jobs, print};
 
-/// Show what is in a model, an adapter or a safetensors file.
+/// Show what is in a model, an adapter, or a safetensors or GGUF file.
 ///
 /// Reads headers only, unless --stats asks for the values.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A model's or adapter's directory, or one .safetensors file.
+    /// A model's or adapter's directory, or one .safetensors or .gguf file; of a split model, any part.
     path: PathBuf,
     /// Smallest, largest and mean value, deviation, and how many are zero, NaN or infinite, of every tensor.
     #[arg(long)]
@@ -45,9 +46,10 @@ fn text(found: &Inspection, with_stats: bool) -> String {
         Kind::Model => "model",
         Kind::Adapter => "adapter",
         Kind::File => "file",
+        Kind::Gguf => "gguf",
     };
     let mut out = String::new();
-    let _ = writeln!(
+    let _ = write!(
         out,
         "{kind} {}: {}, {} parameters, {}",
         shown(&found.path),
@@ -55,8 +57,15 @@ fn text(found: &Inspection, with_stats: bool) -> String {
         grouped(found.parameters),
         ByteSize(found.bytes)
     );
+    if let Some(gguf) = &found.gguf {
+        let _ = write!(out, ", {:.2} bits per weight", gguf.bits_per_weight);
+    }
+    out.push('\n');
     for (key, value) in settings(found) {
         let _ = writeln!(out, "  {key}: {}", escaped(&value));
+    }
+    for entry in found.gguf.iter().flat_map(|gguf| &gguf.keys) {
+        let _ = writeln!(out, "  {}", key_line(entry));
     }
     let lines = if with_stats {
         let head = ["min", "max", "mean", "std", "zeros", "nan", "inf"].map(str::to_owned);
@@ -108,6 +117,31 @@ fn settings(found: &Inspection) -> Vec<(&'static str, String)> {
     ];
     let value = |key| found.config.as_ref()?.get(key).filter(|v| !v.is_null()).map(|v| (key, v.to_string()));
     KEYS.into_iter().filter_map(value).collect()
+}
+
+/// Longest text of a value, in characters, that is shown whole.
+const WIDEST: usize = 100;
+
+/// Key, type and value of GGUF on one line.
+fn key_line(KeyEntry { key, kind, count, value }: &KeyEntry) -> String {
+    let (value, more) = match (value, count) {
+        (Value::Array(first), Some(count)) => {
+            let items: Vec<String> = first.iter().map(|item| short(&item.to_string())).collect();
+            let more = if first.len() < *count { ", ..." } else { "" };
+            (items.join(", "), more)
+        }
+        (other, _) => (short(&other.to_string()), ""),
+    };
+    let kind = count.map_or_else(|| kind.clone(), |count| format!("{kind} of {}", grouped(count as u64)));
+    format!("{}: {kind} {}{more}", escaped(key), escaped(&value)).trim_end().to_owned()
+}
+
+/// The start of `text`.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(WIDEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn row(tensor: Option<&TensorEntry>, [a, b, c, d, e, f, g]: [String; 7]) -> [String; 10] {

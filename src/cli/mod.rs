@@ -2,9 +2,13 @@
 //! module.
 
 mod bars;
+mod encoded;
+mod encoding;
 mod export;
+mod gguf;
 mod inspect;
 mod models;
+mod quantize;
 mod reference;
 mod shell;
 mod table;
@@ -32,6 +36,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reas
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Export(export::ExportArgs),
+    Gguf(gguf::GgufArgs),
+    Quantize(quantize::QuantizeArgs),
     ToHf(to_hf::ToHfArgs),
     Verify(verify::VerifyArgs),
     Inspect(inspect::InspectArgs),
@@ -69,6 +75,8 @@ fn dashes(arg: OsString) -> OsString {
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Export(args) => export::run(&args),
+        Command::Gguf(args) => gguf::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::ToHf(args) => to_hf::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),

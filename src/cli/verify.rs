@@ -22,12 +22,12 @@ use super::models::{AdapterSpec, Found, find_adapters, find_base};
 use super::table::count;
 use super::{CANCEL, EXIT_DIFFERENT, EXIT_INTERRUPTED, handle_signals, jobs, note, print};
 
-/// Check a release: every digest, and every rule of the safetensors format and of a sharded model.
+/// Check a release: every digest, and every rule of the formats of its weights, safetensors and GGUF.
 ///
 /// With --audit, also recompute every tensor from the base and the adapters and compare byte for byte.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
-    /// The release.
+    /// The release, or one .gguf file.
     dir: PathBuf,
     /// Recompute every tensor from --base and --adapter, and report the first difference.
     #[arg(long)]

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Run;
 use super::block::MergedTensor;
-use super::plan::unplaced;
+use super::plan::output_tensors;
 use super::shard::{self, PlacedTensor, Shard};
 use crate::adapter::{Adapter, resolve};
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -85,7 +85,7 @@ pub struct Audit<'a> {
 /// Compares the release with what its inputs give. `None` if every byte agrees. Nothing is resumed, whatever `how` says.
 pub fn audit(inputs: &Audit<'_>, how: &Run<'_>) -> Result<Option<Difference>> {
     let tensors = resolve(inputs.base, inputs.adapters)?.tensors;
-    let expected = whole(shard::split(unplaced(tensors, inputs.dtype), u64::MAX))?;
+    let expected = whole(shard::split(output_tensors(tensors, inputs.dtype), u64::MAX))?;
     match compare_forms(inputs.release, &expected) {
         None => compare_values(inputs, &expected, how),
         difference => Ok(difference),

@@ -13,12 +13,12 @@ use crate::stream::{BLOCK_LEN, in_flight, open_files};
 pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
     let shards: Vec<Value> =
         plan.shards.iter().map(|s| json!({"file": s.name, "bytes": s.len(), "tensors": s.tensors.len()})).collect();
-    let all = || plan.shards.iter().flat_map(|s| &s.tensors);
+    let all = || plan.merged.iter();
     let changed: BTreeMap<&str, Value> = all()
         .filter(|t| t.source.is_changed())
         .map(|t| {
             let replaced = t.source.replaced_by.map(|adapter| json!({"kind": "replaced", "adapter": adapter}));
-            let list: Vec<Value> = replaced.into_iter().chain(changes(t)).collect();
+            let list: Vec<Value> = replaced.into_iter().chain(changes(&t.source, t.dtype)).collect();
             (t.name.as_str(), json!({"dtype": dtype_name(t.dtype), "shape": t.shape, "changes": list}))
         })
         .collect();
@@ -54,8 +54,7 @@ pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
 /// A bound of the anonymous memory of a run: segments in flight, the widened factors of the shards that are open at
 /// once, and what each worker widens for itself.
 fn memory(plan: &ExportPlan, jobs: usize) -> u64 {
-    let tensors = plan.shards.iter().flat_map(|s| &s.tensors);
-    let largest = tensors.map(|t| MergedTensor::factor_bytes(&t.source)).max().unwrap_or(0);
+    let largest = plan.merged.iter().map(|t| MergedTensor::factor_bytes(&t.source)).max().unwrap_or(0);
     let open = open_files(largest, jobs);
     (in_flight(jobs) * BLOCK_LEN + 2 * open * largest + jobs * BLOCK_LEN + (16 << 20)) as u64
 }

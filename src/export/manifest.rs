@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use super::encoded::EncodedTensor;
 use super::plan::{ExportPlan, Provenance};
-use super::shard::PlacedTensor;
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter};
+use super::shard::OutputTensor;
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, TensorSource};
 use crate::checkpoint::CompanionSource;
 use crate::digest::{Hex, of_model};
+use crate::gguf::Quality;
 
 /// File name of the manifest.
 pub const MANIFEST: &str = "qft-manifest.json";
@@ -25,6 +27,8 @@ pub(super) struct Digests {
     pub(super) files: BTreeMap<String, (u64, Hex)>,
     /// BLAKE3 of every base tensor, by name.
     pub(super) base: BTreeMap<String, Hex>,
+    /// How good the encoding of each tensor is, by GGUF file and tensor.
+    pub(super) quality: BTreeMap<String, BTreeMap<String, Quality>>,
     /// Digest of the base's config.json.
     pub(super) base_config: Option<Hex>,
     /// Digests of each adapter's config and weights.
@@ -38,10 +42,10 @@ pub(crate) fn dtype_name(dtype: Dtype) -> String {
 
 /// The manifest's text.
 pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> String {
-    let tensors = plan.shards.iter().flat_map(|shard| {
-        shard.tensors.iter().map(|t| (t.name.as_str(), describe(&shard.name, t))).collect::<Vec<_>>()
-    });
-    let tensors: BTreeMap<&str, Value> = tensors.collect();
+    let placed = plan.shards.iter().flat_map(|shard| shard.tensors.iter().map(move |t| (t.name.as_str(), &shard.name)));
+    let placed: BTreeMap<&str, &String> = placed.collect();
+    let tensors: BTreeMap<&str, Value> =
+        plan.merged.iter().map(|t| (t.name.as_str(), describe(placed.get(t.name.as_str()).copied(), t))).collect();
     let files: BTreeMap<&str, Value> = digests
         .files
         .iter()
@@ -53,11 +57,11 @@ pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> String {
         .zip(&digests.adapters)
         .map(|(adapter, digests)| describe_adapter(adapter, digests))
         .collect();
-    let manifest = json!({
+    let mut manifest = json!({
         "format": FORMAT,
         "qft": env!("CARGO_PKG_VERSION"),
         "options": {
-            "max_shard": plan.options.max_shard.0,
+            "max_shard": plan.options.max_shard.map(|size| size.0),
             "dtype": plan.options.dtype.map(crate::merge::Float::name),
             "overflow": plan.options.overflow,
         },
@@ -67,7 +71,31 @@ pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> String {
         "files": files,
         "tensors": tensors,
     });
+    if !plan.gguf.is_empty() {
+        manifest["gguf"] = describe_gguf(plan, digests);
+    }
     format!("{manifest:#}\n")
+}
+
+/// The GGUF files, and of each tensor in them its type and how good that is.
+fn describe_gguf(plan: &ExportPlan, digests: &Digests) -> Value {
+    let mut files = serde_json::Map::new();
+    for output in &plan.gguf {
+        for part in &output.parts {
+            let measured = digests.quality.get(&part.name);
+            let tensor = |t: &EncodedTensor| {
+                let mut entry = json!({"type": t.kind.name()});
+                if let Some(quality) = measured.and_then(|m| m.get(&t.name)) {
+                    entry["quality"] = json!(quality);
+                }
+                (t.name.clone(), entry)
+            };
+            let tensors: serde_json::Map<String, Value> = part.tensors.iter().map(tensor).collect();
+            let mixture = output.choices.mixture.name();
+            files.insert(part.name.clone(), json!({"type": mixture, "tensors": tensors}));
+        }
+    }
+    Value::Object(files)
 }
 
 fn describe_base(plan: &ExportPlan, digests: &Digests) -> Value {
@@ -94,8 +122,8 @@ fn describe_adapter(adapter: &Adapter, (config, weights): &(Hex, Hex)) -> Value 
     })
 }
 
-/// What one tensor of the output is made of.
-pub(super) fn describe(file: &str, tensor: &PlacedTensor) -> Value {
+/// What one tensor of the merged model is made of, and the safetensors file that holds it, if one does.
+fn describe(file: Option<&String>, tensor: &OutputTensor) -> Value {
     let source = &tensor.source;
     let from = match source.replaced_by {
         Some(adapter) => json!({"adapter": adapter, "tensor": source.source.name()}),
@@ -107,7 +135,7 @@ pub(super) fn describe(file: &str, tensor: &PlacedTensor) -> Value {
         "shape": tensor.shape,
         "source": from,
     });
-    let changes = changes(tensor);
+    let changes = changes(source, tensor.dtype);
     if !changes.is_empty() {
         entry["changes"] = json!(changes);
     }
@@ -115,8 +143,7 @@ pub(super) fn describe(file: &str, tensor: &PlacedTensor) -> Value {
 }
 
 /// The changes to a tensor, in the order in which they are applied. Terms of several experts of one pair are one line.
-pub(super) fn changes(tensor: &PlacedTensor) -> Vec<Value> {
-    let source = &tensor.source;
+pub(super) fn changes(source: &TensorSource, dtype: Dtype) -> Vec<Value> {
     let mut changes: Vec<Value> = Vec::new();
     for term in &source.low_rank {
         let change = json!({"kind": "low-rank", "adapter": term.adapter, "rank": term.rank, "scale": term.scale});
@@ -130,7 +157,7 @@ pub(super) fn changes(tensor: &PlacedTensor) -> Vec<Value> {
     if let Some((_, rows, adapter)) = &source.rows {
         changes.push(json!({"kind": "rows", "adapter": adapter, "rows": rows.keys().collect::<Vec<_>>()}));
     }
-    if source.source.dtype() != tensor.dtype {
+    if source.source.dtype() != dtype {
         changes.push(json!({"kind": "cast", "from": dtype_name(source.source.dtype())}));
     }
     changes

@@ -3,8 +3,11 @@
 mod audit;
 mod block;
 mod describe;
+mod encoded;
+mod gguf;
 mod manifest;
 mod plan;
+mod quantize;
 mod shard;
 
 use std::collections::BTreeMap;
@@ -15,13 +18,16 @@ use std::time::Instant;
 
 pub use audit::{Audit, Difference, audit};
 pub use describe::describe_plan;
+pub use encoded::{EncodedTensor, GgufPart, Values};
+pub use gguf::{GgufOptions, GgufOutput};
 pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
 pub use plan::{ExportPlan, Options, Provenance};
-pub use shard::{PlacedTensor, Shard};
+pub use quantize::{QuantizePlan, quantize};
+pub use shard::{OutputTensor, PlacedTensor, Shard};
 
 pub(crate) use block::Parts;
 pub(crate) use manifest::{checksums, dtype_name};
-pub(crate) use shard::{Unplaced, index, split};
+pub(crate) use shard::{index, split};
 
 use serde_json::{Value, json};
 
@@ -29,9 +35,11 @@ use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::checkpoint::read_small;
 use crate::digest::{Hasher, Hex, sha256};
 use crate::error::{Error, Result};
+use crate::gguf::Quality;
 use crate::stream::{Input, Produced, Production, Staging, Work, produce};
 pub use crate::stream::{Run, Timings};
 use block::ShardWork;
+use encoded::GgufWork;
 use manifest::Digests;
 
 /// What an export did.
@@ -43,12 +51,35 @@ pub struct Report {
     pub bytes: u64,
     /// Its files, with size and digest.
     pub files: BTreeMap<String, (u64, Hex)>,
-    /// Shards taken over from an interrupted run.
+    /// Files taken over from an interrupted run.
     pub resumed: usize,
+    /// How good the encoding of each tensor is, by GGUF file and tensor, where that was measured.
+    pub quality: BTreeMap<String, BTreeMap<String, Quality>>,
     /// Seconds from start to publication.
     pub seconds: f64,
     /// Seconds of all workers, by stage.
     pub timings: Timings,
+}
+
+impl Report {
+    fn new(out: &Path, produced: Produced, started: Instant) -> Self {
+        let Produced { files, records, resumed, timings, .. } = produced;
+        Self {
+            out: out.to_owned(),
+            bytes: files.values().map(|(size, _)| size).sum(),
+            files,
+            resumed,
+            quality: qualities(records),
+            seconds: started.elapsed().as_secs_f64(),
+            timings,
+        }
+    }
+}
+
+/// What the works of GGUF files recorded.
+fn qualities(records: BTreeMap<String, Value>) -> BTreeMap<String, BTreeMap<String, Quality>> {
+    let read = |(name, record)| Some((name, serde_json::from_value(record).ok()?));
+    records.into_iter().filter_map(read).collect()
 }
 
 /// Runs `plan`. On any error the destination is as it was.
@@ -57,52 +88,62 @@ pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     let staging = Staging::open(&plan.out)?;
     let names = inputs_in_order(plan);
     let production = production(plan, &names, how)?;
-    let (files, resumed, timings) = produce(&production, &staging, how, |produced| {
-        let (resumed, timings) = (produced.resumed, produced.timings);
-        Ok((publish(plan, &staging, &names, produced)?, resumed, timings))
-    })?;
-    let bytes = files.values().map(|(size, _)| size).sum();
-    Ok(Report { out: plan.out.clone(), bytes, files, resumed, seconds: started.elapsed().as_secs_f64(), timings })
+    let produced = produce(&production, &staging, how, |produced| publish(plan, &staging, &names, produced))?;
+    Ok(Report::new(&plan.out, produced, started))
 }
 
 type Files = BTreeMap<String, (u64, Hex)>;
 
 /// Everything that a plan streams.
 fn production<'a>(plan: &'a ExportPlan, names: &[&str], how: &Run<'_>) -> Result<Production<'a>> {
-    let shard = |shard| Box::new(ShardWork::new(shard, plan.options.overflow, how.vector)) as Box<dyn Work>;
+    let Options { overflow, .. } = plan.options;
+    let mut works: Vec<Box<dyn Work>> = Vec::new();
+    works.extend(plan.shards.iter().map(|s| Box::new(ShardWork::new(s, overflow, how.vector)) as Box<dyn Work>));
+    let measure = plan.options.gguf.as_ref().is_some_and(|gguf| gguf.measure);
+    for (i, output) in plan.gguf.iter().enumerate() {
+        for part in &output.parts {
+            works.push(Box::new(GgufWork::new(part, i + 1, measure, overflow, how.vector)?));
+        }
+    }
     let tensors = names.iter().map(|name| plan.base.tensors[*name].bytes());
     let base = tensors.map(|bytes| Input { bytes, hasher: Hasher::blake3 });
     let adapters = plan.adapters.iter().map(|a| Input { bytes: a.file.bytes(), hasher: Hasher::sha256 });
     Ok(Production {
-        works: plan.shards.iter().map(shard).collect(),
+        works,
         inputs: base.chain(adapters).collect(),
         identity: identity(plan)?,
         disk_bytes: plan.disk_bytes(),
     })
 }
 
-/// Writes every other file of the output, and publishes it.
-fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], produced: Produced) -> Result<Files> {
+/// Writes every other file of the output, adds them to `produced`, and publishes it.
+fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], mut produced: Produced) -> Result<Produced> {
     for file in plan.base.files.iter().chain(plan.adapters.iter().map(|adapter| &adapter.file)) {
         file.check_unchanged()?;
     }
-    let mut files = produced.files;
-    write_companions(plan, staging, &mut files)?;
+    if plan.options.as_file {
+        let names: Vec<&str> = plan.weight_files().map(|(name, _)| name).collect();
+        staging.publish_files(&names, plan.options.overwrite)?;
+        return Ok(produced);
+    }
+    let files = &mut produced.files;
+    write_companions(plan, staging, files)?;
     let (base, weights) = produced.inputs.split_at(names.len());
     let digests = Digests {
         files: files.clone(),
         base: names.iter().map(|name| (*name).to_owned()).zip(base.iter().cloned()).collect(),
+        quality: qualities(produced.records.clone()),
         base_config: plan.base.config.as_ref().map(|config| sha256(config.text().as_bytes())),
         adapters: digest_adapters(plan, weights)?,
     };
     let text = manifest::manifest(plan, &digests);
     staging.write(MANIFEST, text.as_bytes())?;
     files.insert(MANIFEST.to_owned(), (text.len() as u64, sha256(text.as_bytes())));
-    let sums = manifest::checksums(&files);
+    let sums = manifest::checksums(files);
     staging.write(CHECKSUMS, sums.as_bytes())?;
     files.insert(CHECKSUMS.to_owned(), (sums.len() as u64, sha256(sums.as_bytes())));
     staging.publish(plan.options.overwrite)?;
-    Ok(files)
+    Ok(produced)
 }
 
 /// A digest of all that decides the bytes of the streamed files: their headers, the settings of base and adapters, and
@@ -117,7 +158,8 @@ fn identity(plan: &ExportPlan) -> Result<Hex> {
         inputs.push(file_identity(&adapter.dir.join(ADAPTER_CONFIG))?);
         inputs.push(json!(adapter.weight));
     }
-    let headers: Vec<Hex> = plan.shards.iter().map(|shard| sha256(&shard.header)).collect();
+    let mut headers: Vec<Hex> = plan.shards.iter().map(|shard| sha256(&shard.header)).collect();
+    headers.extend(plan.gguf.iter().flat_map(|output| &output.parts).map(GgufPart::identity));
     let options = json!([plan.options.overflow, env!("CARGO_PKG_VERSION")]);
     Ok(sha256(json!([inputs, headers, options]).to_string().as_bytes()))
 }
@@ -132,8 +174,13 @@ pub(crate) fn file_identity(path: &Path) -> Result<Value> {
 /// once; then those that an adapter replaces.
 fn inputs_in_order(plan: &ExportPlan) -> Vec<&str> {
     let mut seen = std::collections::BTreeSet::new();
-    let used = plan.shards.iter().flat_map(|s| &s.tensors).filter(|t| t.source.replaced_by.is_none());
-    let used = used.map(|t| t.source.source.name());
+    let placed = plan.shards.iter().flat_map(|s| &s.tensors).map(|t| &t.source);
+    let encoded = plan.gguf.iter().flat_map(|output| &output.parts).flat_map(|part| &part.tensors);
+    let encoded = encoded.filter_map(|t| match &t.values {
+        Values::Merged { source, .. } => Some(source.as_ref()),
+        _ => None,
+    });
+    let used = placed.chain(encoded).filter(|source| source.replaced_by.is_none()).map(|source| source.source.name());
     used.chain(plan.base.tensors.keys().map(String::as_str)).filter(|name| seen.insert(*name)).collect()
 }
 

@@ -7,10 +7,18 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::shard::{self, Shard, Unplaced};
+use super::gguf::{GgufOptions, GgufOutput, of_model};
+use super::quantize::{check_files, file_stem};
+use super::shard::{self, OutputTensor, Shard};
 use crate::adapter::{Adapter, TensorSource, resolve};
-use crate::checkpoint::{Checkpoint, Companion, ConfigText, TEXT_SECTIONS, companions, lint_companions};
+use crate::checkpoint::{
+    Checkpoint, Companion, ConfigText, TEXT_SECTIONS, companions, lint_companions, member_if_there,
+};
+use crate::digest::sha256;
 use crate::error::{Error, Result, escaped, shown};
+use crate::gguf::ModelFiles;
+use crate::gguf::arch::Lineage;
+use crate::gguf::mixture::Choices;
 use crate::merge::{Float, Overflow};
 use crate::size::ByteSize;
 use crate::stream::check_destination;
@@ -18,14 +26,18 @@ use crate::stream::check_destination;
 /// What the user chose.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Most tensor bytes of a shard.
-    pub max_shard: ByteSize,
+    /// Most tensor bytes of a safetensors shard; `None` for no safetensors and none of the files beside them.
+    pub max_shard: Option<ByteSize>,
     /// Type to cast float tensors to; their own if `None`.
     pub dtype: Option<Float>,
     /// What happens to a finite value beyond the output type.
     pub overflow: Overflow,
     /// Whether an existing destination is exchanged.
     pub overwrite: bool,
+    /// The GGUF files to write.
+    pub gguf: Option<GgufOptions>,
+    /// Whether the destination is one GGUF file (or its parts) and not a directory.
+    pub as_file: bool,
 }
 
 /// A model or adapter as it was found.
@@ -48,8 +60,12 @@ pub struct ExportPlan {
     pub base_provenance: Provenance,
     /// The adapters, in the order in which they are applied.
     pub adapters: Vec<Adapter>,
-    /// The weight files.
+    /// Every tensor of the merged model, by name.
+    pub merged: Vec<OutputTensor>,
+    /// The safetensors files.
     pub shards: Vec<Shard>,
+    /// The GGUF files.
+    pub gguf: Vec<GgufOutput>,
     /// Files made by the export itself, by name: config.json, the index.
     pub texts: Vec<(String, String)>,
     /// Files copied as they are.
@@ -73,7 +89,9 @@ impl ExportPlan {
     ) -> Result<Self> {
         let inputs: Vec<&Path> =
             std::iter::once(base.dir.as_path()).chain(adapters.iter().map(|a| a.dir.as_path())).collect();
-        check_destination(out, &inputs, options.overwrite)?;
+        if !options.as_file {
+            check_destination(out, &inputs, options.overwrite)?;
+        }
         if options.dtype.is_some()
             && let Some(method) = base.quantization()
         {
@@ -85,8 +103,8 @@ impl ExportPlan {
         let resolution = resolve(&base, &adapters)?;
         let mut warnings = base.warnings.clone();
         warnings.extend(resolution.warnings);
-        let unplaced = unplaced(resolution.tensors, options.dtype);
-        if let Some(tensor) = unplaced.iter().find(|t| t.len().is_none()) {
+        let merged = output_tensors(resolution.tensors, options.dtype);
+        if let Some(tensor) = merged.iter().find(|t| t.len().is_none()) {
             return Err(Error::refused(
                 format!("tensor {} is too large", escaped(&tensor.name)),
                 "check the base's header",
@@ -96,19 +114,48 @@ impl ExportPlan {
         if config.is_none() {
             warnings.push("the base has no config.json; loaders will need one".to_owned());
         }
-        let shards = shard::split(unplaced, options.max_shard.0);
-        let index = shard::index(&shards).map(|(name, text)| (name.to_owned(), text));
-        let texts = config.map(|text| ("config.json".to_owned(), text)).into_iter().chain(index).collect();
         let adapter_dirs: Vec<&Path> = adapters.iter().map(|a| a.dir.as_path()).collect();
         let companions = companions(&base.dir, &adapter_dirs)?;
         warnings.extend(lint_companions(&companions));
+        let shards = match options.max_shard {
+            Some(max) => shard::split(merged.clone(), max.0),
+            None => Vec::new(),
+        };
+        let gguf = match &options.gguf {
+            None => Vec::new(),
+            Some(gguf) => {
+                let model = ModelFiles {
+                    directory: model_name(out, &base, options.as_file),
+                    config: config.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
+                    paths: small_files(&base, &adapters, &companions)?,
+                };
+                let ordered = in_converters_order(&merged, &shards, adapters.is_empty());
+                let stem = if options.as_file { Some(file_stem(out)?) } else { None };
+                let stem = |choices: &Choices| stem.clone().unwrap_or_else(|| format!("model-{}", choices.mixture));
+                let lineage = lineage(&base_provenance, &adapters);
+                let (outputs, notes) = of_model(&model, &ordered, &lineage, gguf, &stem)?;
+                warnings.extend(notes);
+                if options.as_file {
+                    outputs.iter().try_for_each(|output| check_files(out, output, &inputs, options.overwrite))?;
+                }
+                outputs
+            }
+        };
+        let index = shard::index(&shards).map(|(name, text)| (name.to_owned(), text));
+        let texts = config.map(|text| ("config.json".to_owned(), text)).into_iter().chain(index);
+        let (texts, companions) = match options.max_shard {
+            Some(_) => (texts.collect(), companions),
+            None => (Vec::new(), Vec::new()),
+        };
         warnings.extend(adapters.iter().filter_map(|adapter| base_mismatch(&base, &base_provenance, adapter)));
         Ok(Self {
             out: out.to_owned(),
             base,
             base_provenance,
             adapters,
+            merged,
             shards,
+            gguf,
             texts,
             companions,
             config_changes,
@@ -117,33 +164,39 @@ impl ExportPlan {
         })
     }
 
-    /// Bytes of all tensors of the output.
+    /// Bytes of all tensors of the safetensors files.
     pub fn tensor_bytes(&self) -> u64 {
         self.shards.iter().flat_map(|s| &s.tensors).map(|t| t.len).sum()
+    }
+
+    /// Every file that is streamed, with its length: in the order in which works are made of them.
+    pub fn weight_files(&self) -> impl Iterator<Item = (&str, u64)> {
+        let gguf = self.gguf.iter().flat_map(|output| &output.parts).map(|part| (part.name.as_str(), part.len));
+        self.shards.iter().map(|s| (s.name.as_str(), s.len())).chain(gguf)
     }
 
     /// Bytes of the whole output, a little rounded up for manifest and checksums.
     pub fn disk_bytes(&self) -> u64 {
         let companions: u64 = self.companions.iter().filter_map(|c| c.path.metadata().ok()).map(|m| m.len()).sum();
         let texts: u64 = self.texts.iter().map(|(_, text)| text.len() as u64).sum();
-        let manifest = self.shards.iter().map(|s| 1024 * s.tensors.len() as u64).sum::<u64>();
-        self.shards.iter().map(Shard::len).sum::<u64>() + companions + texts + manifest + (1 << 16)
+        let manifest = 1024 * (self.gguf.len() as u64 + 1) * self.merged.len() as u64;
+        self.weight_files().map(|(_, len)| len).sum::<u64>() + companions + texts + manifest + (1 << 16)
     }
 
-    /// Number of output tensors that an adapter changes.
+    /// Number of tensors that an adapter changes.
     pub fn changed(&self) -> usize {
-        self.shards.iter().flat_map(|s| &s.tensors).filter(|t| t.source.is_changed()).count()
+        self.merged.iter().filter(|t| t.source.is_changed()).count()
     }
 
-    /// Number of output tensors.
+    /// Number of tensors of the merged model.
     pub fn tensors(&self) -> usize {
-        self.shards.iter().map(|s| s.tensors.len()).sum()
+        self.merged.len()
     }
 }
 
 /// The tensors of the output, without a place, cast to `dtype` where one is wanted.
-pub(super) fn unplaced(tensors: BTreeMap<String, TensorSource>, dtype: Option<Float>) -> Vec<Unplaced> {
-    let cast = |(name, source): (String, TensorSource)| Unplaced {
+pub(super) fn output_tensors(tensors: BTreeMap<String, TensorSource>, dtype: Option<Float>) -> Vec<OutputTensor> {
+    let cast = |(name, source): (String, TensorSource)| OutputTensor {
         dtype: output_type(source.dtype, dtype),
         shape: source.source.shape().to_vec(),
         name,
@@ -158,6 +211,56 @@ fn output_type(stored: Dtype, wanted: Option<Float>) -> Dtype {
         Some(float) if Float::of(stored).is_some() => float.dtype(),
         _ => stored,
     }
+}
+
+/// The name from which a converter would guess the model's: of the directory that is read or written.
+fn model_name(out: &Path, base: &Checkpoint, as_file: bool) -> String {
+    let dir = if as_file { &base.dir } else { out };
+    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    real.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The small files of the model to be: the companions, and the model card, which is not one since it speaks of the model
+/// that it came with. An adapter's own card wins.
+fn small_files(base: &Checkpoint, adapters: &[Adapter], companions: &[Companion]) -> Result<BTreeMap<String, PathBuf>> {
+    const CARD: &str = "README.md";
+    let mut files: BTreeMap<String, PathBuf> =
+        companions.iter().map(|companion| (companion.name.clone(), companion.path.clone())).collect();
+    for dir in std::iter::once(&base.dir).chain(adapters.iter().map(|adapter| &adapter.dir)) {
+        if let Some(card) = member_if_there(dir, CARD)? {
+            files.insert(CARD.to_owned(), card);
+        }
+    }
+    Ok(files)
+}
+
+/// The tensors in the order in which llama.cpp's converter would meet them: file by file, by name in each. The files are
+/// the export's shards, or those of the base where nothing is merged and no shards are written.
+fn in_converters_order<'m>(merged: &'m [OutputTensor], shards: &[Shard], as_base: bool) -> Vec<&'m OutputTensor> {
+    let shard_of: BTreeMap<&str, &str> =
+        shards.iter().flat_map(|s| s.tensors.iter().map(|t| (t.name.as_str(), s.name.as_str()))).collect();
+    let file = |t: &OutputTensor| match shard_of.get(t.name.as_str()) {
+        Some(shard) => (*shard).to_owned(),
+        None if as_base => t.source.source.file().name(),
+        None => String::new(),
+    };
+    let mut ordered: Vec<&OutputTensor> = merged.iter().collect();
+    ordered.sort_by_cached_key(|t| (file(t), t.name.clone()));
+    ordered
+}
+
+/// What a GGUF file says of its model's descent.
+fn lineage(base: &Provenance, adapters: &[Adapter]) -> Vec<Lineage> {
+    let of = |adapter: &Adapter| Lineage {
+        base: base.repo.clone().or_else(|| adapter.config.base_model.clone()),
+        base_revision: base.revision.clone(),
+        adapter: None,
+        sha256: Some(sha256(adapter.file.bytes())),
+        rank: adapter.config.uniform_rank(),
+        alpha: adapter.config.uniform_alpha(),
+        weight: Some(adapter.weight as f32),
+    };
+    adapters.iter().map(of).collect()
 }
 
 /// config.json with what the merge demands, and a line for each change. `None` if the base has no config.

@@ -48,15 +48,20 @@ impl<S> Shard<S> {
     }
 }
 
-/// A tensor that has no place yet.
-pub(crate) struct Unplaced<S = TensorSource> {
-    pub(crate) name: String,
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) source: S,
+/// A tensor of the output, before it has a place in a file.
+#[derive(Debug, Clone)]
+pub struct OutputTensor<S = TensorSource> {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// What it is made of.
+    pub source: S,
 }
 
-impl<S> Unplaced<S> {
+impl<S> OutputTensor<S> {
     /// Bytes in the output; `None` if they overflow.
     pub(crate) fn len(&self) -> Option<u64> {
         let elements = self.shape.iter().try_fold(1u64, |n, length| n.checked_mul(*length as u64));
@@ -67,9 +72,9 @@ impl<S> Unplaced<S> {
 /// Splits tensors into shards of at most `max` tensor bytes, as the Hub's tools do: greedily in the order of
 /// [`compare_names`]; a tensor over `max` gets a shard of its own, and the shard being filled stays open.
 /// Rule: `huggingface_hub/serialization/_base.py`.
-pub(crate) fn split<S>(mut tensors: Vec<Unplaced<S>>, max: u64) -> Vec<Shard<S>> {
+pub(crate) fn split<S>(mut tensors: Vec<OutputTensor<S>>, max: u64) -> Vec<Shard<S>> {
     tensors.sort_by(|a, b| compare_names(&a.name, &b.name));
-    let mut groups: Vec<Vec<Unplaced<S>>> = Vec::new();
+    let mut groups: Vec<Vec<OutputTensor<S>>> = Vec::new();
     let (mut open, mut filled) = (Vec::new(), 0u64);
     for tensor in tensors {
         let len = tensor.len().unwrap_or(u64::MAX);
@@ -97,7 +102,7 @@ pub(crate) fn split<S>(mut tensors: Vec<Unplaced<S>>, max: u64) -> Vec<Shard<S>>
 
 /// Gives every tensor its offset. Types with larger elements go first, so that each is aligned without gaps; within a
 /// type the order stays.
-fn place<S>(name: String, mut group: Vec<Unplaced<S>>) -> Shard<S> {
+fn place<S>(name: String, mut group: Vec<OutputTensor<S>>) -> Shard<S> {
     group.sort_by_key(|t| std::cmp::Reverse(t.dtype.bitsize()));
     let mut entries = serde_json::Map::new();
     entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
@@ -115,7 +120,7 @@ fn place<S>(name: String, mut group: Vec<Unplaced<S>>) -> Shard<S> {
     let mut offset = header.len() as u64;
     let placed = group.into_iter().map(|t| {
         let len = t.len().unwrap_or(0);
-        let Unplaced { name, dtype, shape, source } = t;
+        let OutputTensor { name, dtype, shape, source } = t;
         let tensor = PlacedTensor { name, dtype, shape, source, offset, len };
         offset += len;
         tensor
@@ -147,7 +152,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// One-byte-element tensors of the given lengths, named in order.
-    fn tensors(lengths: &[usize]) -> (tempfile::TempDir, Vec<Unplaced>) {
+    fn tensors(lengths: &[usize]) -> (tempfile::TempDir, Vec<OutputTensor>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let data = vec![0u8; lengths.iter().sum()];
@@ -155,7 +160,7 @@ mod tests {
         let views = lengths.iter().enumerate().map(|(i, n)| (format!("t.{i}"), view(*n)));
         safetensors::serialize_to_file(views, None, &path).unwrap();
         let file = SafetensorsFile::open(&path).unwrap();
-        let unplaced = |t: crate::checkpoint::Tensor| Unplaced {
+        let unplaced = |t: crate::checkpoint::Tensor| OutputTensor {
             name: t.name().to_owned(),
             dtype: t.dtype(),
             shape: t.shape().to_vec(),

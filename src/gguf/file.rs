@@ -4,9 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::read::{Header, TensorInfo};
+use super::rules::MAGIC;
 use super::value::Metadata;
 use crate::checkpoint::Mapping;
 use crate::error::{Error, Result, escaped};
+
+/// Whether `path` is meant to be a GGUF file: by its name, or by its first bytes.
+pub fn is_gguf(path: &Path) -> Result<bool> {
+    let meta = std::fs::metadata(path).map_err(Error::io("look at", path))?;
+    let named = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    Ok(!meta.is_dir() && (named || Mapping::open(path)?.bytes().starts_with(&MAGIC)))
+}
 
 /// A GGUF file, mapped, and its checked header.
 #[derive(Debug)]

@@ -1,24 +1,37 @@
 //! GGUF, the file format of llama.cpp: reading and laying out files, naming tensors, choosing and encoding types, and
 //! the way back to a Hugging Face directory. Streams nothing; `export` does.
 
+mod cursor;
+pub mod arch;
+mod card;
 pub mod decode;
 pub mod encode;
 mod file;
 mod float16;
+pub mod imatrix;
 mod layout;
+pub mod mixture;
 mod model;
+mod quality;
+mod lint;
+mod pairs;
 mod read;
 mod rules;
+mod scales;
 mod source;
 mod split;
 pub mod to_hf;
 mod types;
 mod value;
+pub mod vocab;
 
-pub use file::GgufFile;
+pub use file::{GgufFile, is_gguf};
 pub use layout::{Layout, TensorForm, lay_out, trimmed};
+pub use lint::{lint_model, lint_padding};
 pub use model::{GgufModel, ModelTensor, PartName, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS};
+pub use quality::{ErrorSums, Quality};
 pub use read::{BadGguf, Header, TensorInfo};
+pub use scales::first_bad_scale;
 pub use source::{GgufTensor, HfTensor, ModelFiles, Rows};
 pub use split::{Part, split};
 pub use types::TensorType;

@@ -105,7 +105,7 @@ fn open_parts(given: &Arc<GgufFile>, count: usize) -> Result<Vec<Arc<GgufFile>>>
     let mut files: Vec<Arc<GgufFile>> = Vec::new();
     for index in 0..count {
         let path = given.path().with_file_name(PartName { index, ..name.clone() }.to_string());
-        let part = if index == name.index { Arc::clone(given) } else { open_part(&path, given.path())? };
+        let part = if index == name.index { Arc::clone(given) } else { open_part(&path)? };
         for (key, expected) in [(SPLIT_COUNT, count), (SPLIT_NO, index)] {
             match split_key(&part, key)? {
                 Some(found) if found == expected => {}
@@ -126,10 +126,9 @@ fn open_parts(given: &Arc<GgufFile>, count: usize) -> Result<Vec<Arc<GgufFile>>>
     Ok(files)
 }
 
-fn open_part(path: &Path, given: &Path) -> Result<Arc<GgufFile>> {
+fn open_part(path: &Path) -> Result<Arc<GgufFile>> {
     if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
-        let name = given.file_name().unwrap_or_default().to_string_lossy();
-        let problem = format!("is missing, a part of the model that {} is another part of", escaped(&name));
+        let problem = "is missing, though another part of its model is there";
         return Err(Error::malformed(path, problem, "put all parts of the model into one directory"));
     }
     GgufFile::open(path)
@@ -177,5 +176,69 @@ impl PartName {
 impl std::fmt::Display for PartName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{:05}-of-{:05}.gguf", self.stem, self.index + 1, self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{TensorForm, TensorType, lay_out};
+
+    /// A file of one tensor, with numbers about a split: number, count, tensors.
+    fn write(path: &Path, tensor: &str, split: Option<[u16; 3]>) {
+        let mut metadata = Metadata::default();
+        metadata.set("a", Value::string(tensor));
+        for (key, value) in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS].into_iter().zip(split.into_iter().flatten()) {
+            metadata.set(key, Value::U16(value));
+        }
+        let made = lay_out(&metadata, &[TensorForm { name: tensor, shape: &[3], kind: TensorType::F32 }]).unwrap();
+        let mut bytes = made.header;
+        bytes.resize(made.total as usize, 0);
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn names_of_parts() {
+        let part = PartName::parse("a-b-00002-of-00010.gguf").unwrap();
+        assert_eq!((part.stem.as_str(), part.index, part.count), ("a-b", 1, 10));
+        for name in
+            ["a.gguf", "a-00000-of-00001.gguf", "a-00002-of-00001.gguf", "a-1-of-2.gguf", "a-+0001-of-00002.gguf"]
+        {
+            assert_eq!(PartName::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn opens_all_parts_from_any_and_refuses_what_does_not_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |i: usize| dir.path().join(PartName { stem: "m".to_owned(), index: i, count: 2 }.to_string());
+        let problem = |i: usize| GgufModel::open(&path(i)).unwrap_err().to_string();
+        write(&path(0), "x", Some([0, 2, 2]));
+        assert!(problem(0).contains("is missing"), "{}", problem(0));
+        write(&path(1), "y", Some([1, 2, 2]));
+        for i in [0, 1] {
+            let model = GgufModel::open(&path(i)).unwrap();
+            let names: Vec<_> = model.tensors.iter().map(|t| t.info().name.as_str()).collect();
+            assert_eq!((names, model.metadata.len()), (vec!["x", "y"], 1));
+            assert_eq!(model.metadata.get("a"), Some(&Value::string("x")));
+        }
+        for (tensor, split, expected) in [
+            ("y", Some([0, 2, 2]), "split.no is 0, not 1"),
+            ("y", Some([1, 3, 2]), "split.count is 3, not 2"),
+            ("y", None, "split.count is absent"),
+            ("y", Some([1, 2, 3]), "split.tensors.count"),
+            ("x", Some([1, 2, 2]), "tensor x is in m-00001-of-00002.gguf too"),
+        ] {
+            write(&path(1), tensor, split);
+            assert!(problem(0).contains(expected), "{} should mention {expected}", problem(0));
+        }
+        write(&path(0), "x", Some([0, 2, 3]));
+        write(&path(1), "y", Some([1, 2, 3]));
+        assert!(problem(1).contains("3 tensors, and they have 2"), "{}", problem(1));
+        let alone = dir.path().join("alone.gguf");
+        write(&alone, "x", Some([0, 2, 2]));
+        assert!(GgufModel::open(&alone).unwrap_err().to_string().contains("which its name does not say"));
+        write(&alone, "x", Some([0, 0, 9]));
+        assert!(GgufModel::open(&alone).is_ok(), "merged parts keep such keys");
     }
 }

@@ -4,19 +4,13 @@
 
 use std::collections::HashSet;
 
+use super::cursor::Cursor;
+use super::pairs::read_metadata;
 use super::rules::{self, MAGIC, VERSION};
 use super::types::TensorType;
-use super::value::{Array, Metadata, Value, ValueType};
+use super::value::Metadata;
 use crate::checkpoint::MAX_TENSORS;
 
-/// Most keys of a file; real ones have under a hundred.
-const MAX_KEYS: usize = 65_536;
-/// Most memory, in bytes, that the values of all keys may take. A vocabulary of 256,000 tokens takes some 30 MB.
-const MAX_VALUES: usize = 512 << 20;
-/// Bytes of memory that a string takes beside its text.
-const STRING_COST: usize = 48;
-/// Fewest bytes of a key with its value.
-const LEAST_PAIR: usize = 14;
 /// Fewest bytes of a tensor's entry.
 const LEAST_TENSOR: usize = 25;
 
@@ -33,6 +27,13 @@ pub struct TensorInfo {
     pub offset: usize,
     /// Its bytes.
     pub len: usize,
+}
+
+impl TensorInfo {
+    /// Number of elements. The check of the shape proved that the product does not overflow.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// A checked header.
@@ -92,12 +93,12 @@ impl From<String> for BadGguf {
     }
 }
 
-type Result<T> = std::result::Result<T, BadGguf>;
+pub(super) type Result<T> = std::result::Result<T, BadGguf>;
 
 impl Header {
     /// Reads and checks the header of a whole file.
     pub fn parse(file: &[u8]) -> Result<Self> {
-        let mut cursor = Cursor { rest: file, budget: MAX_VALUES };
+        let mut cursor = Cursor::of(file);
         if file.get(..MAGIC.len()) != Some(&MAGIC) {
             return Err(BadGguf::NotGguf);
         }
@@ -110,12 +111,11 @@ impl Header {
         }
         let tensor_count = cursor.count("tensors")?;
         let key_count = cursor.count("keys")?;
-        cursor.check_count("keys", key_count, MAX_KEYS, LEAST_PAIR)?;
         let metadata = read_metadata(&mut cursor, key_count)?;
         let alignment = rules::alignment(&metadata)?;
         cursor.check_count("tensors", tensor_count, MAX_TENSORS, LEAST_TENSOR)?;
         let mut tensors = read_tensors(&mut cursor, tensor_count)?;
-        let len = file.len() - cursor.rest.len();
+        let len = file.len() - cursor.left();
         let data_start = rules::padded(len, alignment).unwrap_or(file.len());
         if tensors.is_empty() {
             return Ok(Self { version, metadata, tensors, alignment, len, data_start: data_start.min(file.len()) });
@@ -123,173 +123,6 @@ impl Header {
         place(&mut tensors, data_start, alignment, file.len())?;
         Ok(Self { version, metadata, tensors, alignment, len, data_start })
     }
-}
-
-/// The bytes that are yet to be read, and the memory that may yet be claimed.
-struct Cursor<'a> {
-    rest: &'a [u8],
-    budget: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn take(&mut self, len: usize, what: &str) -> Result<&'a [u8]> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or_else(|| BadGguf::CutOff(what.to_owned()))?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or_else(|| BadGguf::CutOff(what.to_owned()))?;
-        self.rest = rest;
-        Ok(*taken)
-    }
-
-    fn u32(&mut self, what: &str) -> Result<u32> {
-        self.array(what).map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self, what: &str) -> Result<usize> {
-        self.array(what).map(|bytes| u64::from_le_bytes(bytes) as usize)
-    }
-
-    fn count(&mut self, what: &str) -> Result<usize> {
-        self.u64(&format!("the number of its {what}"))
-    }
-
-    /// Refuses more things than `most`, or than the file can hold if each takes `least` bytes.
-    fn check_count(&self, what: &str, count: usize, most: usize, least: usize) -> Result<()> {
-        if count > most {
-            return Err(BadGguf::Broken(format!("declares {count} {what}; no more than {most} are read")));
-        }
-        if count * least > self.rest.len() {
-            return Err(BadGguf::Broken(format!("declares {count} {what}, but is too short for them: it is cut off")));
-        }
-        Ok(())
-    }
-
-    fn text(&mut self, what: &str) -> Result<&'a str> {
-        let len = self.u64(what)?;
-        let bytes = self.take(len, what)?;
-        std::str::from_utf8(bytes).map_err(|_| BadGguf::Broken(format!("{what} is no UTF-8 text")))
-    }
-
-    /// Claims memory for values.
-    fn claim(&mut self, bytes: usize) -> Result<()> {
-        let left = self.budget.checked_sub(bytes);
-        self.budget =
-            left.ok_or_else(|| BadGguf::Broken(format!("its keys hold more than {MAX_VALUES} bytes of values")))?;
-        Ok(())
-    }
-}
-
-fn read_metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<Metadata> {
-    let mut seen = HashSet::with_capacity(count);
-    let mut pairs = Vec::with_capacity(count);
-    for i in 0..count {
-        let key = cursor.text(&format!("key {i}"))?;
-        rules::check_key(key)?;
-        if !seen.insert(key) {
-            return Err(BadGguf::Broken(format!("key {key} is given twice")));
-        }
-        cursor.claim(key.len() + STRING_COST)?;
-        let value = read_value(cursor, key)?;
-        pairs.push((key.to_owned(), value));
-    }
-    Ok(Metadata::from_unique(pairs))
-}
-
-fn read_value(cursor: &mut Cursor<'_>, key: &str) -> Result<Value> {
-    let of = &format!("the value of {key}");
-    let kind = value_type(cursor, key)?;
-    Ok(match kind {
-        ValueType::U8 => Value::U8(u8::from_le_bytes(cursor.array(of)?)),
-        ValueType::I8 => Value::I8(i8::from_le_bytes(cursor.array(of)?)),
-        ValueType::U16 => Value::U16(u16::from_le_bytes(cursor.array(of)?)),
-        ValueType::I16 => Value::I16(i16::from_le_bytes(cursor.array(of)?)),
-        ValueType::U32 => Value::U32(u32::from_le_bytes(cursor.array(of)?)),
-        ValueType::I32 => Value::I32(i32::from_le_bytes(cursor.array(of)?)),
-        ValueType::F32 => Value::F32(f32::from_le_bytes(cursor.array(of)?)),
-        ValueType::Bool => Value::Bool(boolean(cursor.array::<1>(of)?[0], key)?),
-        ValueType::String => {
-            let text = cursor.text(of)?;
-            cursor.claim(text.len() + STRING_COST)?;
-            Value::string(text)
-        }
-        ValueType::Array => Value::Array(read_array(cursor, key)?),
-        ValueType::U64 => Value::U64(u64::from_le_bytes(cursor.array(of)?)),
-        ValueType::I64 => Value::I64(i64::from_le_bytes(cursor.array(of)?)),
-        ValueType::F64 => Value::F64(f64::from_le_bytes(cursor.array(of)?)),
-    })
-}
-
-fn value_type(cursor: &mut Cursor<'_>, key: &str) -> Result<ValueType> {
-    let id = cursor.u32(&format!("the type of {key}"))?;
-    ValueType::from_id(id).ok_or_else(|| BadGguf::Broken(format!("key {key} has type {id}, which does not exist")))
-}
-
-/// Any other number than 0 and 1 is invalid, says the format's page.
-fn boolean(byte: u8, key: &str) -> Result<bool> {
-    match byte {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(BadGguf::Broken(format!("key {key} has a boolean of {byte}"))),
-    }
-}
-
-fn read_array(cursor: &mut Cursor<'_>, key: &str) -> Result<Array> {
-    let kind = value_type(cursor, key)?;
-    let count = cursor.u64(&format!("the length of {key}"))?;
-    /// The bytes of all elements, in chunks.
-    macro_rules! numbers {
-        ($type:ty) => {{
-            const SIZE: usize = size_of::<$type>();
-            let bytes = elements(cursor, key, count, SIZE)?;
-            bytes.as_chunks::<SIZE>().0.iter().map(|bytes| <$type>::from_le_bytes(*bytes)).collect()
-        }};
-    }
-    Ok(match kind {
-        ValueType::U8 => Array::U8(numbers!(u8)),
-        ValueType::I8 => Array::I8(numbers!(i8)),
-        ValueType::U16 => Array::U16(numbers!(u16)),
-        ValueType::I16 => Array::I16(numbers!(i16)),
-        ValueType::U32 => Array::U32(numbers!(u32)),
-        ValueType::I32 => Array::I32(numbers!(i32)),
-        ValueType::F32 => Array::F32(numbers!(f32)),
-        ValueType::U64 => Array::U64(numbers!(u64)),
-        ValueType::I64 => Array::I64(numbers!(i64)),
-        ValueType::F64 => Array::F64(numbers!(f64)),
-        ValueType::Bool => {
-            let bytes = elements(cursor, key, count, 1)?;
-            Array::Bool(bytes.iter().map(|byte| boolean(*byte, key)).collect::<Result<_>>()?)
-        }
-        ValueType::String => Array::String(read_strings(cursor, key, count)?),
-        ValueType::Array => return Err(BadGguf::Broken(format!("key {key} is an array of arrays, which is not read"))),
-    })
-}
-
-/// The bytes of `count` elements of `size` bytes, after claiming as much memory.
-fn elements<'a>(cursor: &mut Cursor<'a>, key: &str, count: usize, size: usize) -> Result<&'a [u8]> {
-    let what = format!("the {count} elements of {key}");
-    let len = count.checked_mul(size).ok_or_else(|| BadGguf::CutOff(what.clone()))?;
-    let bytes = cursor.take(len, &what)?;
-    cursor.claim(len)?;
-    Ok(bytes)
-}
-
-fn read_strings(cursor: &mut Cursor<'_>, key: &str, count: usize) -> Result<Vec<String>> {
-    let what = format!("the {count} elements of {key}");
-    // Each has a length of eight bytes, so no more memory is claimed than the file's length times a constant.
-    if count > cursor.rest.len() / 8 {
-        return Err(BadGguf::CutOff(what));
-    }
-    cursor.claim(count.saturating_mul(STRING_COST))?;
-    let mut texts = Vec::with_capacity(count);
-    for _ in 0..count {
-        let text = cursor.text(&what)?;
-        cursor.claim(text.len())?;
-        texts.push(text.to_owned());
-    }
-    Ok(texts)
 }
 
 /// The tensors' entries. Their offsets still count from the start of the data.
@@ -341,4 +174,207 @@ fn place(tensors: &mut [TensorInfo], data_start: usize, alignment: usize, file_l
         *offset = start;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gguf::Value;
+
+    /// A header of `keys` and `tensors`, each so many and their bytes; and `data` bytes after the padding.
+    fn file(keys: (u64, &[u8]), tensors: (u64, &[u8]), data: usize) -> Vec<u8> {
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend([tensors.0, keys.0].map(u64::to_le_bytes).concat());
+        bytes.extend([keys.1, tensors.1].concat());
+        bytes.resize(bytes.len().next_multiple_of(32) + data, 0);
+        bytes
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    /// A key of type `kind` with the bytes of its value.
+    fn pair(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        [&text(key), &kind.to_le_bytes()[..], value].concat()
+    }
+
+    /// An array's element type, length and elements.
+    fn array(kind: u32, count: u64, elements: &[u8]) -> Vec<u8> {
+        [&kind.to_le_bytes()[..], &count.to_le_bytes(), elements].concat()
+    }
+
+    /// A tensor's entry, with the axes as the file has them.
+    fn tensor(name: &str, axes: &[u64], kind: u32, offset: u64) -> Vec<u8> {
+        let axes_bytes: Vec<u8> = axes.iter().flat_map(|axis| axis.to_le_bytes()).collect();
+        let count = (axes.len() as u32).to_le_bytes();
+        [&text(name), &count[..], &axes_bytes, &kind.to_le_bytes(), &offset.to_le_bytes()].concat()
+    }
+
+    fn keys(keys: &[Vec<u8>]) -> Vec<u8> {
+        file((keys.len() as u64, &keys.concat()), (0, &[]), 0)
+    }
+
+    fn tensors(tensors: &[Vec<u8>], data: usize) -> Vec<u8> {
+        file((0, &[]), (tensors.len() as u64, &tensors.concat()), data)
+    }
+
+    fn problem(bytes: &[u8]) -> String {
+        Header::parse(bytes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn reads_keys_and_tensors_in_order() {
+        let pairs = [
+            pair("b", 8, &text("层")),
+            pair("a", 9, &array(5, 2, &[1, 0, 0, 0, 255, 255, 255, 255])),
+            pair("t", 7, &[1]),
+        ];
+        let both = [tensor("x", &[64, 2, 1], 8, 0), tensor("y", &[], 0, 160), tensor("z", &[32, 0], 2, 192)].concat();
+        let bytes = file((3, &pairs.concat()), (3, &both), 196);
+        let header = Header::parse(&bytes).unwrap();
+        let values: Vec<_> = header.metadata.iter().collect();
+        let list = Value::Array(crate::gguf::Array::I32(vec![1, -1]));
+        assert_eq!(values, [("b", &Value::string("层")), ("a", &list), ("t", &Value::Bool(true))]);
+        let places = header.tensors.iter().map(|t| (t.shape.as_slice(), t.offset - header.data_start, t.len));
+        assert_eq!(places.collect::<Vec<_>>(), [(&[1usize, 2, 64][..], 0, 136), (&[], 160, 4), (&[0, 32], 192, 0)]);
+        assert_eq!((header.alignment, header.data_start % 32), (32, 0));
+    }
+
+    #[test]
+    fn version_2_is_read_as_version_3_and_others_say_what_to_do() {
+        let mut bytes = keys(&[]);
+        bytes[4] = 2;
+        assert_eq!(Header::parse(&bytes).unwrap().version, 2);
+        let of = |version: u32| {
+            let mut bytes = keys(&[]);
+            bytes[4..8].copy_from_slice(&version.to_le_bytes());
+            Header::parse(&bytes).unwrap_err()
+        };
+        assert_eq!(of(1), BadGguf::Version(1));
+        assert!(of(1).remedy().contains("convert"));
+        assert_eq!(of(4), BadGguf::Version(4));
+        assert_eq!(of(0), BadGguf::Version(0));
+        assert_eq!(of(3 << 24), BadGguf::BigEndian);
+    }
+
+    #[test]
+    fn alignment_is_a_key_of_its_own_type() {
+        let of = |value: u32| keys(&[pair("general.alignment", 4, &value.to_le_bytes())]);
+        assert_eq!(Header::parse(&of(1)).unwrap().alignment, 1);
+        assert_eq!(Header::parse(&of(64)).unwrap().alignment, 64);
+        for (value, expected) in [(0, "power of two"), (13, "power of two"), (1 << 21, "not read")] {
+            assert!(problem(&of(value)).contains(expected), "{value}");
+        }
+        assert!(problem(&keys(&[pair("general.alignment", 5, &[32, 0, 0, 0])])).contains("u32"));
+    }
+
+    #[test]
+    fn refuses_broken_keys() {
+        let long = u64::MAX.to_le_bytes();
+        let cases: Vec<(Vec<u8>, &str)> = vec![
+            (vec![], "GGUF"),
+            (b"GGU".to_vec(), "GGUF"),
+            (b"GGUF\x03\0".to_vec(), "cut off"),
+            (file((u64::MAX, &[]), (0, &[]), 0), "18446744073709551615 keys"),
+            (file((60_000, &[]), (0, &[]), 0), "60000 keys"),
+            (keys(&[pair("", 0, &[1])]), "empty"),
+            (keys(&[pair("a\0b", 0, &[1])]), "zero byte"),
+            (keys(&[pair(&"k".repeat(65_536), 0, &[1])]), "65535"),
+            (keys(&[pair("a", 0, &[1]), pair("a", 0, &[1])]), "a is given twice"),
+            (keys(&[pair("a", 13, &[1; 20])]), "type 13"),
+            (keys(&[pair("a", 7, &[2])]), "boolean of 2"),
+            (keys(&[pair("a", 9, &array(7, 2, &[1, 3]))]), "boolean of 3"),
+            (
+                keys(&[pair("a", 8, &[9, 0, 0, 0, 0, 0, 0, 0, 0xff, 1, 1, 1, 1, 1, 1, 1, 1])]),
+                "the value of a is no UTF-8",
+            ),
+            (keys(&[pair("a", 8, &long)]), "cut off"),
+            (keys(&[pair("a", 9, &array(9, 1, &array(0, 1, &[1])))]), "array of arrays"),
+            (keys(&[pair("a", 9, &array(13, 1, &[1; 40]))]), "type 13"),
+            (keys(&[pair("a", 9, &array(10, u64::MAX / 2, &[1; 40]))]), "cut off"),
+            (keys(&[pair("a", 9, &array(8, u64::MAX, &[0; 40]))]), "cut off"),
+            (keys(&[pair("a", 9, &array(8, 6, &[0; 24]))]), "cut off"),
+        ];
+        for (bytes, expected) in cases {
+            let said = problem(&bytes);
+            assert!(said.contains(expected), "{said:?} should mention {expected:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_broken_tensors() {
+        let one = |name: &str, axes: &[u64], kind, offset| tensors(&[tensor(name, axes, kind, offset)], 128);
+        let two = |second: Vec<u8>| tensors(&[tensor("a", &[3], 0, 0), second], 128);
+        let cases: Vec<(Vec<u8>, &str)> = vec![
+            (file((0, &[]), (u64::MAX, &[]), 0), "18446744073709551615 tensors"),
+            (file((0, &[]), (400_000, &[]), 0), "400000 tensors"),
+            (one("", &[1], 0, 0), "empty name"),
+            (one(&"n".repeat(64), &[1], 0, 0), "64 bytes"),
+            (one("a\0", &[1], 0, 0), "zero byte"),
+            (one("a", &[1; 5], 0, 0), "5 axes"),
+            (one("a", &[u64::MAX], 0, 0), "overflows"),
+            (one("a", &[1 << 32, 1 << 31], 24, 0), "overflows"),
+            (one("a", &[1 << 62], 27, 0), "overflows"),
+            (one("a", &[4, (1 << 30) - 1, (1 << 30) + 1], 0, 0), "beyond the end"),
+            (one("a", &[33], 2, 0), "whole blocks"),
+            (one("a", &[], 2, 0), "whole blocks"),
+            (one("a", &[32], 4, 0), "type is 4"),
+            (one("a", &[32], 43, 0), "type is 43"),
+            (one("a", &[32], u32::MAX, 0), "does not exist"),
+            (one("a", &[1], 0, 32), "offset is 32"),
+            (one("a", &[1], 0, u64::MAX), "offset"),
+            (one("a", &[33], 0, 0), "cut off"),
+            (two(tensor("a", &[3], 0, 32)), "twice"),
+            (two(tensor("b", &[3], 0, 0)), "end at 32"),
+            (two(tensor("b", &[3], 0, 12)), "end at 32"),
+            (two(tensor("b", &[3], 0, 64)), "end at 32"),
+        ];
+        for (bytes, expected) in cases {
+            let said = problem(&bytes);
+            assert!(said.contains(expected), "{said:?} should mention {expected:?}");
+        }
+    }
+
+    #[test]
+    fn an_axis_of_zero_empties_a_tensor_but_excuses_no_overflow() {
+        let of = |axes: &[u64]| Header::parse(&tensors(&[tensor("a", axes, 27, 0)], 0));
+        assert_eq!(of(&[1 << 31, 1 << 31, 0]).unwrap().tensors[0].len, 0);
+        assert!(of(&[0, 1 << 40, 1 << 40]).is_err());
+    }
+
+    #[test]
+    fn memory_of_keys_is_bounded() {
+        // Empty strings take the least of the file for the most of the memory.
+        let count = 12_000_000u64;
+        let bytes = keys(&[pair("a", 9, &array(8, count, &vec![0; 8 * count as usize]))]);
+        assert!(problem(&bytes).contains("bytes of values"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(
+            mut bytes in Just(file(
+                (2, &[pair("general.alignment", 4, &[32, 0, 0, 0]), pair("a", 9, &array(8, 2, &[text("x"), text("yz")].concat()))].concat()),
+                (2, &[tensor("a", &[64, 2], 8, 0), tensor("b", &[3], 0, 160)].concat()),
+                192,
+            )),
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            prop_assert!(Header::parse(&bytes).is_ok());
+            let end = bytes.len().min(cut.index(bytes.len() * 2));
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            for bytes in [&bytes[..], &bytes[..end]] {
+                if let Ok(header) = Header::parse(bytes) {
+                    prop_assert!(header.tensors.iter().all(|t| bytes.get(t.offset..t.offset + t.len).is_some()));
+                }
+            }
+        }
+    }
 }

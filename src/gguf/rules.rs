@@ -67,19 +67,20 @@ pub(super) fn check_axes(name: &str, axes: usize) -> Result<(), String> {
     if axes > MAX_AXES { Err(format!("tensor {name}: has {axes} axes; {MAX_AXES} are allowed")) } else { Ok(()) }
 }
 
-/// Bytes of a tensor of `shape`, outermost axis first. A tensor without axes has one element.
+/// Bytes of a tensor of `shape`, outermost axis first. A tensor without axes has one element. Lengths but for those of 0
+/// must not overflow whatever the order in which they are multiplied, which is more than gguf.cpp asks.
 pub(super) fn tensor_len(name: &str, shape: &[usize], kind: TensorType) -> Result<usize, String> {
     check_axes(name, shape.len())?;
     let overflow = || format!("tensor {name}: its shape {shape:?} overflows");
-    let elements = shape.iter().rev().try_fold(1usize, |n, d| n.checked_mul(*d));
-    elements.filter(|n| i64::try_from(*n).is_ok()).ok_or_else(overflow)?;
-    let (columns, outer) = shape.split_last().map_or((1, &[][..]), |(columns, outer)| (*columns, outer));
+    let product = shape.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)));
+    let product = product.filter(|n| i64::try_from(*n).is_ok()).ok_or_else(overflow)?;
+    let columns = shape.last().copied().unwrap_or(1);
     if !columns.is_multiple_of(kind.block_len()) {
         return Err(format!(
             "tensor {name}: its rows of {columns} are not whole blocks of {kind} ({})",
             kind.block_len()
         ));
     }
-    let row = kind.row_bytes(columns).ok_or_else(overflow)?;
-    outer.iter().rev().try_fold(row, |n, d| n.checked_mul(*d)).ok_or_else(overflow)
+    let elements = if shape.contains(&0) { 0 } else { product };
+    kind.row_bytes(elements).ok_or_else(overflow)
 }

@@ -57,3 +57,38 @@ pub fn split(stem: &str, metadata: &Metadata, tensors: &[TensorForm<'_>], max_si
     };
     Ok((0..count).zip(starts.iter().zip(ends).map(|(start, end)| *start..end)).map(part).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::TensorType;
+
+    fn parts(lens: &[usize], max_size: u64) -> Vec<Part> {
+        let shapes: Vec<[usize; 1]> = lens.iter().map(|len| [*len]).collect();
+        let form = |shape: &'static [usize]| TensorForm { name: "x", shape, kind: TensorType::I8 };
+        let forms: Vec<_> = shapes.iter().map(|shape| TensorForm { shape, ..form(&[]) }).collect();
+        let metadata = [("split.no", Value::U16(7)), ("a", Value::U8(1))].map(|(key, value)| (key.to_owned(), value));
+        split("stem", &metadata.into_iter().collect(), &forms, max_size).unwrap()
+    }
+
+    #[test]
+    fn padded_tensors_fill_parts_in_order() {
+        let cuts =
+            |lens: &[usize], max| parts(lens, max).into_iter().map(|part| part.tensors.len()).collect::<Vec<_>>();
+        assert_eq!(cuts(&[32, 33, 1, 32], 96), [2, 2]);
+        assert_eq!(cuts(&[32, 33, 1, 32], 95), [1, 1, 2]);
+        assert_eq!(cuts(&[500, 1, 500, 1], 64), [1, 1, 1, 1], "a large one has its own");
+        assert_eq!(cuts(&[], 64), [0]);
+        assert_eq!(cuts(&[1, 1], u64::MAX), [2]);
+    }
+
+    #[test]
+    fn the_first_part_has_all_keys_and_each_says_which_it_is() {
+        let parts = parts(&[32, 32], 32);
+        assert_eq!(parts[1].name, "stem-00002-of-00002.gguf");
+        let keys = |part: &Part| part.metadata.iter().map(|(key, _)| key.to_owned()).collect::<Vec<_>>();
+        assert_eq!(keys(&parts[0]), ["a", SPLIT_NO, SPLIT_TENSORS, SPLIT_COUNT]);
+        assert_eq!(keys(&parts[1]), [SPLIT_NO, SPLIT_TENSORS, SPLIT_COUNT]);
+        assert_eq!(parts[1].metadata.get(SPLIT_NO), Some(&Value::U16(1)));
+    }
+}

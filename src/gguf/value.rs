@@ -80,7 +80,47 @@ impl ValueType {
     }
 }
 
+impl ValueType {
+    /// Its name, as llama.cpp's tools print it: "u32", "str".
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::U8 => "u8",
+            Self::I8 => "i8",
+            Self::U16 => "u16",
+            Self::I16 => "i16",
+            Self::U32 => "u32",
+            Self::I32 => "i32",
+            Self::F32 => "f32",
+            Self::Bool => "bool",
+            Self::String => "str",
+            Self::Array => "arr",
+            Self::U64 => "u64",
+            Self::I64 => "i64",
+            Self::F64 => "f64",
+        }
+    }
+}
+
 impl Value {
+    /// Its type.
+    pub fn value_type(&self) -> ValueType {
+        match self {
+            Self::U8(_) => ValueType::U8,
+            Self::I8(_) => ValueType::I8,
+            Self::U16(_) => ValueType::U16,
+            Self::I16(_) => ValueType::I16,
+            Self::U32(_) => ValueType::U32,
+            Self::I32(_) => ValueType::I32,
+            Self::F32(_) => ValueType::F32,
+            Self::Bool(_) => ValueType::Bool,
+            Self::String(_) => ValueType::String,
+            Self::Array(_) => ValueType::Array,
+            Self::U64(_) => ValueType::U64,
+            Self::I64(_) => ValueType::I64,
+            Self::F64(_) => ValueType::F64,
+        }
+    }
+
     /// A string.
     pub fn string(text: impl Into<String>) -> Self {
         Self::String(text.into())
@@ -132,6 +172,67 @@ impl Value {
     /// The strings of an array of strings.
     pub fn as_strings(&self) -> Option<&[String]> {
         if let Self::Array(Array::String(texts)) = self { Some(texts) } else { None }
+    }
+}
+
+impl Array {
+    /// Type of its elements.
+    pub fn element_type(&self) -> ValueType {
+        match self {
+            Self::U8(_) => ValueType::U8,
+            Self::I8(_) => ValueType::I8,
+            Self::U16(_) => ValueType::U16,
+            Self::I16(_) => ValueType::I16,
+            Self::U32(_) => ValueType::U32,
+            Self::I32(_) => ValueType::I32,
+            Self::F32(_) => ValueType::F32,
+            Self::Bool(_) => ValueType::Bool,
+            Self::String(_) => ValueType::String,
+            Self::U64(_) => ValueType::U64,
+            Self::I64(_) => ValueType::I64,
+            Self::F64(_) => ValueType::F64,
+        }
+    }
+
+    /// Element `index`.
+    pub fn get(&self, index: usize) -> Option<Value> {
+        Some(match self {
+            Self::U8(v) => Value::U8(*v.get(index)?),
+            Self::I8(v) => Value::I8(*v.get(index)?),
+            Self::U16(v) => Value::U16(*v.get(index)?),
+            Self::I16(v) => Value::I16(*v.get(index)?),
+            Self::U32(v) => Value::U32(*v.get(index)?),
+            Self::I32(v) => Value::I32(*v.get(index)?),
+            Self::F32(v) => Value::F32(*v.get(index)?),
+            Self::Bool(v) => Value::Bool(*v.get(index)?),
+            Self::String(v) => Value::String(v.get(index)?.clone()),
+            Self::U64(v) => Value::U64(*v.get(index)?),
+            Self::I64(v) => Value::I64(*v.get(index)?),
+            Self::F64(v) => Value::F64(*v.get(index)?),
+        })
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U8(v) => v.len(),
+            Self::I8(v) => v.len(),
+            Self::U16(v) => v.len(),
+            Self::I16(v) => v.len(),
+            Self::U32(v) => v.len(),
+            Self::I32(v) => v.len(),
+            Self::F32(v) => v.len(),
+            Self::Bool(v) => v.len(),
+            Self::String(v) => v.len(),
+            Self::U64(v) => v.len(),
+            Self::I64(v) => v.len(),
+            Self::F64(v) => v.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 

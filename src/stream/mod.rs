@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
+use serde_json::Value;
+
 pub(crate) use staging::{Staging, check_destination, check_file};
 pub use workers::Timings;
 pub(crate) use workers::{BLOCK_LEN, Input, in_flight, open_files};
@@ -18,7 +20,7 @@ use crate::digest::Hex;
 use crate::error::{Error, Result};
 use crate::merge::Vector;
 use crate::progress::Progress;
-use journal::Journal;
+use journal::{Finished, Journal};
 use staging::JOURNAL;
 use workers::Job;
 
@@ -53,6 +55,11 @@ pub(crate) trait Work: Sync {
 
     /// Most bytes of widened factors that it holds while it is being written.
     fn factor_bytes(&self) -> usize;
+
+    /// What is worth knowing of it once every range was filled; kept for a run that takes the file over.
+    fn record(&self) -> Value {
+        Value::Null
+    }
 }
 
 /// Everything that is streamed into one staging directory.
@@ -71,6 +78,8 @@ pub(crate) struct Production<'a> {
 pub(crate) struct Produced {
     /// Size and digest of each file, by name.
     pub(crate) files: BTreeMap<String, (u64, Hex)>,
+    /// See [`Work::record`], by name.
+    pub(crate) records: BTreeMap<String, Value>,
     /// Digest of each input, in their order.
     pub(crate) inputs: Vec<Hex>,
     /// Files taken over from an interrupted run.
@@ -107,7 +116,7 @@ fn fill(
     how: &Run<'_>,
     staging: &Staging,
     journal: &Journal<'_>,
-    finished: &BTreeMap<String, Hex>,
+    finished: &BTreeMap<String, Finished>,
 ) -> Result<Produced> {
     staging.clear(|name| finished.contains_key(name) || (name == JOURNAL && !finished.is_empty()))?;
     let parts = || production.works.iter().map(AsRef::as_ref).enumerate();
@@ -127,13 +136,21 @@ fn fill(
         jobs: how.jobs,
         cancel: how.cancel,
         progress: how.progress,
-        finished: &|work, digest| journal.finished(fresh[work].1.name(), digest),
+        finished: &|work, digest| journal.finished(fresh[work].1, digest),
     };
     let streamed = workers::run(&job)?;
-    let digests = fresh.iter().zip(streamed.files).map(|((_, work), digest)| (*work, digest));
-    let kept = kept.iter().filter_map(|(_, work)| Some((*work, finished.get(work.name())?.clone())));
-    let files = digests.chain(kept).map(|(work, digest)| (work.name().to_owned(), (work.len(), digest))).collect();
-    Ok(Produced { files, inputs: streamed.inputs, resumed: finished.len(), timings: streamed.timings })
+    let mut files = BTreeMap::new();
+    let mut records = BTreeMap::new();
+    let fresh = fresh.iter().zip(streamed.files).map(|((_, work), digest)| (*work, digest, work.record()));
+    let kept = kept.iter().filter_map(|(_, work)| {
+        let Finished { digest, record } = finished.get(work.name())?.clone();
+        Some((*work, digest, record))
+    });
+    for (work, digest, record) in fresh.chain(kept) {
+        files.insert(work.name().to_owned(), (work.len(), digest));
+        records.insert(work.name().to_owned(), record);
+    }
+    Ok(Produced { files, records, inputs: streamed.inputs, resumed: finished.len(), timings: streamed.timings })
 }
 
 /// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk failed it.

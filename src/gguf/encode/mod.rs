@@ -3,6 +3,7 @@
 mod plain;
 mod q8;
 mod vector;
+mod k;
 
 use super::TensorType;
 use crate::merge::Vector;
@@ -16,6 +17,11 @@ const ENCODERS: &[(TensorType, Encoder)] = &[
     (TensorType::F16, plain::f16),
     (TensorType::BF16, plain::bf16),
     (TensorType::Q8_0, q8::q8_0),
+    (TensorType::Q2_K, |_, x, columns, qw, out| k::encode(TensorType::Q2_K, x, columns, qw, out)),
+    (TensorType::Q3_K, |_, x, columns, qw, out| k::encode(TensorType::Q3_K, x, columns, qw, out)),
+    (TensorType::Q4_K, |_, x, columns, qw, out| k::encode(TensorType::Q4_K, x, columns, qw, out)),
+    (TensorType::Q5_K, |_, x, columns, qw, out| k::encode(TensorType::Q5_K, x, columns, qw, out)),
+    (TensorType::Q6_K, |_, x, columns, qw, out| k::encode(TensorType::Q6_K, x, columns, qw, out)),
 ];
 
 fn encoder(kind: TensorType) -> Option<Encoder> {

@@ -15,7 +15,7 @@ pub use values::GgufSource;
 
 use crate::checkpoint::{Companion, tokenizer_files};
 use crate::error::{Error, Result, escaped};
-use crate::export::{self, Shard, Unplaced};
+use crate::export::{self, OutputTensor, Shard};
 use crate::gguf::{GgufModel, decode};
 use crate::merge::Float;
 use crate::size::ByteSize;
@@ -138,7 +138,7 @@ fn readable_factors(tensor: &crate::gguf::ModelTensor) -> Result<Vec<f32>> {
 }
 
 /// The tensors of the output. Refuses those that can't be decoded.
-fn unplaced(found: Vec<Found>, model: &GgufModel, dtype: Float) -> Result<Vec<Unplaced<GgufSource>>> {
+fn unplaced(found: Vec<Found>, model: &GgufModel, dtype: Float) -> Result<Vec<OutputTensor<GgufSource>>> {
     let tensors = found.into_iter().map(|Found { index, name, shape, heads }| {
         let source = GgufSource { tensor: model.tensors[index].clone(), heads };
         if !source.is_readable() {
@@ -148,7 +148,7 @@ fn unplaced(found: Vec<Found>, model: &GgufModel, dtype: Float) -> Result<Vec<Un
                 "use a file of another type, or the original model",
             ));
         }
-        Ok(Unplaced { name, dtype: dtype.dtype(), shape, source })
+        Ok(OutputTensor { name, dtype: dtype.dtype(), shape, source })
     });
     tensors.collect()
 }

@@ -1,72 +1,17 @@
-//! Looking at a model, an adapter or a single safetensors file: what is in it, and statistics of its values.
+//! Statistics of values, of every type that becomes numbers.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
 use safetensors::Dtype;
 use serde::Serialize;
-use serde_json::Value;
 
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use crate::checkpoint::{Checkpoint, ConfigText, SafetensorsFile, Tensor, compare_names};
-use crate::error::{Error, Result};
-use crate::export::dtype_name;
+use crate::gguf::{TensorType, decode};
 use crate::merge::Float;
 
-/// Values that are widened at once.
+/// Values that are widened at once: whole blocks of any type.
 const CHUNK: usize = 4096;
-
-/// What a path turned out to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// A directory with a model.
-    Model,
-    /// A directory with a PEFT adapter.
-    Adapter,
-    /// One file.
-    File,
-}
-
-/// What was found at a path.
-#[derive(Debug, Serialize)]
-pub struct Inspection {
-    /// The path.
-    pub path: PathBuf,
-    /// What it is.
-    pub kind: Kind,
-    /// Tensors in the order in which a model runs.
-    pub tensors: Vec<TensorEntry>,
-    /// Bytes of all tensors.
-    pub bytes: u64,
-    /// Elements of all tensors.
-    pub parameters: u64,
-    /// `config.json` or `adapter_config.json`.
-    pub config: Option<Value>,
-    /// What is odd.
-    pub warnings: Vec<String>,
-}
-
-/// One tensor.
-#[derive(Debug, Serialize)]
-pub struct TensorEntry {
-    /// Its name.
-    pub name: String,
-    /// Its type, as safetensors spells it.
-    pub dtype: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its bytes.
-    pub bytes: u64,
-    /// The file that holds it.
-    pub file: String,
-    /// Statistics of its values, if they were asked for and its type is one that they are computed of: not of complex
-    /// numbers and of those smaller than a byte.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stats: Option<Stats>,
-}
 
 /// Statistics of a tensor's values, in f64, which rounds integers beyond 2^53. Minimum to deviation are over the finite
 /// values, and absent if there are none or f64 can't hold them. A boolean is 0 or 1.
@@ -88,55 +33,15 @@ pub struct Stats {
     pub inf: u64,
 }
 
-/// Looks at `path`; with `stats`, reads every value with `jobs` threads.
-pub fn inspect(path: &Path, stats: bool, jobs: usize) -> Result<Inspection> {
-    let (kind, mut tensors, config, warnings) = read(path)?;
-    tensors.sort_by(|a, b| compare_names(a.name(), b.name()));
-    let mut found = if stats { all_stats(&tensors, jobs) } else { Vec::new() }.into_iter();
-    let entry = |tensor: &Tensor| TensorEntry {
-        name: tensor.name().to_owned(),
-        dtype: dtype_name(tensor.dtype()),
-        shape: tensor.shape().to_vec(),
-        bytes: tensor.bytes().len() as u64,
-        file: tensor.file().name(),
-        stats: found.next().flatten(),
-    };
-    Ok(Inspection {
-        path: path.to_owned(),
-        kind,
-        bytes: tensors.iter().map(|t| t.bytes().len() as u64).sum(),
-        parameters: tensors.iter().map(|t| t.elements() as u64).sum(),
-        tensors: tensors.iter().map(entry).collect(),
-        config: config.and_then(|config| config.get(&[])),
-        warnings,
-    })
-}
-
-type Read = (Kind, Vec<Tensor>, Option<ConfigText>, Vec<String>);
-
-fn read(path: &Path) -> Result<Read> {
-    let meta = std::fs::metadata(path).map_err(Error::io("look at", path))?;
-    if !meta.is_dir() {
-        let file = SafetensorsFile::open(path)?;
-        return Ok((Kind::File, file.tensors().collect(), None, file.header().lint.clone()));
-    }
-    if path.join(ADAPTER_CONFIG).exists() {
-        let file = SafetensorsFile::open(&path.join(ADAPTER_WEIGHTS))?;
-        let config = ConfigText::read(&path.join(ADAPTER_CONFIG))?;
-        return Ok((Kind::Adapter, file.tensors().collect(), config, file.header().lint.clone()));
-    }
-    let model = Checkpoint::open(path)?;
-    Ok((Kind::Model, model.tensors.into_values().collect(), model.config, model.warnings))
-}
-
-fn all_stats(tensors: &[Tensor], jobs: usize) -> Vec<Option<Stats>> {
+/// Statistics of the values of each of `tensors`, given as its bytes and what reads them.
+pub(super) fn all_stats(tensors: &[(&[u8], Option<Reader>)], jobs: usize) -> Vec<Option<Stats>> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(vec![None; tensors.len()]);
     let work = || {
-        while let Some((i, tensor)) =
+        while let Some((i, (bytes, reader))) =
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, tensors.get(i)?)))
         {
-            let stats = Reader::of(tensor.dtype()).map(|reader| stats_of(tensor.bytes(), &reader));
+            let stats = reader.as_ref().map(|reader| stats_of(bytes, reader));
             found.lock().unwrap_or_else(PoisonError::into_inner)[i] = stats;
         }
     };
@@ -150,8 +55,10 @@ fn all_stats(tensors: &[Tensor], jobs: usize) -> Vec<Option<Stats>> {
 }
 
 /// How the bytes of a type become numbers.
-enum Reader {
+pub(super) enum Reader {
     Float(Float),
+    /// Blocks of a GGUF file.
+    Blocks(TensorType),
     /// Each byte by its value.
     Byte(Box<[f64; 256]>),
     /// Elements of so many bytes, and what reads some.
@@ -169,7 +76,8 @@ macro_rules! plain {
 }
 
 impl Reader {
-    fn of(dtype: Dtype) -> Option<Self> {
+    /// What reads elements of `dtype`.
+    pub(super) fn of(dtype: Dtype) -> Option<Self> {
         let bytes = |value: fn(u8) -> f64| Self::Byte(Box::new(std::array::from_fn(|b| value(b as u8))));
         Some(match dtype {
             Dtype::BOOL => bytes(|b| f64::from(b != 0)),
@@ -191,12 +99,28 @@ impl Reader {
         })
     }
 
-    /// Bytes of one element.
-    fn size(&self) -> usize {
+    /// What reads elements of `kind`.
+    pub(super) fn of_gguf(kind: TensorType) -> Option<Self> {
+        Self::of(match kind {
+            TensorType::F32 => Dtype::F32,
+            TensorType::F16 => Dtype::F16,
+            TensorType::BF16 => Dtype::BF16,
+            TensorType::F64 => Dtype::F64,
+            TensorType::I8 => Dtype::I8,
+            TensorType::I16 => Dtype::I16,
+            TensorType::I32 => Dtype::I32,
+            TensorType::I64 => Dtype::I64,
+            _ => return decode::can_decode(kind).then_some(Self::Blocks(kind)),
+        })
+    }
+
+    /// Elements of the smallest piece that is read, and its bytes.
+    fn piece(&self) -> (usize, usize) {
         match self {
-            Self::Float(float) => float.size(),
-            Self::Byte(_) => 1,
-            Self::Plain(size, _) => *size,
+            Self::Float(float) => (1, float.size()),
+            Self::Blocks(kind) => (kind.block_len(), kind.block_bytes()),
+            Self::Byte(_) => (1, 1),
+            Self::Plain(size, _) => (1, *size),
         }
     }
 
@@ -206,6 +130,11 @@ impl Reader {
             Self::Float(float) => {
                 let mut wide = [0.0f32; CHUNK];
                 float.widen(bytes, &mut wide[..out.len()]);
+                out.iter_mut().zip(wide).for_each(|(out, v)| *out = f64::from(v));
+            }
+            Self::Blocks(kind) => {
+                let mut wide = [0.0f32; CHUNK];
+                decode::decode(*kind, bytes, &mut wide[..out.len()]);
                 out.iter_mut().zip(wide).for_each(|(out, v)| *out = f64::from(v));
             }
             Self::Byte(values) => out.iter_mut().zip(bytes).for_each(|(out, b)| *out = values[usize::from(*b)]),
@@ -266,8 +195,9 @@ fn stats_of(bytes: &[u8], reader: &Reader) -> Stats {
     let (mut min, mut max) = (f64::INFINITY, f64::NEG_INFINITY);
     let mut moments = Moments::default();
     let mut values = vec![0.0; CHUNK];
-    for chunk in bytes.chunks(CHUNK * reader.size()) {
-        let values = &mut values[..chunk.len() / reader.size()];
+    let (len, size) = reader.piece();
+    for chunk in bytes.chunks(CHUNK / len * size) {
+        let values = &mut values[..chunk.len() / size * len];
         reader.read(chunk, values);
         let finite = keep_finite(values, &mut stats);
         if finite.is_empty() {

@@ -1,5 +1,7 @@
-//! Checking a release: every digest, and a strict lint of its safetensors files and their index. Recomputing its
-//! tensors is `export::audit`.
+//! Checking a release: every digest, and a strict lint of its safetensors files, their index, and its GGUF files.
+//! Recomputing its tensors is `export::audit`.
+
+mod gguf;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,6 +17,7 @@ use crate::checkpoint::{
 use crate::digest::{Hex, digest_files};
 use crate::error::{Error, Result, escaped};
 use crate::export::{CHECKSUMS, MANIFEST};
+use crate::gguf::is_gguf;
 use crate::progress::Progress;
 
 /// One thing that is wrong.
@@ -68,10 +71,14 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// Verifies the release in `dir` with `jobs` threads. Problems are in the result; errors are for a directory that can't
+/// Verifies the release in `dir`, or the one GGUF file that `dir` is, with `jobs` threads. Problems are in the result; errors are for a directory that can't
 /// be listed, and for a stop from outside.
 pub fn verify(dir: &Path, jobs: usize, cancel: &AtomicBool, progress: &dyn Progress) -> Result<Verification> {
     let mut result = Verification::default();
+    if is_gguf(dir)? {
+        gguf::lint_lone(dir, &mut result);
+        return Ok(result);
+    }
     let expected = expected_digests(dir, &mut result)?;
     let files = present(dir, &expected, &mut result);
     let paths: Vec<(PathBuf, u64)> = files.iter().map(|(name, len)| (dir.join(name), *len)).collect();
@@ -194,6 +201,13 @@ fn parse_manifest(text: &str, result: &mut Verification) -> List {
 
 /// Files below `dir` that are neither listed nor one of `lists`.
 fn unlisted(dir: &Path, listed: &Listed, lists: &[&str]) -> Result<Vec<String>> {
+    let mut names = files_below(dir)?;
+    names.retain(|name| !lists.contains(&name.as_str()) && !listed.contains_key(name));
+    Ok(names)
+}
+
+/// The names of all files below `dir`, sorted.
+fn files_below(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     let mut pending = vec![String::new()];
     while let Some(prefix) = pending.pop() {
@@ -207,7 +221,7 @@ fn unlisted(dir: &Path, listed: &Listed, lists: &[&str]) -> Result<Vec<String>> 
             }
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 pending.push(format!("{name}/"));
-            } else if !lists.contains(&name.as_str()) && !listed.contains_key(&name) {
+            } else {
                 names.push(name);
             }
         }
@@ -250,7 +264,8 @@ fn lint(dir: &Path, result: &mut Verification) -> Result<()> {
     if single && index.is_some() {
         result.problem(SINGLE_FILE, format!("lies beside {INDEX_FILE}; loaders disagree on which one counts"));
     }
-    if names.is_empty() {
+    let has_gguf = gguf::lint_all(dir, result)?;
+    if names.is_empty() && !has_gguf {
         result.notes.push(format!("there is neither {SINGLE_FILE} nor an index of shards"));
     }
     for stale in stale_shards(dir, &names.iter().cloned().collect::<Vec<_>>())? {
@@ -260,7 +275,7 @@ fn lint(dir: &Path, result: &mut Verification) -> Result<()> {
     for name in &names {
         lint_file(dir, name, &mut weights, result);
     }
-    result.tensors = weights.file_of.len();
+    result.tensors += weights.file_of.len();
     if let Some(index) = &index {
         lint_index(index, &weights, single, result);
     }

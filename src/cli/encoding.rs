@@ -1,0 +1,85 @@
+//! The flags of GGUF types, which `export`, `gguf` and `quantize` share, and what they say of a run's GGUF files.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use qft::export::GgufOptions;
+use qft::gguf::TensorType;
+use qft::gguf::imatrix::Imatrix;
+use qft::gguf::mixture::{Choices, FileType, TypeOverride};
+use qft::size::ByteSize;
+
+/// Which tensors get which types.
+#[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "GGUF types")]
+pub(super) struct EncodingArgs {
+    /// Weigh the errors of columns by an importance matrix, as llama-imatrix writes it in either format.
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Give tensors whose name matches a type of their own; the first match decides. For example
+    /// --tensor-type ffn_down=q6_k.
+    #[arg(long, value_name = "REGEX=TYPE", num_args = 1..)]
+    tensor_type: Vec<TypeOverride>,
+    /// Type of the output head, and of an embedding that serves as one.
+    #[arg(long, value_name = "TYPE")]
+    output_tensor_type: Option<TensorType>,
+    /// Type of the embedding of tokens.
+    #[arg(long, value_name = "TYPE")]
+    token_embedding_type: Option<TensorType>,
+    /// Give every tensor the mixture's base type.
+    #[arg(long)]
+    pure: bool,
+    /// Leave the output head as it is.
+    #[arg(long)]
+    leave_output_tensor: bool,
+    /// Cut GGUF files into parts of at most so many tensor bytes, named as llama.cpp's loader finds them.
+    #[arg(long, value_name = "SIZE")]
+    split_max_size: Option<ByteSize>,
+}
+
+impl EncodingArgs {
+    /// The options of one output for each of `mixtures`.
+    pub(super) fn options(&self, mixtures: &[FileType], allow_requantize: bool) -> qft::Result<GgufOptions> {
+        let choices = |mixture: &FileType| Choices {
+            mixture: *mixture,
+            pure: self.pure,
+            output_type: self.output_tensor_type,
+            embedding_type: self.token_embedding_type,
+            overrides: self.tensor_type.clone(),
+            leave_output: self.leave_output_tensor,
+            allow_requantize,
+        };
+        let read = |path: &PathBuf| Ok(Arc::new((path.to_string_lossy().into_owned(), Imatrix::read(path)?)));
+        Ok(GgufOptions {
+            choices: mixtures.iter().map(choices).collect(),
+            imatrix: self.imatrix.as_ref().map(read).transpose()?,
+            split: self.split_max_size,
+            pre: None,
+            name: None,
+            measure: false,
+        })
+    }
+}
+
+/// How a Hugging Face model becomes a GGUF file.
+#[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "GGUF conversion")]
+pub(super) struct ConversionArgs {
+    /// The name of the pre-tokenizer, as llama.cpp knows it (qwen2, llama-bpe, ...), where qft does not recognize the
+    /// tokenizer.
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
+    /// The model's name in GGUF files (general.name) [default: from the model card, or the directory's name].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl ConversionArgs {
+    /// `options` with what these flags say.
+    pub(super) fn apply(&self, options: GgufOptions) -> GgufOptions {
+        GgufOptions { pre: self.pre.clone(), name: self.name.clone(), ..options }
+    }
+}

@@ -1,0 +1,242 @@
+//! Planning GGUF files: from a merged Hugging Face model or from another GGUF file to every byte's place, one output a
+//! mixture. Pure; `encoded` makes the bytes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use safetensors::Dtype;
+
+use super::encoded::{EncodedTensor, GgufPart, Values, float_of, no_floats};
+use super::shard::OutputTensor;
+use crate::error::{Error, Result, escaped};
+use crate::gguf::arch::{self, Lineage};
+use crate::gguf::imatrix::Imatrix;
+use crate::gguf::mixture::{Candidate, Choice, Choices, Facts, check_codecs, choose, finish_metadata, order};
+use crate::gguf::vocab::{self, VocabOptions};
+use crate::gguf::{GgufModel, HfTensor, Metadata, ModelFiles, Rows, TensorForm, TensorType, lay_out, split, trimmed};
+use crate::merge::Float;
+use crate::size::ByteSize;
+
+/// What the user chose for the GGUF files of a run.
+#[derive(Debug, Clone)]
+pub struct GgufOptions {
+    /// One output each.
+    pub choices: Vec<Choices>,
+    /// Weights of the columns, and the name that the file goes by.
+    pub imatrix: Option<Arc<(String, Imatrix)>>,
+    /// Most tensor bytes of a part; one file if `None`.
+    pub split: Option<ByteSize>,
+    /// Name of the pre-tokenizer, where it can't be found.
+    pub pre: Option<String>,
+    /// `general.name`, where the directory's name won't do.
+    pub name: Option<String>,
+    /// Whether the errors of the encoding are measured.
+    pub measure: bool,
+}
+
+/// One output: a model in one file or several parts.
+#[derive(Debug)]
+pub struct GgufOutput {
+    /// What was chosen for it.
+    pub choices: Choices,
+    /// Its files.
+    pub parts: Vec<GgufPart>,
+}
+
+impl GgufOutput {
+    /// Bytes of all its files.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.len).sum()
+    }
+
+    /// Number of weights, and of the bits that one takes on average.
+    pub fn bits_per_weight(&self) -> f64 {
+        let tensors = || self.parts.iter().flat_map(|part| &part.tensors);
+        let weights: f64 = tensors().map(|t| t.shape.iter().product::<usize>() as f64).sum();
+        tensors().map(|t| t.len as f64).sum::<f64>() * 8.0 / weights.max(1.0)
+    }
+}
+
+/// A tensor before its type and place are known.
+struct Unplaced {
+    name: String,
+    shape: Vec<usize>,
+    /// Its type in the file that llama-quantize would read.
+    source: TensorType,
+    always_f32: bool,
+    values: Values,
+}
+
+/// Plans the outputs of `options` for the model that `files` and `merged` are, whose tensors are in the order in which
+/// the converter would meet them. `stem` names a file by its mixture. Returns warnings too.
+pub(super) fn of_model(
+    files: &ModelFiles,
+    merged: &[&OutputTensor],
+    lineage: &[Lineage],
+    options: &GgufOptions,
+    stem: &dyn Fn(&Choices) -> String,
+) -> Result<(Vec<GgufOutput>, Vec<String>)> {
+    let tensors: Vec<HfTensor> =
+        merged.iter().map(|t| HfTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() }).collect();
+    let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), *t)).collect();
+    let mut warnings = Vec::new();
+    let mut outputs = Vec::new();
+    for choices in &options.choices {
+        let wanted = arch::Options {
+            file_type: choices.mixture.file_type_id(),
+            name: options.name.clone(),
+            lineage: lineage.to_vec(),
+        };
+        let conversion = arch::convert(files, &tensors, &wanted)?;
+        let recipe = VocabOptions {
+            pre: options.pre.as_deref(),
+            recipe: if conversion.vocabulary.sources.len() == 3 { &vocab::LLAMA } else { &vocab::QWEN },
+            vocab_size: conversion.vocabulary.size,
+        };
+        let vocabulary = vocab::convert(files, &recipe)?;
+        let sections = [&conversion.before_vocab, &vocabulary.keys, &conversion.after_vocab];
+        let all = sections.iter().flat_map(|keys| keys.iter());
+        let metadata: Metadata = all.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+        warnings.extend(conversion.warnings.into_iter().chain(vocabulary.warnings));
+        let unplaced = conversion.tensors.into_iter().map(|tensor| {
+            let (source, values) = match tensor.rows {
+                Rows::Values(values) => (TensorType::F32, Values::Made(values)),
+                Rows::Tensor { name, heads } => {
+                    let Some(OutputTensor { source, dtype, .. }) = by_name.get(name.as_str()) else {
+                        return Err(no_tensor(&name));
+                    };
+                    let kind = kind_of(*dtype).ok_or_else(|| no_floats(&name, *dtype))?;
+                    (kind, Values::Merged { name, source: Box::new(source.clone()), dtype: *dtype, heads })
+                }
+            };
+            Ok(Unplaced { name: tensor.name, shape: tensor.shape, source, always_f32: tensor.always_f32, values })
+        });
+        let unplaced = unplaced.collect::<Result<Vec<_>>>()?;
+        // llama-quantize sorts; the converter, which makes the other types, does not.
+        let quantized = choices.mixture.base_type().is_quantized();
+        outputs.push(place(unplaced, &metadata, quantized, choices, options, &stem(choices))?);
+    }
+    warnings.sort();
+    warnings.dedup();
+    Ok((outputs, warnings))
+}
+
+/// Plans what llama-quantize makes of `model`.
+pub(super) fn of_gguf(
+    model: &GgufModel,
+    options: &GgufOptions,
+    stem: &dyn Fn(&Choices) -> String,
+) -> Result<Vec<GgufOutput>> {
+    let output = |choices: &Choices| {
+        let unplaced = model.tensors.iter().map(|tensor| {
+            let info = tensor.info();
+            let (name, shape) = (info.name.clone(), info.shape.clone());
+            Unplaced { name, shape, source: info.kind, always_f32: false, values: Values::Stored(tensor.clone()) }
+        });
+        place(unplaced.collect(), &model.metadata, true, choices, options, &stem(choices))
+    };
+    options.choices.iter().map(output).collect()
+}
+
+/// Chooses types and gives every tensor its place.
+fn place(
+    mut tensors: Vec<Unplaced>,
+    metadata: &Metadata,
+    as_quantize: bool,
+    choices: &Choices,
+    options: &GgufOptions,
+    stem: &str,
+) -> Result<GgufOutput> {
+    let imatrix = options.imatrix.as_deref().filter(|_| choices.mixture.base_type().is_quantized());
+    let mut metadata = metadata.clone();
+    if as_quantize {
+        let info = imatrix.map(|(file, imatrix)| imatrix.info(file));
+        metadata = finish_metadata(&metadata, choices.mixture.file_type_id(), info.as_ref());
+    }
+    let kinds = choose_all(&tensors, &metadata, choices, imatrix.is_some())?;
+    if as_quantize {
+        let mut by_place: Vec<Option<Unplaced>> = tensors.into_iter().map(Some).collect();
+        let names: Vec<String> = by_place.iter().flatten().map(|t| t.name.clone()).collect();
+        tensors = order(&names).into_iter().filter_map(|i| by_place[i].take()).collect();
+        tensors.iter_mut().for_each(|t| t.shape = trimmed(&t.shape).to_vec());
+    }
+    let kind = |t: &Unplaced| kinds[&t.name].kind;
+    let forms: Vec<TensorForm<'_>> =
+        tensors.iter().map(|t| TensorForm { name: &t.name, shape: &t.shape, kind: kind(t) }).collect();
+    let mut layouts = Vec::new();
+    let parts = options.split.map(|max| split(stem, &metadata, &forms, max.0)).transpose()?;
+    match parts {
+        Some(parts) if parts.len() > 1 => {
+            for part in parts {
+                layouts.push((part.name, lay_out(&part.metadata, &forms[part.tensors])?));
+            }
+        }
+        _ => layouts.push((format!("{stem}.gguf"), lay_out(&metadata, &forms)?)),
+    }
+    let mut tensors = tensors.into_iter();
+    let mut parts = Vec::new();
+    for (name, layout) in layouts {
+        let places = layout.offsets.iter().zip(&layout.lens);
+        let placed = places.zip(&mut tensors).map(|((offset, len), tensor)| {
+            let importance = importance(imatrix.map(|(_, imatrix)| imatrix), &tensor, kinds[&tensor.name])?;
+            let Choice { kind, instead_of, .. } = kinds[&tensor.name];
+            let Unplaced { name, shape, values, .. } = tensor;
+            Ok(EncodedTensor { name, shape, kind, instead_of, values, importance, offset: *offset, len: *len })
+        });
+        let tensors = placed.collect::<Result<_>>()?;
+        parts.push(GgufPart { name, header: layout.header, tensors, len: layout.total });
+    }
+    Ok(GgufOutput { choices: choices.clone(), parts })
+}
+
+/// The type of every tensor, by name.
+fn choose_all(
+    tensors: &[Unplaced],
+    metadata: &Metadata,
+    choices: &Choices,
+    has_imatrix: bool,
+) -> Result<BTreeMap<String, Choice>> {
+    let names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+    let candidates: Vec<Candidate<'_>> = order(&names)
+        .into_iter()
+        .map(|i| &tensors[i])
+        .map(|t| Candidate { name: &t.name, shape: &t.shape, source: t.source, always_f32: t.always_f32 })
+        .collect();
+    let chosen = choose(&candidates, &Facts::of(metadata)?, choices, has_imatrix)?;
+    check_codecs(&candidates, &chosen)?;
+    Ok(candidates.iter().map(|c| c.name.to_owned()).zip(chosen).collect())
+}
+
+/// The weights of a tensor's columns, if it is encoded in blocks and the imatrix has them.
+fn importance(imatrix: Option<&Imatrix>, tensor: &Unplaced, choice: Choice) -> Result<Option<Vec<f32>>> {
+    let Some(imatrix) = imatrix.filter(|_| choice.kind.is_quantized() && choice.kind != tensor.source) else {
+        return Ok(None);
+    };
+    let columns = tensor.shape.last().copied().unwrap_or(1);
+    let matrices = tensor.shape.iter().rev().skip(2).product();
+    let weights = imatrix.weights_for(&tensor.name, columns, matrices)?;
+    if weights.is_none() && choice.needs_importance {
+        return Err(Error::refused(
+            format!(
+                "tensor {} as {} needs weights, and the imatrix has none for it",
+                escaped(&tensor.name),
+                choice.kind
+            ),
+            "choose another type for it with --tensor-type, or make the imatrix anew",
+        ));
+    }
+    Ok(weights.map(<[f32]>::to_vec))
+}
+
+/// The GGUF type of a float type.
+fn kind_of(dtype: Dtype) -> Option<TensorType> {
+    let float = Float::of(dtype)?;
+    [TensorType::F32, TensorType::F16, TensorType::BF16].into_iter().find(|kind| float_of(*kind) == Some(float))
+}
+
+fn no_tensor(name: &str) -> Error {
+    Error::refused(
+        format!("the conversion wants tensor {}, which is not there", escaped(name)),
+        "report this: it is a bug",
+    )
+}

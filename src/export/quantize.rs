@@ -1,0 +1,89 @@
+//! Quantizing a GGUF file: llama-quantize's job, streamed and published as an export is.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::encoded::GgufWork;
+use super::gguf::{GgufOptions, GgufOutput, of_gguf};
+use super::{Report, file_identity};
+use crate::digest::sha256;
+use crate::error::{Error, Result, shown};
+use crate::gguf::GgufModel;
+use crate::merge::Overflow;
+use crate::stream::{Production, Run, Staging, Work, check_file, produce};
+
+/// Everything that quantizing a file will do.
+#[derive(Debug)]
+pub struct QuantizePlan {
+    /// The file to write; if it is cut into parts, their names begin as its does.
+    pub out: PathBuf,
+    /// The model to read.
+    pub model: GgufModel,
+    /// What is written.
+    pub output: GgufOutput,
+    /// Whether the errors of the encoding are measured.
+    pub measure: bool,
+    /// What happens to a finite value beyond the output type.
+    pub overflow: Overflow,
+    overwrite: bool,
+}
+
+impl QuantizePlan {
+    /// Plans to write `model` to `out` as the first of `options.choices` says. Reads headers only.
+    pub fn new(
+        model: GgufModel,
+        out: &Path,
+        options: &GgufOptions,
+        overflow: Overflow,
+        overwrite: bool,
+    ) -> Result<Self> {
+        let stem = file_stem(out)?;
+        let outputs = of_gguf(&model, options, &|_| stem.clone())?;
+        let Some(output) = outputs.into_iter().next() else {
+            return Err(Error::refused("no type was chosen", "choose one with --type, such as q4_k_m"));
+        };
+        let inputs: Vec<&Path> = model.files.iter().map(|file| file.path()).collect();
+        check_files(out, &output, &inputs, overwrite)?;
+        Ok(Self { out: out.to_owned(), model, output, measure: options.measure, overflow, overwrite })
+    }
+}
+
+/// The name of the file `out` without its ending, which must be that of a GGUF file.
+pub(super) fn file_stem(out: &Path) -> Result<String> {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()).map(str::to_owned).ok_or_else(|| {
+        Error::refused(format!("{} is no name of a GGUF file", shown(out)), "give --out a name that ends in .gguf")
+    })
+}
+
+/// Refuses destinations where something is, one for each part.
+pub(super) fn check_files(out: &Path, output: &GgufOutput, inputs: &[&Path], overwrite: bool) -> Result<()> {
+    output.parts.iter().try_for_each(|part| check_file(&out.with_file_name(&part.name), inputs, overwrite))
+}
+
+/// Runs `plan`. On any error the destination is as it was.
+pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
+    let started = Instant::now();
+    let staging = Staging::open(&plan.out)?;
+    let parts = &plan.output.parts;
+    let work = |part| -> Result<Box<dyn Work + '_>> {
+        Ok(Box::new(GgufWork::new(part, 0, plan.measure, plan.overflow, how.vector)?))
+    };
+    let inputs = plan.model.files.iter().map(|file| file_identity(file.path())).collect::<Result<Vec<_>>>()?;
+    let headers: Vec<_> = parts.iter().map(|part| part.identity()).collect();
+    let production = Production {
+        works: parts.iter().map(work).collect::<Result<_>>()?,
+        inputs: Vec::new(),
+        identity: sha256(json!([inputs, headers, plan.overflow, plan.measure]).to_string().as_bytes()),
+        disk_bytes: plan.output.bytes() + (1 << 16),
+    };
+    let produced = produce(&production, &staging, how, |produced| {
+        plan.model.check_unchanged()?;
+        let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+        staging.publish_files(&names, plan.overwrite)?;
+        Ok(produced)
+    })?;
+    Ok(Report::new(&plan.out, produced, started))
+}

@@ -1,0 +1,165 @@
+//! From a Hugging Face model to the keys and tensors of a GGUF, as `convert_hf_to_gguf.py` makes them: one file a family,
+//! found by `architectures` of config.json. The vocabulary's own keys are made elsewhere.
+
+mod config;
+mod family;
+mod keys;
+mod llama;
+mod mistral;
+mod names;
+mod qwen2;
+mod qwen3;
+mod rope;
+
+use serde_json::Value as Json;
+
+pub use family::VocabularySource;
+
+use self::config::Settings;
+use self::family::Family;
+pub use super::card::Lineage;
+use super::card::{describe, lineage_keys};
+use super::{GgufTensor, HfTensor, Metadata, ModelFiles, Value};
+use crate::error::{Error, Result, escaped};
+
+/// All families. A new one is a file and a row here.
+const FAMILIES: [Family; 4] = [llama::LLAMA, mistral::MISTRAL, qwen2::QWEN2, qwen3::QWEN3];
+
+/// Parts of architectures' names that say why they have no family: what such a model is.
+const OTHERS: [(&str, &str); 4] = [
+    ("Moe", "a mixture of experts"),
+    ("Mixtral", "a mixture of experts"),
+    ("ForConditionalGeneration", "a model of images or sound"),
+    ("ForSequenceClassification", "a classifier"),
+];
+
+/// Keys of the vocabulary that the converter sets behind all others, by the size of the vocabulary (`set_vocab` in
+/// conversion/llama.py): Code Llama's infilling tokens, and Granite's size, which `SmolLM2` shares.
+const VOCABULARY_QUIRKS: [(u64, &[(&str, Value)]); 2] = [
+    (
+        32_016,
+        &[
+            ("tokenizer.ggml.prefix_token_id", Value::U32(32_007)),
+            ("tokenizer.ggml.suffix_token_id", Value::U32(32_008)),
+            ("tokenizer.ggml.middle_token_id", Value::U32(32_009)),
+            ("tokenizer.ggml.eot_token_id", Value::U32(32_010)),
+        ],
+    ),
+    (49_152, &[("tokenizer.ggml.add_bos_token", Value::Bool(false))]),
+];
+
+/// What the caller decides.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Options {
+    /// `general.file_type` of the unquantized file: 0 F32, 1 F16, 32 BF16.
+    pub file_type: u32,
+    /// `general.name`, in place of what the model's files say.
+    pub name: Option<String>,
+    /// The adapters that were merged, in order. Empty: the keys are the converter's.
+    pub lineage: Vec<Lineage>,
+}
+
+/// How the vocabulary is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VocabularyPlan {
+    /// Sources to try, best first: the first whose files are there counts.
+    pub sources: &'static [VocabularySource],
+    /// Tokens of the vocabulary: it is filled up to this size.
+    pub size: usize,
+}
+
+/// The keys and tensors of a GGUF, but for the vocabulary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conversion {
+    /// Keys before the vocabulary's.
+    pub before_vocab: Metadata,
+    /// How the vocabulary's keys are made.
+    pub vocabulary: VocabularyPlan,
+    /// Keys to set behind the vocabulary's: one that is there already gets the new value in its place.
+    pub after_vocab: Metadata,
+    /// Tensors in the converter's order.
+    pub tensors: Vec<GgufTensor>,
+    /// What was left out or guessed, for the reader.
+    pub warnings: Vec<String>,
+}
+
+/// Converts the model of `files` with these `tensors`, which come in the order of the converter: file by file, each
+/// file's in the order of their names.
+pub fn convert(files: &ModelFiles, tensors: &[HfTensor], options: &Options) -> Result<Conversion> {
+    let mut warnings = Vec::new();
+    let family = family(&files.config)?;
+    refuse_special(files)?;
+    let settings = Settings::complete(&files.config)?;
+    let mut placed = Vec::with_capacity(tensors.len() + 1);
+    if family.generates_rope_factors {
+        placed.extend(rope::factors(&settings)?);
+    }
+    placed.extend(names::place(family, &settings, tensors, &mut warnings)?);
+    let mut before_vocab = Metadata::default();
+    before_vocab.set("general.architecture", Value::string(family.name));
+    before_vocab.set("general.type", Value::string("model"));
+    let described = describe(files, parameters(&placed), options.name.as_deref(), &options.lineage, &mut warnings)?;
+    described.iter().for_each(|(key, value)| before_vocab.set(key, value.clone()));
+    keys::write(family, &settings, options.file_type, &mut before_vocab, &mut warnings)?;
+    let size = settings.require("vocab_size")?;
+    let mut after_vocab = Metadata::default();
+    if family.vocabulary_quirks {
+        let config = files.json("tokenizer_config.json")?;
+        if let Some(Json::Bool(add)) = config.as_ref().and_then(|config| config.get("add_prefix_space")) {
+            before_vocab.set("tokenizer.ggml.add_space_prefix", Value::Bool(*add));
+        }
+        let quirks = VOCABULARY_QUIRKS.iter().filter(|row| row.0 == size).flat_map(|row| row.1);
+        quirks.for_each(|(key, value)| after_vocab.set(key, value.clone()));
+    }
+    lineage_keys(&options.lineage).iter().for_each(|(key, value)| after_vocab.set(key, value.clone()));
+    let vocabulary = VocabularyPlan { sources: family.vocabulary, size: size as usize };
+    Ok(Conversion { before_vocab, vocabulary, after_vocab, tensors: placed, warnings })
+}
+
+/// The number of values of all tensors.
+fn parameters(tensors: &[GgufTensor]) -> u64 {
+    let count = |tensor: &GgufTensor| tensor.shape.iter().fold(1_u64, |n, dim| n.saturating_mul(*dim as u64));
+    tensors.iter().map(count).fold(0, u64::saturating_add)
+}
+
+/// The family of the model with this config.json.
+fn family(config: &Json) -> Result<&'static Family> {
+    const REMEDY: &str = "export safetensors, and convert these with llama.cpp";
+    let name = config.get("architectures").and_then(|list| list.get(0)).and_then(Json::as_str);
+    let Some(name) = name else {
+        return Err(Error::refused("config.json names no architecture", "take config.json from the model's source"));
+    };
+    if let Some(family) = FAMILIES.iter().find(|family| family.architectures.contains(&name)) {
+        return Ok(family);
+    }
+    let known = FAMILIES.iter().map(|family| family.architectures[0]).collect::<Vec<_>>().join(", ");
+    let what = OTHERS.iter().find(|row| name.contains(row.0)).map_or(String::new(), |row| format!(", {}", row.1));
+    let problem = format!("GGUF is made of {known}, and this model is {}{what}", escaped(name));
+    Err(Error::refused(problem, REMEDY))
+}
+
+/// Refuses what the converter treats in ways of its own.
+fn refuse_special(files: &ModelFiles) -> Result<()> {
+    const REMEDY: &str = "convert the model with llama.cpp";
+    let has = |key: &str| files.config.get(key).is_some_and(|value| !value.is_null());
+    let lone_tekken = files.paths.contains_key("tekken.json") && !files.paths.contains_key("tokenizer.json");
+    let reranker = files.directory.to_lowercase().contains("qwen3-reranker");
+    let cases = [
+        (
+            has("quantization_config") || files.paths.contains_key("hf_quant_config.json"),
+            "the model's weights are quantized already",
+        ),
+        (has("text_config"), "the model is one of several in its config.json (text_config)"),
+        (has("draft_vocab_size"), "the model is a draft model (EAGLE-3)"),
+        (
+            has("classifier_pooling") || files.paths.contains_key("modules.json"),
+            "the model makes embeddings of sentences (modules.json)",
+        ),
+        (lone_tekken, "the model has the tokenizer tekken.json and no tokenizer.json"),
+        (reranker, "the model is a reranker"),
+    ];
+    match cases.into_iter().find(|case| case.0) {
+        Some((_, problem)) => Err(Error::refused(problem, REMEDY)),
+        None => Ok(()),
+    }
+}

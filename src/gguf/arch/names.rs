@@ -1,0 +1,299 @@
+//! The tensors of a Hugging Face model as those of a GGUF: names, shapes, which rows are reordered and which tensors
+//! stay F32. A tensor without a place is refused, and so is a place without its tensor.
+
+use std::collections::HashSet;
+
+use safetensors::Dtype;
+
+use super::config::Settings;
+use super::family::Family;
+use crate::error::{Error, Result, escaped};
+use crate::gguf::{GgufTensor, HfTensor, Rows};
+
+/// An axis of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dim {
+    /// Tokens.
+    Vocab,
+    /// Width of the model.
+    Width,
+    /// Width of the feed-forward network.
+    Hidden,
+    /// Queries of all heads.
+    Query,
+    /// Keys (or values) of all heads that have some.
+    Key,
+    /// One head.
+    Head,
+}
+
+/// Whether a linear layer has a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bias {
+    Never,
+    Always,
+    /// It may have one; it must if this switch of config.json is on.
+    If(&'static str),
+}
+
+/// Which heads a tensor's rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heads {
+    None,
+    Query,
+    Key,
+}
+
+/// A tensor: its name there and here, without layer and ending, its shape, and what it has beside its weight.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    theirs: &'static str,
+    ours: &'static str,
+    shape: [Dim; 2],
+    axes: usize,
+    bias: Bias,
+    heads: Heads,
+    must: bool,
+}
+
+impl Row {
+    /// A vector that scales.
+    pub(super) const fn norm(theirs: &'static str, ours: &'static str, dim: Dim) -> Self {
+        Self { theirs, ours, shape: [dim, dim], axes: 1, bias: Bias::Never, heads: Heads::None, must: true }
+    }
+
+    /// A matrix, maybe with a bias.
+    pub(super) const fn linear(theirs: &'static str, ours: &'static str, shape: [Dim; 2], bias: Bias) -> Self {
+        Self { theirs, ours, shape, axes: 2, bias, heads: Heads::None, must: true }
+    }
+
+    /// The same, with rows that belong to heads.
+    pub(super) const fn of(self, heads: Heads) -> Self {
+        Self { heads, ..self }
+    }
+
+    const fn optional(self) -> Self {
+        Self { must: false, ..self }
+    }
+}
+
+/// Tensors outside the layers.
+const OUTSIDE: [Row; 3] = [
+    Row::linear("embed_tokens", "token_embd", [Dim::Vocab, Dim::Width], Bias::Never),
+    Row::norm("norm", "output_norm", Dim::Width),
+    // Absent where the embedding serves as the output too.
+    Row::linear("lm_head", "output", [Dim::Vocab, Dim::Width], Bias::Never).optional(),
+];
+
+/// Endings of tensors that the converter leaves out as well: they are computed or constant.
+const LEFT_OUT: [&str; 3] = [".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+
+/// The sizes that shapes are made of.
+struct Sizes {
+    vocab: u64,
+    width: u64,
+    hidden: u64,
+    query_heads: u64,
+    key_heads: u64,
+    head: u64,
+    layers: u64,
+}
+
+impl Sizes {
+    fn of(settings: &Settings) -> Result<Self> {
+        let query_heads = settings.require("num_attention_heads")?;
+        let key_heads = settings.get("num_key_value_heads").map(|_| settings.require("num_key_value_heads"));
+        Ok(Self {
+            vocab: settings.require("vocab_size")?,
+            width: settings.require("hidden_size")?,
+            hidden: settings.require("intermediate_size")?,
+            query_heads,
+            key_heads: key_heads.transpose()?.unwrap_or(query_heads),
+            head: settings.head_dim()?,
+            layers: settings.require("num_hidden_layers")?,
+        })
+    }
+
+    /// Every factor is below 2^32, so no product overflows.
+    fn size(&self, dim: Dim) -> u64 {
+        match dim {
+            Dim::Vocab => self.vocab,
+            Dim::Width => self.width,
+            Dim::Hidden => self.hidden,
+            Dim::Query => self.query_heads * self.head,
+            Dim::Key => self.key_heads * self.head,
+            Dim::Head => self.head,
+        }
+    }
+}
+
+/// The place of a tensor.
+struct Place {
+    row: &'static Row,
+    layer: Option<u64>,
+    bias: bool,
+}
+
+impl Place {
+    /// The place of the tensor `name`, which may lack the first part, "model", as models without a head do.
+    fn find(family: &Family, name: &str) -> Option<Self> {
+        let (stem, bias) = match (name.strip_suffix(".weight"), name.strip_suffix(".bias")) {
+            (Some(stem), _) => (stem, false),
+            (_, Some(stem)) => (stem, true),
+            _ => return None,
+        };
+        let stem = stem.strip_prefix("model.").filter(|stem| *stem != "lm_head").unwrap_or(stem);
+        let (rows, layer, stem): (&'static [Row], _, _) = match stem.strip_prefix("layers.") {
+            Some(rest) => {
+                let (layer, rest) = rest.split_once('.')?;
+                let number = layer.parse::<u64>().ok().filter(|number| number.to_string() == layer)?;
+                (family.layer, Some(number), rest)
+            }
+            None => (&OUTSIDE, None, stem),
+        };
+        let row = rows.iter().find(|row| row.theirs == stem)?;
+        (!bias || row.bias != Bias::Never).then_some(Self { row, layer, bias })
+    }
+
+    /// Its name in the GGUF.
+    fn name(&self) -> String {
+        let ending = if self.bias { "bias" } else { "weight" };
+        match self.layer {
+            Some(layer) => format!("blk.{layer}.{}.{ending}", self.row.ours),
+            None => format!("{}.{ending}", self.row.ours),
+        }
+    }
+}
+
+/// The GGUF's tensors for the `tensors` of a model, in the same order.
+pub(super) fn place(
+    family: &Family,
+    settings: &Settings,
+    tensors: &[HfTensor],
+    warnings: &mut Vec<String>,
+) -> Result<Vec<GgufTensor>> {
+    let sizes = Sizes::of(settings)?;
+    let (mut placed, mut lost) = (Vec::with_capacity(tensors.len()), Vec::new());
+    let mut names = HashSet::new();
+    for tensor in tensors.iter().filter(|tensor| !LEFT_OUT.iter().any(|ending| tensor.name.ends_with(ending))) {
+        let found = Place::find(family, &tensor.name).filter(|place| place.layer.is_none_or(|l| l < sizes.layers));
+        let Some(place) = found else {
+            lost.push(tensor.name.as_str());
+            continue;
+        };
+        let name = place.name();
+        if !names.insert(name.clone()) {
+            let problem = format!("two tensors would be {name}; the second is {}", escaped(&tensor.name));
+            return Err(Error::refused(problem, "remove one of them from the model"));
+        }
+        check(&place, tensor, &sizes)?;
+        let heads = if family.permutes { place.row.heads } else { Heads::None };
+        let heads = match heads {
+            Heads::None => None,
+            Heads::Query => Some(sizes.query_heads as usize),
+            Heads::Key => Some(sizes.key_heads as usize),
+        };
+        if heads.is_some() && !sizes.head.is_multiple_of(2) {
+            let problem = format!("heads of {} values can't be reordered for llama.cpp: they must be even", sizes.head);
+            return Err(Error::refused(problem, "check head_dim in config.json"));
+        }
+        placed.push(GgufTensor {
+            always_f32: tensor.shape.len() <= 1 || name.ends_with("_norm.weight") || !name.ends_with(".weight"),
+            shape: tensor.shape.clone(),
+            rows: Rows::Tensor { name: tensor.name.clone(), heads },
+            name,
+        });
+    }
+    refuse_lost(family, &lost, sizes.layers)?;
+    refuse_missing(family, settings, &names, sizes.layers)?;
+    if !names.contains("output.weight") && !settings.is_on("tie_word_embeddings") {
+        warnings.push(
+            "the model has no lm_head.weight though config.json does not tie it to the embedding: programs that read \
+             the GGUF will use the embedding"
+                .to_owned(),
+        );
+    }
+    Ok(placed)
+}
+
+/// Refuses a tensor of a type or shape that its place does not have.
+fn check(place: &Place, tensor: &HfTensor, sizes: &Sizes) -> Result<()> {
+    if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        let problem = format!(
+            "tensor {} has the type {:?}: a GGUF is made of F32, F16 and BF16",
+            escaped(&tensor.name),
+            tensor.dtype
+        );
+        return Err(Error::refused(problem, "dequantize the model first"));
+    }
+    let axes = if place.bias { 1 } else { place.row.axes };
+    let expected: Vec<u64> = place.row.shape[..axes].iter().map(|dim| sizes.size(*dim)).collect();
+    if tensor.shape.iter().map(|n| *n as u64).ne(expected.iter().copied()) {
+        let problem = format!(
+            "tensor {} has the shape {:?}, and config.json makes it {expected:?}",
+            escaped(&tensor.name),
+            tensor.shape
+        );
+        return Err(Error::refused(problem, "take config.json and weights from the same model"));
+    }
+    Ok(())
+}
+
+/// Most names that a message lists.
+const LISTED: usize = 8;
+
+fn list(names: &[&str]) -> String {
+    let mut text = names.iter().take(LISTED).map(|name| escaped(name)).collect::<Vec<_>>().join(", ");
+    if names.len() > LISTED {
+        text += &format!(" and {} more", names.len() - LISTED);
+    }
+    text
+}
+
+fn refuse_lost(family: &Family, lost: &[&str], layers: u64) -> Result<()> {
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} tensors have no place in a GGUF of {} with {layers} layers: {}",
+        lost.len(),
+        family.name,
+        list(lost)
+    );
+    let remedy = if lost.iter().any(|name| name.contains("experts") || name.contains("block_sparse_moe")) {
+        "mixtures of experts are not converted yet: export safetensors, and convert these with llama.cpp"
+    } else {
+        "check architectures and num_hidden_layers in config.json; nothing is left out silently"
+    };
+    Err(Error::refused(problem, remedy))
+}
+
+fn refuse_missing(family: &Family, settings: &Settings, names: &HashSet<String>, layers: u64) -> Result<()> {
+    const REMEDY: &str = "get the whole model, or correct config.json";
+    // Before names are made for as many layers as a file says.
+    if layers.saturating_mul(family.layer.len() as u64) > 2 * (names.len() as u64 + 1) + 1000 {
+        let problem = format!("config.json says {layers} layers; the model has {} tensors", names.len());
+        return Err(Error::refused(problem, REMEDY));
+    }
+    let outside = OUTSIDE.iter().map(|row| (row, None));
+    let inside = (0..layers).flat_map(|layer| family.layer.iter().map(move |row| (row, Some(layer))));
+    let mut missing = Vec::new();
+    for (row, layer) in outside.chain(inside) {
+        let bias = match row.bias {
+            Bias::Never => false,
+            Bias::Always => true,
+            Bias::If(switch) => settings.is_on(switch),
+        };
+        let wanted = [row.must.then_some(false), bias.then_some(true)];
+        let places = wanted.into_iter().flatten().map(|bias| Place { row, layer, bias }.name());
+        missing.extend(places.filter(|name| !names.contains(name)));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+    Err(Error::refused(
+        format!("the model lacks {} tensors of a {}: {}", missing.len(), family.name, list(&missing)),
+        REMEDY,
+    ))
+}

@@ -1,0 +1,66 @@
+//! The factors by which Llama 3 stretches its rotary embedding, as the tensor `rope_freqs.weight`.
+
+use serde_json::Value as Json;
+
+use super::config::{Settings, number};
+use crate::error::{Error, Result};
+use crate::gguf::{GgufTensor, Rows};
+
+/// The tensor of factors, for a scaling of type llama3. Every step rounds to f32 as the converter's does
+/// (`generate_extra_tensors` in conversion/llama.py, on PyTorch).
+pub(super) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
+    let rope = settings.rope();
+    if !rope.get("rope_type").and_then(Json::as_str).is_some_and(|kind| kind.eq_ignore_ascii_case("llama3")) {
+        return Ok(None);
+    }
+    let get = |key: &str, default: f64| rope.get(key).map_or(Ok(default), |value| number(key, value));
+    let scaling = Scaling {
+        base: get("rope_theta", 10_000.0)? as f32,
+        factor: get("factor", 8.0)?,
+        low: get("low_freq_factor", 1.0)?,
+        high: get("high_freq_factor", 4.0)?,
+        length: get("original_max_position_embeddings", 8192.0)?,
+    };
+    let dim = settings.head_dim()?;
+    // The tensors' shapes bound it too, but they are checked elsewhere.
+    if dim > 1 << 20 {
+        return Err(Error::refused(format!("config.json has heads of {dim} values"), "check head_dim in config.json"));
+    }
+    let values: Vec<f32> = (0..dim).step_by(2).map(|i| scaling.factor(i as f32 / dim as f32)).collect();
+    Ok(Some(GgufTensor {
+        name: "rope_freqs.weight".to_owned(),
+        shape: vec![values.len()],
+        rows: Rows::Values(values),
+        always_f32: true,
+    }))
+}
+
+struct Scaling {
+    base: f32,
+    factor: f64,
+    low: f64,
+    high: f64,
+    length: f64,
+}
+
+impl Scaling {
+    /// The factor of the frequency `base ^ -exponent`.
+    fn factor(&self, exponent: f32) -> f32 {
+        // A number over a tensor is its reciprocal times the number, in PyTorch.
+        let frequency = 1.0 / power(self.base, exponent);
+        let wave = (1.0 / frequency) * (2.0 * std::f64::consts::PI) as f32;
+        if wave < (self.length / self.high) as f32 {
+            1.0
+        } else if wave > (self.length / self.low) as f32 {
+            self.factor as f32
+        } else {
+            let smooth = ((1.0 / wave) * self.length as f32 - self.low as f32) / (self.high - self.low) as f32;
+            1.0 / ((1.0 - smooth) / self.factor as f32 + smooth)
+        }
+    }
+}
+
+/// `base ^ exponent`, rounded to f32.
+fn power(base: f32, exponent: f32) -> f32 {
+    f64::from(base).powf(f64::from(exponent)) as f32
+}

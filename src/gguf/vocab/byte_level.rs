@@ -1,0 +1,74 @@
+//! Byte-level BPE in `tokenizer.json`: GGUF's model "gpt2". The converter's `get_vocab_base` and `_set_vocab_gpt2`.
+
+use super::special::{ROLES, SpecialTokens};
+use super::tokenizer::HfTokenizer;
+use super::{MAX_TOKENS, Token, TokenType, Vocab, VocabOptions, added, pre, write_tokens};
+use crate::error::{Error, Result, escaped};
+use crate::gguf::source::ModelFiles;
+
+/// Converts `tokenizer.json`; false if there is none.
+pub(super) fn convert(files: &ModelFiles, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
+    let Some(tokenizer) = HfTokenizer::open(files)? else { return Ok(false) };
+    let name = pre_tokenizer(&tokenizer, options.pre, vocab)?;
+    let tokens = tokens(&tokenizer, options.vocab_size)?;
+    write_tokens(vocab, "gpt2", &name, tokens);
+    let special = SpecialTokens::read(files, &ROLES, None, true)?;
+    special.write(vocab);
+    Ok(true)
+}
+
+/// The name of the pre-tokenizer: given, or found by the digest of what the tokenizer makes of the check text.
+fn pre_tokenizer(tokenizer: &HfTokenizer, given: Option<&str>, vocab: &mut Vocab) -> Result<String> {
+    if let Some(name) = given {
+        if !pre::is_known(name) && name != "default" {
+            vocab.warnings.push(format!("no tokenizer is known whose pre-tokenizer is {}", escaped(name)));
+        }
+        return Ok(name.to_owned());
+    }
+    let digest = pre::digest(&tokenizer.encode(pre::CHECK_TEXT, true)?);
+    pre::by_digest(&digest).map(str::to_owned).ok_or_else(|| {
+        Error::refused(
+            format!("{}: its pre-tokenizer is not known (digest {digest})", tokenizer.shown_path()),
+            "if the tokenizer was changed, restore it from the base model; else name the pre-tokenizer of the model \
+             that it comes from with --pre, such as llama-bpe, qwen2, tekken or gpt-2: a wrong one gives wrong tokens",
+        )
+    })
+}
+
+/// The tokens by id, up to `vocab_size`; places without one are padded.
+fn tokens(tokenizer: &HfTokenizer, vocab_size: usize) -> Result<Vec<Token>> {
+    let texts = tokenizer.vocab();
+    let highest = texts.keys().next_back().map_or(0, |id| *id as usize + 1);
+    let size = if vocab_size == 0 { texts.len() } else { vocab_size };
+    if highest > size || size > MAX_TOKENS {
+        return Err(Error::refused(
+            format!(
+                "{}: has a token of id {}; config.json has a vocab_size of {size}",
+                tokenizer.shown_path(),
+                highest.saturating_sub(1)
+            ),
+            "take tokenizer and config.json from the same model, or resize the model's embeddings to the tokenizer",
+        ));
+    }
+    let mut tokens = Vec::with_capacity(size);
+    for id in 0..size {
+        // Ids are below MAX_TOKENS.
+        let token = match texts.get(&(id as u32)) {
+            None => Token::padding(id, 0.0),
+            Some(text) => token(tokenizer, id as u32, text)?,
+        };
+        tokens.push(token);
+    }
+    Ok(tokens)
+}
+
+fn token(tokenizer: &HfTokenizer, id: u32, text: &str) -> Result<Token> {
+    let Some(token) = tokenizer.added(text) else {
+        return Ok(Token { text: text.to_owned(), kind: TokenType::Normal, score: 0.0 });
+    };
+    // llama.cpp looks for added tokens in text as it stands, so they are written as they come back from the tokenizer.
+    let written = if token.normalized { text.to_owned() } else { tokenizer.round_trip(text)? };
+    let (kind, text) = added(written, token.special);
+    debug_assert!(tokenizer.vocab().contains_key(&id));
+    Ok(Token { text, kind, score: 0.0 })
+}

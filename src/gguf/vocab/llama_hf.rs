@@ -1,0 +1,81 @@
+//! SentencePiece's BPE as `tokenizer.json` has it, with tokens for single bytes: GGUF's model "llama". The converter's
+//! `LlamaHfVocab`.
+
+use serde_json::Value;
+
+use super::special::{ROLES, SpecialTokens};
+use super::tokenizer::HfTokenizer;
+use super::{Token, TokenType, Vocab, write_tokens};
+use crate::error::{Error, Result};
+use crate::gguf::source::ModelFiles;
+
+/// The score of every token: tokenizer.json has none.
+const SCORE: f32 = -1_000.0;
+
+/// Converts `tokenizer.json`; false if there is none, or one of another kind.
+pub(super) fn convert(files: &ModelFiles, vocab: &mut Vocab) -> Result<bool> {
+    let Some(json) = files.json("tokenizer.json")? else { return Ok(false) };
+    if !is_this_kind(&json) {
+        return Ok(false);
+    }
+    let Some(tokenizer) = HfTokenizer::open(files)? else { return Ok(false) };
+    let tokens = tokens(&tokenizer)?;
+    let limit = tokens.len();
+    write_tokens(vocab, "llama", "default", tokens);
+    SpecialTokens::read(files, &ROLES, Some(limit), false)?.write(vocab);
+    Ok(true)
+}
+
+/// BPE that falls back to bytes, decoded by a sequence of steps.
+fn is_this_kind(tokenizer: &Value) -> bool {
+    let model = tokenizer.get("model").unwrap_or(&Value::Null);
+    let is = |value: &Value, kind: &str| value.get("type").and_then(Value::as_str) == Some(kind);
+    is(model, "BPE")
+        && model.get("byte_fallback").and_then(Value::as_bool) == Some(true)
+        && tokenizer.get("decoder").is_some_and(|decoder| is(decoder, "Sequence"))
+}
+
+/// The base vocabulary, and the added tokens beyond it.
+fn tokens(tokenizer: &HfTokenizer) -> Result<Vec<Token>> {
+    let specials: Vec<u32> = tokenizer.special().iter().filter_map(|text| tokenizer.id(text)).collect();
+    let base = tokenizer.base_len();
+    let mut tokens = Vec::new();
+    for id in 0..base {
+        // A vocabulary of a file has fewer tokens than 32 bits count.
+        let text = tokenizer.vocab().get(&(id as u32)).ok_or_else(|| {
+            let problem = format!("{}: has {base} tokens, and none of id {id}", tokenizer.shown_path());
+            Error::refused(problem, "restore the file from its source")
+        })?;
+        let kind = match () {
+            () if is_byte(text) => TokenType::Byte,
+            () if specials.contains(&(id as u32)) => TokenType::Control,
+            () => TokenType::Normal,
+        };
+        tokens.push(Token { text: text.clone(), kind, score: SCORE });
+    }
+    for (id, text) in tokenizer.vocab().range(base as u32..) {
+        let kind = if specials.contains(id) { TokenType::Control } else { TokenType::UserDefined };
+        tokens.push(Token { text: text.clone(), kind, score: SCORE });
+    }
+    Ok(tokens)
+}
+
+/// Whether a text stands for a byte: `<0x0A>`.
+fn is_byte(text: &str) -> bool {
+    text.strip_prefix("<0x")
+        .and_then(|rest| rest.strip_suffix('>'))
+        .is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_two_digits_in_brackets() {
+        assert!(is_byte("<0x0A>") && is_byte("<0xff>"));
+        for text in ["<0xA>", "<0x0G>", "0x0A", "<0x0A", "<0x00A>", "<0x+1>"] {
+            assert!(!is_byte(text), "{text}");
+        }
+    }
+}

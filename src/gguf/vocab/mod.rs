@@ -1,0 +1,133 @@
+//! The tokenizer of a GGUF file: every key under `tokenizer.`, as llama.cpp's converter writes them. Which of a model's
+//! tokenizers is converted is chosen here; reading each is the business of a file of its own.
+
+mod byte_level;
+mod family;
+mod llama_hf;
+mod pre;
+mod roles;
+mod sentencepiece;
+mod special;
+mod spm;
+mod template;
+mod tokenizer;
+
+pub use family::{Kind, LLAMA, QWEN, Recipe};
+pub use sentencepiece::{Piece, PieceKind, SentencePiece};
+
+use super::source::ModelFiles;
+use super::value::{Array, Metadata, Value};
+use crate::error::{Error, Result};
+
+/// Most tokens of a vocabulary: the largest known has under 300,000.
+const MAX_TOKENS: usize = 1 << 22;
+
+/// What a conversion of a tokenizer depends on beside its files.
+#[derive(Debug, Clone, Copy)]
+pub struct VocabOptions<'a> {
+    /// The name of the pre-tokenizer, where the user gives it; else it is found by digest.
+    pub pre: Option<&'a str>,
+    /// How the model's family does it.
+    pub recipe: &'static Recipe,
+    /// `vocab_size` of the model's config: how many tokens are written. Zero for a config without it.
+    pub vocab_size: usize,
+}
+
+/// A converted tokenizer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Vocab {
+    /// The keys, in the converter's order.
+    pub keys: Metadata,
+    /// How many tokens were written.
+    pub tokens: usize,
+    /// What the user should know, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// What a token is, as `llama_token_type` in llama.h numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TokenType {
+    Normal = 1,
+    Unknown = 2,
+    Control = 3,
+    UserDefined = 4,
+    Unused = 5,
+    Byte = 6,
+}
+
+/// A token of the vocabulary to be.
+#[derive(Debug, Clone, PartialEq)]
+struct Token {
+    text: String,
+    kind: TokenType,
+    /// Written for SentencePiece vocabularies only.
+    score: f32,
+}
+
+impl Token {
+    /// Fills place `id` of a vocabulary that has no token for it.
+    fn padding(id: usize, score: f32) -> Self {
+        Self { text: format!("[PAD{id}]"), kind: TokenType::Unused, score }
+    }
+}
+
+/// Converts the tokenizer of a model.
+pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
+    if options.vocab_size > MAX_TOKENS {
+        let problem =
+            format!("config.json has a vocab_size of {}; no more than {MAX_TOKENS} is known", options.vocab_size);
+        return Err(Error::refused(problem, "restore config.json from its source"));
+    }
+    let mut vocab = Vocab::default();
+    family::before(files, options, &mut vocab)?;
+    for kind in options.recipe.order {
+        let converted = match kind {
+            Kind::SentencePiece => spm::convert(files, options, &mut vocab)?,
+            Kind::LlamaHf => llama_hf::convert(files, &mut vocab)?,
+            Kind::ByteLevel => byte_level::convert(files, options, &mut vocab)?,
+        };
+        if converted {
+            family::after(files, options, &mut vocab)?;
+            return Ok(vocab);
+        }
+    }
+    Err(Error::refused(
+        format!("the model has no tokenizer that can be converted: none of {} is there", options.recipe.files()),
+        "copy the tokenizer's files from the base model beside config.json",
+    ))
+}
+
+/// Writes the vocabulary proper: what comes before merges and special tokens.
+fn write_tokens(vocab: &mut Vocab, model: &str, pre: &str, tokens: Vec<Token>) {
+    vocab.tokens = tokens.len();
+    let keys = &mut vocab.keys;
+    keys.set("tokenizer.ggml.model", Value::string(model));
+    keys.set("tokenizer.ggml.pre", Value::string(pre));
+    let kinds = tokens.iter().map(|token| token.kind as i32).collect();
+    let scores = (model == "llama").then(|| tokens.iter().map(|token| token.score).collect());
+    keys.set("tokenizer.ggml.tokens", Value::strings(tokens.into_iter().map(|token| token.text)));
+    if let Some(scores) = scores {
+        keys.set("tokenizer.ggml.scores", Value::Array(Array::F32(scores)));
+    }
+    keys.set("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds)));
+}
+
+/// Whether an added token ought to be a control token though its file does not call it special: command-r, deepseek
+/// and gemma have such. Rule of conversion/base.py.
+fn looks_special(text: &str) -> bool {
+    const WHOLE: [&str; 4] = ["<pad>", "<mask>", "<2mass>", "[@BOS@]"];
+    const AROUND: [(&str, &str); 3] = [("<|", "|>"), ("<\u{ff5c}", "\u{ff5c}>"), ("<unused", ">")];
+    WHOLE.contains(&text) || AROUND.iter().any(|(head, tail)| text.starts_with(head) && text.ends_with(tail))
+}
+
+/// Type and text of an added token: SentencePiece's mark for a space becomes a space in those a user defined.
+fn added(text: String, special: bool) -> (TokenType, String) {
+    if special || looks_special(&text) {
+        (TokenType::Control, text)
+    } else {
+        (TokenType::UserDefined, text.replace('\u{2581}', " "))
+    }
+}
+
+#[cfg(test)]
+mod tests;

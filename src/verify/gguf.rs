@@ -1,0 +1,49 @@
+//! The lint of GGUF files, alone or in a release: whether they can be read, and what is odd about them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::{Verification, files_below};
+use crate::error::Result;
+use crate::gguf::{GgufModel, lint_model, lint_padding};
+
+/// Lints the file at `path` with all other parts of its model.
+pub(super) fn lint_lone(path: &Path, result: &mut Verification) {
+    result.notes.push("a file alone has no digests to compare with".to_owned());
+    lint(path.parent().unwrap_or(path), path, result);
+}
+
+/// Lints every GGUF file below `dir`; says whether there is one.
+pub(super) fn lint_all(dir: &Path, result: &mut Verification) -> Result<bool> {
+    let names = files_below(dir)?.into_iter().filter(|name| name.ends_with(".gguf"));
+    let mut pending: BTreeSet<PathBuf> = names.map(|name| dir.join(name)).collect();
+    let found = !pending.is_empty();
+    while let Some(path) = pending.pop_first() {
+        for part in lint(dir, &path, result) {
+            pending.remove(&part);
+        }
+    }
+    Ok(found)
+}
+
+/// Lints the model that `path` is a file of; gives its files. A file of an unreadable model is left to be tried by itself.
+fn lint(dir: &Path, path: &Path, result: &mut Verification) -> Vec<PathBuf> {
+    let model = match GgufModel::open(path) {
+        Ok(model) => model,
+        Err(error) => {
+            result.unreadable(dir, &error);
+            return Vec::new();
+        }
+    };
+    let name = |path: &Path| path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned();
+    for file in &model.files {
+        for line in lint_padding(file) {
+            result.problem(&name(file.path()), line);
+        }
+    }
+    for line in lint_model(&model) {
+        result.problem(&name(model.files[0].path()), line);
+    }
+    result.tensors += model.tensors.len();
+    model.files.iter().map(|file| file.path().to_owned()).collect()
+}
