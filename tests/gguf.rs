@@ -110,7 +110,8 @@ fn bench(llama: bool) -> Bench {
     bench
 }
 
-const EXPORT: &str = "export --merge-lora --base base --adapter adapter --pre qwen2 --gguf q4_k_m,q8_0,bf16 --max-shard 1MB";
+const EXPORT: &str =
+    "export --merge-lora --base base --adapter adapter --pre qwen2 --gguf q4_k_m,q8_0,bf16 --max-shard 1MB";
 
 /// Bytes of every tensor of a GGUF file, by name.
 fn blocks(path: &Path) -> BTreeMap<String, (TensorType, Vec<u8>)> {
@@ -140,7 +141,9 @@ fn every_type_and_the_shards_from_one_run() {
     // The number of workers and a second run change nothing; neither do the other outputs.
     bench.ok(&format!("{EXPORT} --out again --jobs 5"));
     assert!(bench.files("out") == bench.files("again"));
-    bench.ok("export --merge-lora --base base --adapter adapter --pre qwen2 --gguf Q4_K --name out --out alone --jobs 1");
+    bench.ok(
+        "export --merge-lora --base base --adapter adapter --pre qwen2 --gguf Q4_K --name out --out alone --jobs 1",
+    );
     let alone = bench.files("alone");
     assert_eq!(alone.keys().collect::<Vec<_>>(), ["SHA256SUMS", "model-Q4_K_M.gguf", "qft-manifest.json"]);
     assert!(alone["model-Q4_K_M.gguf"] == bench.files("out")["model-Q4_K_M.gguf"]);
@@ -155,7 +158,8 @@ fn directory_file_and_export_agree() {
         for kind in ["q4_k_m", "q8_0", "q3_k_l", "iq4_xs", "q5_0", "q2_k"] {
             bench.ok(&format!("gguf out --type {kind} --pre qwen2 --out direct.gguf --overwrite"));
             bench.ok(&format!("quantize direct-bf16.gguf --type {kind} --out quantized.gguf --overwrite"));
-            let [direct, quantized] = ["direct.gguf", "quantized.gguf"].map(|name| std::fs::read(bench.path(name)).unwrap());
+            let [direct, quantized] =
+                ["direct.gguf", "quantized.gguf"].map(|name| std::fs::read(bench.path(name)).unwrap());
             assert!(direct == quantized, "{kind}, llama: {llama}");
         }
         let exported = blocks(&bench.path("out/model-Q8_0.gguf"));
@@ -209,7 +213,10 @@ fn parts_are_one_model() {
     let cut = GgufModel::open(&bench.path(&parts[1])).unwrap();
     assert_eq!(whole.metadata, cut.metadata);
     assert!(whole.tensors.iter().zip(&cut.tensors).all(|(a, b)| a.bytes() == b.bytes()));
-    bench.refuses("gguf base --type bf16 --pre qwen2 --split-max-size 500KB --out cut.gguf", &["is there", "--overwrite"]);
+    bench.refuses(
+        "gguf base --type bf16 --pre qwen2 --split-max-size 500KB --out cut.gguf",
+        &["is there", "--overwrite"],
+    );
     bench.ok(&format!("quantize {} --type q8_0 --out q.gguf", parts[0]));
 }
 
@@ -242,7 +249,9 @@ fn a_dry_run_tells_every_type_and_size() {
     let plan: Value = serde_json::from_str(&said.out).unwrap();
     let file = &plan["gguf"][0]["files"][0];
     assert_eq!(file["file"], "model-Q4_K_M.gguf");
-    assert!(file["tensors"].as_array().unwrap().iter().any(|t| t["name"] == "blk.0.attn_v.weight" && t["type"] == "Q6_K"));
+    assert!(
+        file["tensors"].as_array().unwrap().iter().any(|t| t["name"] == "blk.0.attn_v.weight" && t["type"] == "Q6_K")
+    );
     assert!(!bench.path("out").exists());
     bench.ok(&format!("{EXPORT} --out out"));
     assert_eq!(std::fs::metadata(bench.path("out/model-Q4_K_M.gguf")).unwrap().len(), file["bytes"].as_u64().unwrap());

@@ -88,11 +88,8 @@ pub(super) fn of_model(
             lineage: lineage.to_vec(),
         };
         let conversion = arch::convert(files, &tensors, &wanted)?;
-        let recipe = VocabOptions {
-            pre: options.pre.as_deref(),
-            recipe: if conversion.vocabulary.sources.len() == 3 { &vocab::LLAMA } else { &vocab::QWEN },
-            vocab_size: conversion.vocabulary.size,
-        };
+        let recipe =
+            VocabOptions { pre: options.pre.as_deref(), recipe: conversion.recipe, vocab_size: conversion.vocab_size };
         let vocabulary = vocab::convert(files, &recipe)?;
         let sections = [&conversion.before_vocab, &vocabulary.keys, &conversion.after_vocab];
         let all = sections.iter().flat_map(|keys| keys.iter());

@@ -1,20 +1,20 @@
 //! GGUF, the file format of llama.cpp: reading and laying out files, naming tensors, choosing and encoding types, and
 //! the way back to a Hugging Face directory. Streams nothing; `export` does.
 
-mod cursor;
 pub mod arch;
 mod card;
+mod cursor;
 pub mod decode;
 pub mod encode;
 mod file;
 mod float16;
 pub mod imatrix;
 mod layout;
+mod lint;
 pub mod mixture;
 mod model;
-mod quality;
-mod lint;
 mod pairs;
+mod quality;
 mod read;
 mod rules;
 mod scales;
@@ -25,6 +25,7 @@ mod types;
 mod value;
 pub mod vocab;
 
+pub use card::Lineage;
 pub use file::{GgufFile, is_gguf};
 pub use layout::{Layout, TensorForm, lay_out, trimmed};
 pub use lint::{lint_model, lint_padding};

@@ -2,6 +2,7 @@
 //! how its vocabulary is made. The families themselves are one file each.
 
 use super::names::Row;
+use crate::gguf::vocab::Recipe;
 
 /// A family of models.
 #[derive(Debug, Clone, Copy)]
@@ -18,19 +19,6 @@ pub(super) struct Family {
     pub(super) generates_rope_factors: bool,
     /// The keys `vocab_size` and `rope.dimension_count` are written.
     pub(super) writes_vocab_size: bool,
-    /// Where the vocabulary comes from: the first source whose files are there.
-    pub(super) vocabulary: &'static [VocabularySource],
-    /// Changes to the vocabulary's keys.
-    pub(super) vocabulary_quirks: bool,
-}
-
-/// A way to make a vocabulary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VocabularySource {
-    /// `tokenizer.model`, a `SentencePiece` model (`_set_vocab_sentencepiece`).
-    SentencePiece,
-    /// `tokenizer.json` that holds a `SentencePiece` model: BPE with byte fallback (`_set_vocab_llama_hf`).
-    LlamaHf,
-    /// `tokenizer.json` with byte-level BPE (`_set_vocab_gpt2`).
-    ByteLevel,
+    /// How the vocabulary is made.
+    pub(super) vocabulary: &'static Recipe,
 }

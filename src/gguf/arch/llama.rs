@@ -1,7 +1,8 @@
 //! Llama and whatever has its shape: Llama 2 and 3, `SmolLM2`, and others that call themselves `LlamaForCausalLM`.
 
-use super::family::{Family, VocabularySource as V};
+use super::family::Family;
 use super::names::{Bias, Dim, Heads, Row};
+use crate::gguf::vocab;
 
 /// See the file's header.
 pub(super) const LLAMA: Family = Family {
@@ -11,8 +12,7 @@ pub(super) const LLAMA: Family = Family {
     permutes: true,
     generates_rope_factors: true,
     writes_vocab_size: true,
-    vocabulary: &[V::SentencePiece, V::LlamaHf, V::ByteLevel],
-    vocabulary_quirks: true,
+    vocabulary: &vocab::LLAMA,
 };
 
 const LAYER: &[Row] = &[

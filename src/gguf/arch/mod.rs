@@ -7,18 +7,18 @@ mod keys;
 mod llama;
 mod mistral;
 mod names;
+mod power;
 mod qwen2;
 mod qwen3;
 mod rope;
 
 use serde_json::Value as Json;
 
-pub use family::VocabularySource;
-
 use self::config::Settings;
 use self::family::Family;
 pub use super::card::Lineage;
 use super::card::{describe, lineage_keys};
+use super::vocab::Recipe;
 use super::{GgufTensor, HfTensor, Metadata, ModelFiles, Value};
 use crate::error::{Error, Result, escaped};
 
@@ -33,21 +33,6 @@ const OTHERS: [(&str, &str); 4] = [
     ("ForSequenceClassification", "a classifier"),
 ];
 
-/// Keys of the vocabulary that the converter sets behind all others, by the size of the vocabulary (`set_vocab` in
-/// conversion/llama.py): Code Llama's infilling tokens, and Granite's size, which `SmolLM2` shares.
-const VOCABULARY_QUIRKS: [(u64, &[(&str, Value)]); 2] = [
-    (
-        32_016,
-        &[
-            ("tokenizer.ggml.prefix_token_id", Value::U32(32_007)),
-            ("tokenizer.ggml.suffix_token_id", Value::U32(32_008)),
-            ("tokenizer.ggml.middle_token_id", Value::U32(32_009)),
-            ("tokenizer.ggml.eot_token_id", Value::U32(32_010)),
-        ],
-    ),
-    (49_152, &[("tokenizer.ggml.add_bos_token", Value::Bool(false))]),
-];
-
 /// What the caller decides.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Options {
@@ -59,22 +44,15 @@ pub struct Options {
     pub lineage: Vec<Lineage>,
 }
 
-/// How the vocabulary is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VocabularyPlan {
-    /// Sources to try, best first: the first whose files are there counts.
-    pub sources: &'static [VocabularySource],
-    /// Tokens of the vocabulary: it is filled up to this size.
-    pub size: usize,
-}
-
 /// The keys and tensors of a GGUF, but for the vocabulary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conversion {
     /// Keys before the vocabulary's.
     pub before_vocab: Metadata,
     /// How the vocabulary's keys are made.
-    pub vocabulary: VocabularyPlan,
+    pub recipe: &'static Recipe,
+    /// How many tokens they have.
+    pub vocab_size: usize,
     /// Keys to set behind the vocabulary's: one that is there already gets the new value in its place.
     pub after_vocab: Metadata,
     /// Tensors in the converter's order.
@@ -101,19 +79,10 @@ pub fn convert(files: &ModelFiles, tensors: &[HfTensor], options: &Options) -> R
     let described = describe(files, parameters(&placed), options.name.as_deref(), &options.lineage, &mut warnings)?;
     described.iter().for_each(|(key, value)| before_vocab.set(key, value.clone()));
     keys::write(family, &settings, options.file_type, &mut before_vocab, &mut warnings)?;
-    let size = settings.require("vocab_size")?;
+    let vocab_size = settings.require("vocab_size")? as usize;
     let mut after_vocab = Metadata::default();
-    if family.vocabulary_quirks {
-        let config = files.json("tokenizer_config.json")?;
-        if let Some(Json::Bool(add)) = config.as_ref().and_then(|config| config.get("add_prefix_space")) {
-            before_vocab.set("tokenizer.ggml.add_space_prefix", Value::Bool(*add));
-        }
-        let quirks = VOCABULARY_QUIRKS.iter().filter(|row| row.0 == size).flat_map(|row| row.1);
-        quirks.for_each(|(key, value)| after_vocab.set(key, value.clone()));
-    }
     lineage_keys(&options.lineage).iter().for_each(|(key, value)| after_vocab.set(key, value.clone()));
-    let vocabulary = VocabularyPlan { sources: family.vocabulary, size: size as usize };
-    Ok(Conversion { before_vocab, vocabulary, after_vocab, tensors: placed, warnings })
+    Ok(Conversion { before_vocab, recipe: family.vocabulary, vocab_size, after_vocab, tensors: placed, warnings })
 }
 
 /// The number of values of all tensors.

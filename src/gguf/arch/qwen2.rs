@@ -1,7 +1,8 @@
 //! Qwen2 and Qwen2.5.
 
-use super::family::{Family, VocabularySource as V};
+use super::family::Family;
 use super::names::{Bias, Dim, Row};
+use crate::gguf::vocab;
 
 /// See the file's header.
 pub(super) const QWEN2: Family = Family {
@@ -11,8 +12,7 @@ pub(super) const QWEN2: Family = Family {
     permutes: false,
     generates_rope_factors: false,
     writes_vocab_size: false,
-    vocabulary: &[V::SentencePiece, V::ByteLevel],
-    vocabulary_quirks: false,
+    vocabulary: &vocab::QWEN,
 };
 
 const LAYER: &[Row] = &[

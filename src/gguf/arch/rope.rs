@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 
 use super::config::{Settings, number};
+use super::power::powers;
 use crate::error::{Error, Result};
 use crate::gguf::{GgufTensor, Rows};
 
@@ -14,8 +15,15 @@ pub(super) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
         return Ok(None);
     }
     let get = |key: &str, default: f64| rope.get(key).map_or(Ok(default), |value| number(key, value));
+    let base = get("rope_theta", 10_000.0)? as f32;
+    // Any real base is; beyond, powers would overflow.
+    if !(1.0..1e30).contains(&base) {
+        return Err(Error::refused(
+            format!("config.json has a rope_theta of {base}"),
+            "check rope_theta in config.json",
+        ));
+    }
     let scaling = Scaling {
-        base: get("rope_theta", 10_000.0)? as f32,
         factor: get("factor", 8.0)?,
         low: get("low_freq_factor", 1.0)?,
         high: get("high_freq_factor", 4.0)?,
@@ -26,7 +34,8 @@ pub(super) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
     if dim > 1 << 20 {
         return Err(Error::refused(format!("config.json has heads of {dim} values"), "check head_dim in config.json"));
     }
-    let values: Vec<f32> = (0..dim).step_by(2).map(|i| scaling.factor(i as f32 / dim as f32)).collect();
+    let exponents: Vec<f32> = (0..dim).step_by(2).map(|i| i as f32 / dim as f32).collect();
+    let values: Vec<f32> = powers(base, &exponents).into_iter().map(|power| scaling.factor(power)).collect();
     Ok(Some(GgufTensor {
         name: "rope_freqs.weight".to_owned(),
         shape: vec![values.len()],
@@ -36,7 +45,6 @@ pub(super) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
 }
 
 struct Scaling {
-    base: f32,
     factor: f64,
     low: f64,
     high: f64,
@@ -44,10 +52,10 @@ struct Scaling {
 }
 
 impl Scaling {
-    /// The factor of the frequency `base ^ -exponent`.
-    fn factor(&self, exponent: f32) -> f32 {
+    /// The factor of the frequency `1 / power`.
+    fn factor(&self, power: f32) -> f32 {
         // A number over a tensor is its reciprocal times the number, in PyTorch.
-        let frequency = 1.0 / power(self.base, exponent);
+        let frequency = 1.0 / power;
         let wave = (1.0 / frequency) * (2.0 * std::f64::consts::PI) as f32;
         if wave < (self.length / self.high) as f32 {
             1.0
@@ -58,9 +66,4 @@ impl Scaling {
             1.0 / ((1.0 - smooth) / self.factor as f32 + smooth)
         }
     }
-}
-
-/// `base ^ exponent`, rounded to f32.
-fn power(base: f32, exponent: f32) -> f32 {
-    f64::from(base).powf(f64::from(exponent)) as f32
 }

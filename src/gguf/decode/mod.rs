@@ -8,6 +8,8 @@ mod kquant;
 mod plain;
 mod ternary;
 
+pub(in crate::gguf) use classic::IQ4_VALUES;
+
 use super::TensorType;
 use super::float16::f16_to_f32;
 
@@ -100,4 +102,63 @@ fn word(block: &[u8], at: usize) -> u16 {
 /// The little-endian u32 at byte `at` of a block.
 fn double(block: &[u8], at: usize) -> u32 {
     u32::from(word(block, at)) | u32::from(word(block, at + 2)) << 16
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    /// As `random_bytes` in fixtures/make_decoded.py.
+    fn random_bytes(count: usize) -> Vec<u8> {
+        let mut state = 0u64;
+        let mut next = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ z >> 31
+        };
+        let mut bytes: Vec<u8> = (0..count.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect();
+        bytes.truncate(count);
+        bytes
+    }
+
+    #[test]
+    fn random_blocks_decode_as_llama_cpp_decodes_them() {
+        const BLOCKS: usize = 1024;
+        let digests = include_str!("../../../fixtures/decoded/digests.txt");
+        for line in digests.lines() {
+            let (name, expected) = line.split_once(' ').unwrap();
+            let kind: TensorType = name.parse().unwrap();
+            let mut values = vec![0.0; BLOCKS * kind.block_len()];
+            decode(kind, &random_bytes(BLOCKS * kind.block_bytes()), &mut values);
+            let digest = values.iter().fold(Sha256::new(), |digest, v| {
+                digest.chain_update((if v.is_nan() { 0x7fc0_0000 } else { v.to_bits() }).to_le_bytes())
+            });
+            let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(digest, expected, "{name}");
+        }
+        assert_eq!(digests.lines().count(), 26);
+    }
+
+    #[test]
+    fn plain_numbers_are_rounded_to_f32() {
+        let decoded = |kind, bytes: &[u8]| {
+            let mut out = [0.0];
+            decode(kind, bytes, &mut out);
+            out[0]
+        };
+        assert_eq!(decoded(TensorType::I8, &[0xfe]), -2.0);
+        assert_eq!(decoded(TensorType::I16, &(-300i16).to_le_bytes()), -300.0);
+        assert_eq!(decoded(TensorType::I32, &16_777_217i32.to_le_bytes()), 16_777_216.0);
+        assert_eq!(decoded(TensorType::I64, &i64::MIN.to_le_bytes()), -9_223_372_036_854_775_808.0);
+        assert_eq!(decoded(TensorType::F64, &0.1f64.to_le_bytes()), 0.1);
+        assert_eq!(decoded(TensorType::BF16, &[0x80, 0xbf]), -1.0);
+    }
+
+    #[test]
+    fn every_type_has_a_decoder() {
+        assert!(TensorType::all().all(can_decode));
+    }
 }

@@ -1,9 +1,12 @@
 //! Encoding rows of floats as blocks, byte for byte as llama.cpp's reference code does. Knows no GGUF file.
 
+mod classic;
+mod iq4;
+mod k;
+
 mod plain;
 mod q8;
 mod vector;
-mod k;
 
 use super::TensorType;
 use crate::merge::Vector;
@@ -17,11 +20,17 @@ const ENCODERS: &[(TensorType, Encoder)] = &[
     (TensorType::F16, plain::f16),
     (TensorType::BF16, plain::bf16),
     (TensorType::Q8_0, q8::q8_0),
-    (TensorType::Q2_K, |_, x, columns, qw, out| k::encode(TensorType::Q2_K, x, columns, qw, out)),
-    (TensorType::Q3_K, |_, x, columns, qw, out| k::encode(TensorType::Q3_K, x, columns, qw, out)),
-    (TensorType::Q4_K, |_, x, columns, qw, out| k::encode(TensorType::Q4_K, x, columns, qw, out)),
-    (TensorType::Q5_K, |_, x, columns, qw, out| k::encode(TensorType::Q5_K, x, columns, qw, out)),
-    (TensorType::Q6_K, |_, x, columns, qw, out| k::encode(TensorType::Q6_K, x, columns, qw, out)),
+    (TensorType::Q4_0, classic::q4_0),
+    (TensorType::Q4_1, classic::q4_1),
+    (TensorType::Q5_0, classic::q5_0),
+    (TensorType::Q5_1, classic::q5_1),
+    (TensorType::IQ4_NL, iq4::iq4_nl),
+    (TensorType::IQ4_XS, iq4::iq4_xs),
+    (TensorType::Q2_K, k::q2_k),
+    (TensorType::Q3_K, k::q3_k),
+    (TensorType::Q4_K, k::q4_k),
+    (TensorType::Q5_K, k::q5_k),
+    (TensorType::Q6_K, k::q6_k),
 ];
 
 fn encoder(kind: TensorType) -> Option<Encoder> {

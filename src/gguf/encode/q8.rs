@@ -32,17 +32,24 @@ fn block(values: &[f32; 32], out: &mut [u8; 34]) {
     let scale = f32::from_bits(largest) / 127.0;
     // Where the scale is so small that its inverse overflows, C's conversions of infinite values make codes of 0.
     let inverse = 1.0 / scale;
-    let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-    out[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
-    for (value, code) in values.iter().zip(&mut out[2..]) {
-        *code = round(value * inverse).cast_unsigned();
+    let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
+    let mut codes = [0; 32];
+    for (value, code) in values.iter().zip(&mut codes) {
+        *code = round(value * inverse);
     }
+    out[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
+    out[2..].copy_from_slice(&codes);
 }
 
-/// Rounds to the nearest integer, ties away from zero, a value within the range.
+/// Rounds a value within the range to the nearest integer, ties away from zero.
 #[inline(always)]
-fn round(value: f32) -> i8 {
-    // The float below a half: a half itself would carry the float below a tie over it.
-    const HALF: f32 = 0.5f32.next_down();
-    (value + HALF.copysign(value)) as i32 as i8
+fn round(value: f32) -> u8 {
+    // Conversions of floats to integers would saturate, one by one. The sum with this number has the integer, ties
+    // to even, in its last bits.
+    const MAGIC: f32 = 12_582_912.0;
+    let rounded = value + MAGIC;
+    let rest = value - (rounded - MAGIC);
+    let half = 0.5f32.copysign(value);
+    let rounded = if rest.to_bits() == half.to_bits() { rounded + (half + half) } else { rounded };
+    rounded.to_bits() as u8
 }

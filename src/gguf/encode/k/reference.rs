@@ -261,7 +261,7 @@ fn encode_q4_k_or_q5_k(kind: &Affine, x: &[f32], importance: Option<&[f32]>, out
     }
     let d = store_f16(d, &mut out[..2]);
     let m = store_f16(m, &mut out[2..4]);
-    superblock::pack_pairs(scales, mins, &mut out[4..16]);
+    superblock::pack_pairs(&scales, &mins, &mut out[4..16]);
     for j in 0..8 {
         let (scale, min) = superblock::unpack_pair(&out[4..16], j);
         let (scale, min) = (d * f32::from(scale), m * f32::from(min));

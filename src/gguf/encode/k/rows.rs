@@ -1,0 +1,105 @@
+//! Rows as batches of super-blocks, and what every K type does with one: importance weights and the last rounding.
+
+#![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
+
+use super::lanes::{Lanes, code, load};
+use super::superblock::LEN;
+
+/// Whole rows to encode, and where to.
+pub(super) struct Rows<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) columns: usize,
+    pub(super) importance: Option<&'a [f32]>,
+    pub(super) out: &'a mut [u8],
+}
+
+/// Up to `N` super-blocks in a row of memory.
+pub(super) struct Batch<'a> {
+    pub(super) values: &'a [f32],
+    /// Place of the first value in the rows.
+    start: usize,
+    columns: usize,
+    importance: &'a [f32],
+}
+
+impl Rows<'_> {
+    /// Batch `index` of `N` super-blocks of `bytes` bytes, and the bytes to write; `None` after the last.
+    #[inline(always)]
+    pub(super) fn batch<const N: usize>(&mut self, index: usize, bytes: usize) -> Option<(Batch<'_>, &mut [u8])> {
+        let values = self.values.chunks(N * LEN).nth(index)?;
+        let out = self.out.chunks_mut(N * bytes).nth(index)?;
+        let importance = self.importance.unwrap_or_default();
+        Some((Batch { values, start: index * N * LEN, columns: self.columns, importance }, out))
+    }
+}
+
+impl Batch<'_> {
+    /// Number of sub-blocks of `S` values.
+    pub(super) fn runs<const S: usize>(&self) -> usize {
+        self.values.len() / S
+    }
+
+    /// `N` sub-blocks from sub-block `first` on, one a lane.
+    #[inline(always)]
+    pub(super) fn load<const N: usize, const S: usize>(&self, first: usize) -> [Lanes<N>; S] {
+        load(&self.values[first * S..])
+    }
+
+    /// Importance of the values that [`Self::load`] gives.
+    #[inline(always)]
+    pub(super) fn load_importance<const N: usize, const S: usize>(&self, first: usize) -> [Lanes<N>; S] {
+        let mut out = [Lanes::ZERO; S];
+        for l in 0..N.min(self.runs::<S>() - first) {
+            let column = (self.start + (first + l) * S) % self.columns;
+            let run = &self.importance[column..column + S];
+            for i in 0..S {
+                out[i].0[l] = run[i];
+            }
+        }
+        out
+    }
+
+    /// `squares` times the mean square of every super-block, summed in order.
+    #[inline(always)]
+    pub(super) fn mean_squares<const N: usize>(&self, squares: f32) -> Lanes<N> {
+        let mut sum = Lanes::<N>::ZERO;
+        let mut blocks: [&[f32]; N] = [&[0.0; LEN]; N];
+        for (block, values) in blocks.iter_mut().zip(self.values.chunks_exact(LEN)) {
+            *block = values;
+        }
+        for i in 0..LEN {
+            for l in 0..N {
+                let x = blocks[l][i];
+                sum.0[l] += x * x;
+            }
+        }
+        Lanes::splat(squares) * sum / Lanes::splat(LEN as f32)
+    }
+
+    /// The weights that importance gives: `qw * sqrt(sigma2 + x^2)`, with `sigma2` of [`Self::mean_squares`].
+    #[inline(always)]
+    pub(super) fn weights<const N: usize, const S: usize>(
+        &self,
+        first: usize,
+        x: &[Lanes<N>; S],
+        mean_squares: &Lanes<N>,
+    ) -> [Lanes<N>; S] {
+        let mut sigma2 = Lanes::<N>::ZERO;
+        for l in 0..N.min(self.runs::<S>() - first) {
+            sigma2.0[l] = mean_squares.0[(first + l) * S / LEN];
+        }
+        let mut w = self.load_importance(first);
+        for i in 0..S {
+            w[i] = w[i] * (sigma2 + x[i] * x[i]).sqrt();
+        }
+        w
+    }
+}
+
+/// Codes of a sub-block once its scale is stored, `low` being code 0.
+#[inline(always)]
+pub(super) fn requantize(x: &[f32], scale: f32, min: f32, low: f32, high: f32, codes: &mut [u8]) {
+    for (out, x) in codes.iter_mut().zip(x) {
+        *out = code((x + min) / scale, low, high);
+    }
+}
