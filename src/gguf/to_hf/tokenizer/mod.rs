@@ -57,7 +57,7 @@ struct Kind {
 }
 
 /// All files of the tokenizer.
-pub(super) fn files(metadata: &Metadata, rows: usize, context: usize) -> Result<Vec<Text>> {
+pub(super) fn files(metadata: &Metadata, rows: u64, context: u64) -> Result<Vec<Text>> {
     let vocabulary = Vocabulary::read(metadata, rows)?;
     let model = metadata.get("tokenizer.ggml.model").and_then(GgufValue::as_str);
     let kind = match model {
