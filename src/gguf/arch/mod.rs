@@ -1,6 +1,7 @@
 //! From a Hugging Face model to the keys and tensors of a GGUF, as `convert_hf_to_gguf.py` makes them: one file a family,
 //! found by `architectures` of config.json. The vocabulary's own keys are made elsewhere.
 
+pub(in crate::gguf) mod back;
 mod config;
 mod family;
 mod keys;
@@ -16,6 +17,7 @@ use serde_json::Value as Json;
 
 use self::config::Settings;
 use self::family::Family;
+pub(in crate::gguf) use self::names::Sizes;
 pub use super::card::Lineage;
 use super::card::{describe, lineage_keys};
 use super::vocab::Recipe;

@@ -48,12 +48,12 @@ pub(super) enum Heads {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     theirs: &'static str,
-    ours: &'static str,
-    shape: [Dim; 2],
-    axes: usize,
-    bias: Bias,
-    heads: Heads,
-    must: bool,
+    pub(super) ours: &'static str,
+    pub(super) shape: [Dim; 2],
+    pub(super) axes: usize,
+    pub(super) bias: Bias,
+    pub(super) heads: Heads,
+    pub(super) must: bool,
 }
 
 impl Row {
@@ -75,10 +75,30 @@ impl Row {
     const fn optional(self) -> Self {
         Self { must: false, ..self }
     }
+
+    /// Its name in the GGUF, in a layer or outside.
+    pub(super) fn our_name(&self, layer: Option<u64>, bias: bool) -> String {
+        let ending = ending(bias);
+        layer.map_or_else(|| format!("{}.{ending}", self.ours), |layer| format!("blk.{layer}.{}.{ending}", self.ours))
+    }
+
+    /// Its name in the Hugging Face model.
+    pub(super) fn their_name(&self, layer: Option<u64>, bias: bool) -> String {
+        let (theirs, ending) = (self.theirs, ending(bias));
+        match layer {
+            Some(layer) => format!("model.layers.{layer}.{theirs}.{ending}"),
+            None if theirs == "lm_head" => format!("{theirs}.{ending}"),
+            None => format!("model.{theirs}.{ending}"),
+        }
+    }
+}
+
+fn ending(bias: bool) -> &'static str {
+    if bias { "bias" } else { "weight" }
 }
 
 /// Tensors outside the layers.
-const OUTSIDE: [Row; 3] = [
+pub(super) const OUTSIDE: [Row; 3] = [
     Row::linear("embed_tokens", "token_embd", [Dim::Vocab, Dim::Width], Bias::Never),
     Row::norm("norm", "output_norm", Dim::Width),
     // Absent where the embedding serves as the output too.
@@ -88,15 +108,16 @@ const OUTSIDE: [Row; 3] = [
 /// Endings of tensors that the converter leaves out as well: they are computed or constant.
 const LEFT_OUT: [&str; 3] = [".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
 
-/// The sizes that shapes are made of.
-struct Sizes {
-    vocab: u64,
-    width: u64,
-    hidden: u64,
-    query_heads: u64,
-    key_heads: u64,
-    head: u64,
-    layers: u64,
+/// The sizes that shapes are made of, each below 2^32.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::gguf) struct Sizes {
+    pub(in crate::gguf) vocab: u64,
+    pub(in crate::gguf) width: u64,
+    pub(in crate::gguf) hidden: u64,
+    pub(in crate::gguf) query_heads: u64,
+    pub(in crate::gguf) key_heads: u64,
+    pub(in crate::gguf) head: u64,
+    pub(in crate::gguf) layers: u64,
 }
 
 impl Sizes {
@@ -115,7 +136,7 @@ impl Sizes {
     }
 
     /// Every factor is below 2^32, so no product overflows.
-    fn size(&self, dim: Dim) -> u64 {
+    pub(super) fn size(&self, dim: Dim) -> u64 {
         match dim {
             Dim::Vocab => self.vocab,
             Dim::Width => self.width,
@@ -157,11 +178,7 @@ impl Place {
 
     /// Its name in the GGUF.
     fn name(&self) -> String {
-        let ending = if self.bias { "bias" } else { "weight" };
-        match self.layer {
-            Some(layer) => format!("blk.{layer}.{}.{ending}", self.row.ours),
-            None => format!("{}.{ending}", self.row.ours),
-        }
+        self.row.our_name(self.layer, self.bias)
     }
 }
 
@@ -240,7 +257,7 @@ fn check(place: &Place, tensor: &HfTensor, sizes: &Sizes) -> Result<()> {
 }
 
 /// Most names that a message lists.
-const LISTED: usize = 8;
+pub(super) const LISTED: usize = 8;
 
 fn list(names: &[&str]) -> String {
     let mut text = names.iter().take(LISTED).map(|name| escaped(name)).collect::<Vec<_>>().join(", ");

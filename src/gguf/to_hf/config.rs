@@ -1,34 +1,31 @@
-//! config.json and generation_config.json from the metadata of a GGUF file. Rotary scaling is in `rope`.
+//! config.json and `generation_config.json` from the metadata of a GGUF file. Rotary scaling is in `rope`.
 
 use serde_json::{Map, Value, json};
 
-use super::family::{Axis, Family};
 use crate::error::{Error, Result, escaped};
+use crate::gguf::arch::Sizes;
+use crate::gguf::arch::back::{Back, Switch};
 use crate::gguf::{Metadata, Value as GgufValue};
 
 const REMEDY: &str = "the file is incomplete: download or convert the model again";
 
 /// The sizes of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Sizes {
-    pub(super) vocabulary: usize,
-    pub(super) layers: usize,
-    pub(super) context: usize,
-    pub(super) hidden: usize,
-    pub(super) inner: usize,
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head: usize,
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    /// Those that tensors have.
+    pub(super) sizes: Sizes,
+    /// The longest context.
+    pub(super) context: u64,
     /// Whether the file states the size of a head, rather than leaving it to be worked out.
     head_stated: bool,
 }
 
-impl Sizes {
+impl Shape {
     /// Reads them. The rows of the embeddings are the vocabulary.
-    pub(super) fn read(metadata: &Metadata, vocabulary: usize) -> Result<Self> {
+    pub(super) fn read(metadata: &Metadata, vocab: u64) -> Result<Self> {
         let optional = |key: &str| match metadata.of_architecture(key) {
             None => Ok(None),
-            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0) {
+            Some(value) => match value.as_u64().filter(|n| *n > 0 && u32::try_from(*n).is_ok()) {
                 Some(size) => Ok(Some(size)),
                 None => Err(Error::refused(
                     format!("the model's {key} is no size: {:.60}", format!("{value:?}")),
@@ -38,13 +35,12 @@ impl Sizes {
         };
         let size =
             |key: &str| optional(key)?.ok_or_else(|| Error::refused(format!("the model states no {key}"), REMEDY));
-        let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
-        let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
+        let (width, query_heads) = (size("embedding_length")?, size("attention.head_count")?);
+        let key_heads = optional("attention.head_count_kv")?.unwrap_or(query_heads);
         let (key, rotated) = (optional("attention.key_length")?, optional("rope.dimension_count")?);
-        let head = key.or(rotated).unwrap_or(hidden / heads);
-        for (name, length) in
-            [("rope.dimension_count", rotated), ("attention.value_length", optional("attention.value_length")?)]
-        {
+        let head = key.or(rotated).unwrap_or(width / query_heads);
+        let value = optional("attention.value_length")?;
+        for (name, length) in [("rope.dimension_count", rotated), ("attention.value_length", value)] {
             if let Some(length) = length.filter(|length| *length != head) {
                 return Err(Error::refused(
                     format!("the model's {name} is {length}, and its heads have {head} columns"),
@@ -52,46 +48,29 @@ impl Sizes {
                 ));
             }
         }
-        if head == 0 || !head.is_multiple_of(2) || !heads.is_multiple_of(kv_heads) || heads.checked_mul(head).is_none()
-        {
+        if head == 0 || !head.is_multiple_of(2) || !query_heads.is_multiple_of(key_heads) {
             return Err(Error::refused(
-                format!("the model can't have {heads} heads of {head} columns and {kv_heads} key-value heads"),
+                format!("the model can't have {query_heads} heads of {head} columns and {key_heads} key-value heads"),
                 REMEDY,
             ));
         }
+        let (layers, hidden) = (size("block_count")?, size("feed_forward_length")?);
         Ok(Self {
-            vocabulary,
-            layers: size("block_count")?,
+            sizes: Sizes { vocab, width, hidden, query_heads, key_heads, head, layers },
             context: size("context_length")?,
-            hidden,
-            inner: size("feed_forward_length")?,
-            heads,
-            kv_heads,
-            head,
             head_stated: key.or(rotated).is_some(),
         })
-    }
-
-    pub(super) fn axis(&self, axis: Axis) -> usize {
-        match axis {
-            Axis::Vocabulary => self.vocabulary,
-            Axis::Hidden => self.hidden,
-            Axis::Inner => self.inner,
-            Axis::Queries => self.heads * self.head,
-            Axis::Keys => self.kv_heads * self.head,
-            Axis::Head => self.head,
-        }
     }
 }
 
 /// What config.json says beside the sizes.
 pub(super) struct Facts<'a> {
-    pub(super) family: &'static Family,
-    pub(super) sizes: &'a Sizes,
+    pub(super) family: Back,
+    pub(super) shape: &'a Shape,
     /// Whether embeddings and head are one.
     pub(super) tied: bool,
-    /// Choices of the family: biases.
-    pub(super) choices: &'a [(&'static str, bool)],
+    /// Switches of the family: biases.
+    pub(super) switches: &'a [Switch],
     /// Base of the rotary frequencies.
     pub(super) theta: Value,
     /// `rope_scaling`.
@@ -100,40 +79,40 @@ pub(super) struct Facts<'a> {
     pub(super) dtype: &'static str,
 }
 
-/// The ids that config.json and generation_config.json have, where the file has them.
+/// The ids that config.json and `generation_config.json` have, where the file has them.
 const IDS: [(&str, &str); 3] =
     [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("pad_token_id", "padding_token_id")];
 
 /// The text of config.json. The names are those that every version of transformers reads: `rope_theta`,
 /// `rope_scaling`, `torch_dtype`.
 pub(super) fn config(metadata: &Metadata, facts: &Facts<'_>) -> Result<String> {
-    let sizes = facts.sizes;
+    let sizes = &facts.shape.sizes;
     let epsilon = metadata
         .of_architecture("attention.layer_norm_rms_epsilon")
         .and_then(decimal)
         .ok_or_else(|| Error::refused("the model states no attention.layer_norm_rms_epsilon", REMEDY))?;
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
-    set("architectures", json!([facts.family.class]));
-    set("model_type", json!(facts.family.model_type));
-    set("vocab_size", json!(sizes.vocabulary));
-    set("hidden_size", json!(sizes.hidden));
-    set("intermediate_size", json!(sizes.inner));
+    set("architectures", json!([facts.family.class()]));
+    set("model_type", json!(facts.family.model_type()));
+    set("vocab_size", json!(sizes.vocab));
+    set("hidden_size", json!(sizes.width));
+    set("intermediate_size", json!(sizes.hidden));
     set("num_hidden_layers", json!(sizes.layers));
-    set("num_attention_heads", json!(sizes.heads));
-    set("num_key_value_heads", json!(sizes.kv_heads));
-    if sizes.head_stated || sizes.head * sizes.heads != sizes.hidden {
+    set("num_attention_heads", json!(sizes.query_heads));
+    set("num_key_value_heads", json!(sizes.key_heads));
+    if facts.shape.head_stated || sizes.head * sizes.query_heads != sizes.width {
         set("head_dim", json!(sizes.head));
     }
-    set("max_position_embeddings", json!(sizes.context));
+    set("max_position_embeddings", json!(facts.shape.context));
     set("hidden_act", json!("silu"));
     set("rms_norm_eps", epsilon);
     set("rope_theta", facts.theta.clone());
     if let Some(scaling) = &facts.scaling {
         set("rope_scaling", scaling.clone());
     }
-    for (choice, chosen) in facts.choices {
-        set(choice, json!(chosen));
+    for (switch, on) in facts.switches {
+        set(switch, json!(on));
     }
     set("tie_word_embeddings", json!(facts.tied));
     for (key, value) in ids(metadata) {
@@ -154,7 +133,7 @@ pub(super) fn token_id(metadata: &Metadata, key: &str) -> Option<u64> {
     metadata.get(&format!("tokenizer.ggml.{key}"))?.as_u64().filter(|id| *id < tokens as u64)
 }
 
-/// Settings of sampling: in the file, in generation_config.json.
+/// Settings of sampling: in the file, in `generation_config.json`.
 const SAMPLING: [(&str, &str); 5] = [
     ("top_k", "top_k"),
     ("top_p", "top_p"),
@@ -163,7 +142,7 @@ const SAMPLING: [(&str, &str); 5] = [
     ("penalty_repeat", "repetition_penalty"),
 ];
 
-/// The text of generation_config.json: ids, where several tokens end a turn all of them, and how to sample.
+/// The text of `generation_config.json`: ids, where several tokens end a turn all of them, and how to sample.
 pub(super) fn generation_config(metadata: &Metadata) -> String {
     let mut config = Map::new();
     for (key, id) in ids(metadata) {

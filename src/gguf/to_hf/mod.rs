@@ -2,9 +2,10 @@
 //! alone, and refuses whatever it can't carry over; writing it is in `run`.
 
 mod config;
-mod family;
 mod rope;
 mod run;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod values;
 
@@ -16,12 +17,12 @@ pub use values::GgufSource;
 use crate::checkpoint::{Companion, tokenizer_files};
 use crate::error::{Error, Result, escaped};
 use crate::export::{self, OutputTensor, Shard};
-use crate::gguf::{GgufModel, decode};
+use crate::gguf::arch::back::{Back, EMBEDDINGS, Found, HEAD, ROPE_FREQS};
+use crate::gguf::{GgufModel, ModelTensor, decode};
 use crate::merge::Float;
 use crate::size::ByteSize;
 use crate::stream::check_destination;
-use config::{Facts, Sizes};
-use family::{Family, Found, OUTPUT, ROPE_FREQS};
+use config::{Facts, Shape};
 
 /// What the user chose.
 #[derive(Debug, Clone)]
@@ -64,22 +65,22 @@ impl ToHfPlan {
             model.files.iter().map(|file| file.path()).chain(options.tokenizer.as_deref()).collect();
         check_destination(out, &paths, options.overwrite)?;
         let metadata = &model.metadata;
-        let family = Family::of(metadata.architecture().unwrap_or("none"))?;
+        let family = Back::of(metadata.architecture().unwrap_or("none"))?;
         let embeddings =
             model.tensor("token_embd.weight").map_or(0, |tensor| tensor.info().shape.first().copied().unwrap_or(0));
-        let sizes = Sizes::read(metadata, embeddings)?;
-        let (mut found, choices) = family.name_tensors(&model, &sizes)?;
-        let tied = tie(&mut found, &model, options.tie);
+        let shape = Shape::read(metadata, embeddings as u64)?;
+        let (mut found, switches) = family.name_tensors(&model, &shape.sizes)?;
+        let tied = tie(&mut found, options.tie);
         let factors = model.tensor(ROPE_FREQS).map(readable_factors).transpose()?;
         let (scaling, mut warnings) = {
-            let (scaling, warning) = rope::scaling(metadata, factors.as_deref(), sizes.head, sizes.context)?;
+            let (scaling, warning) = rope::scaling(metadata, factors.as_deref(), shape.sizes.head, shape.context)?;
             (scaling, Vec::from_iter(warning))
         };
         let facts = Facts {
             family,
-            sizes: &sizes,
+            shape: &shape,
             tied,
-            choices: &choices,
+            switches: &switches,
             theta: rope::theta(metadata),
             scaling,
             dtype: options.dtype.config_name(),
@@ -91,7 +92,7 @@ impl ToHfPlan {
         let companions = if let Some(dir) = &options.tokenizer {
             tokenizer_files(dir)?
         } else {
-            texts.extend(tokenizer::files(metadata, sizes.vocabulary, sizes.context)?);
+            texts.extend(tokenizer::files(metadata, shape.sizes.vocab, shape.context)?);
             Vec::new()
         };
         let unused = config::unused_keys(metadata);
@@ -118,19 +119,19 @@ impl ToHfPlan {
 
 /// Whether embeddings and head are one: where there is no head, or where the user wants its weight for both, since
 /// quantizers give it more bits.
-fn tie(found: &mut Vec<Found>, model: &GgufModel, wanted: bool) -> bool {
-    let Some(head) = found.iter().position(|tensor| model.tensors[tensor.index].info().name == OUTPUT) else {
+fn tie(found: &mut Vec<Found>, wanted: bool) -> bool {
+    let Some(head) = found.iter().position(|tensor| tensor.name == HEAD) else {
         return true;
     };
     if wanted {
         let Found { index, .. } = found.remove(head);
-        found.iter_mut().filter(|tensor| tensor.name == family::EMBEDDINGS).for_each(|tensor| tensor.index = index);
+        found.iter_mut().filter(|tensor| tensor.name == EMBEDDINGS).for_each(|tensor| tensor.index = index);
     }
     wanted
 }
 
 /// The factors of the rotary frequencies.
-fn readable_factors(tensor: &crate::gguf::ModelTensor) -> Result<Vec<f32>> {
+fn readable_factors(tensor: &ModelTensor) -> Result<Vec<f32>> {
     if decode::can_decode(tensor.info().kind) {
         return Ok(GgufSource::all(tensor));
     }

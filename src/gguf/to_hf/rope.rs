@@ -30,8 +30,8 @@ pub(super) fn theta(metadata: &Metadata) -> Value {
 pub(super) fn scaling(
     metadata: &Metadata,
     factors: Option<&[f32]>,
-    head: usize,
-    context: usize,
+    head: u64,
+    context: u64,
 ) -> Result<(Option<Value>, Option<String>)> {
     let keyed = keyed(metadata)?;
     let Some(factors) = factors.filter(|factors| factors.iter().any(|factor| (*factor - 1.0).abs() > 0.0)) else {
@@ -43,7 +43,7 @@ pub(super) fn scaling(
             "transformers has no such scaling: use the original model",
         ));
     }
-    if factors.len() != head / 2 || !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+    if factors.len() as u64 != head / 2 || !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
         return Err(Error::refused(
             format!(
                 "rope_freqs.weight has {} factors or broken ones; heads of {head} columns need {}",
@@ -141,7 +141,7 @@ impl Llama3 {
         let offset = slope * last.1 - share(*last.0);
         let high = ((1.0 + offset) / offset * 1000.0).round() / 1000.0;
         let original = (slope * (high - 1.0)).round();
-        let sound = high > 1.0 && original >= 1.0 && original < 1e12;
+        let sound = high > 1.0 && (1.0..1e12).contains(&original);
         sound.then_some(Self { factor, low: 1.0, high, original })
     }
 
@@ -163,7 +163,7 @@ impl Llama3 {
             "factor": shortest(self.factor)?,
             "low_freq_factor": self.low,
             "high_freq_factor": self.high,
-            "original_max_position_embeddings": self.original as u64,
+            "original_max_position_embeddings": self.original as i64,
         }))
     }
 }
@@ -191,7 +191,7 @@ mod tests {
             [(8.0, 4.0, 8192.0, 128), (32.0, 4.0, 8192.0, 64), (4.0, 8.0, 4096.0, 128), (2.5, 3.0, 1024.0, 64)]
         {
             let made = Llama3 { factor, low: 1.0, high, original };
-            let values: Vec<f32> = made.factors(head / 2, 500_000.0).iter().map(|v| *v as f32).collect();
+            let values: Vec<f32> = made.factors(head as usize / 2, 500_000.0).iter().map(|v| *v as f32).collect();
             assert_eq!(Llama3::recover(&values, 500_000.0), Some(made));
             let (found, warning) = scaling(&metadata, Some(&values), head, 4096).unwrap();
             assert_eq!((&found.unwrap()["rope_type"], warning), (&json!("llama3"), None));

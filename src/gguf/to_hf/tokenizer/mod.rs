@@ -1,4 +1,4 @@
-//! The tokenizer's files, from the `tokenizer.*` metadata of a GGUF file: tokenizer.json, tokenizer_config.json, chat
+//! The tokenizer's files, from the `tokenizer.*` metadata of a GGUF file: tokenizer.json, `tokenizer_config.json`, chat
 //! templates, and for SentencePiece vocabularies tokenizer.model. What differs between the two kinds of vocabulary is
 //! in `byte_level` and `sentencepiece`.
 
@@ -22,7 +22,7 @@ pub(super) const REMEDY: &str = "name a directory with the model's tokenizer by 
 /// A file's name and bytes.
 pub(super) type Text = (String, Vec<u8>);
 
-/// Special tokens: their name in tokenizer_config.json, and the key of their id.
+/// Special tokens: their name in `tokenizer_config.json`, and the key of their id.
 const SPECIAL: [(&str, &str); 7] = [
     ("bos_token", "bos_token_id"),
     ("eos_token", "eos_token_id"),
@@ -32,6 +32,15 @@ const SPECIAL: [(&str, &str); 7] = [
     ("cls_token", "cls_token_id"),
     ("mask_token", "mask_token_id"),
 ];
+
+/// A special token.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Special<'a> {
+    /// Its name in `tokenizer_config.json`.
+    name: &'static str,
+    id: u64,
+    text: &'a str,
+}
 
 /// What llama.cpp assumes of a SentencePiece vocabulary that does not say.
 const SENTENCEPIECE_IDS: [(&str, u64); 3] = [("bos_token", 1), ("eos_token", 2), ("unk_token", 0)];
@@ -48,7 +57,7 @@ struct Kind {
 }
 
 /// All files of the tokenizer.
-pub(super) fn files(metadata: &Metadata, rows: usize, context: usize) -> Result<Vec<Text>> {
+pub(super) fn files(metadata: &Metadata, rows: u64, context: u64) -> Result<Vec<Text>> {
     let vocabulary = Vocabulary::read(metadata, rows)?;
     let model = metadata.get("tokenizer.ggml.model").and_then(GgufValue::as_str);
     let kind = match model {
@@ -63,14 +72,14 @@ pub(super) fn files(metadata: &Metadata, rows: usize, context: usize) -> Result<
     let flag = |key: &str| metadata.get(&format!("tokenizer.ggml.{key}")).and_then(GgufValue::as_bool);
     let stated = (flag("add_bos_token"), flag("add_eos_token"));
     let adds = (stated.0.unwrap_or(kind.adds.0), stated.1.unwrap_or(kind.adds.1));
-    let token = |name: &str| special.iter().find(|row| row.0 == name).map(|row| (row.1, row.2));
-    let ends = (token("bos_token").filter(|_| adds.0), token("eos_token").filter(|_| adds.1));
+    let token = |name: &str| special.iter().find(|token| token.name == name).copied();
+    let (first, last) = (token("bos_token").filter(|_| adds.0), token("eos_token").filter(|_| adds.1));
 
     let mut config = Map::new();
     config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
     config.insert("model_max_length".to_owned(), json!(context));
     config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
-    for (name, _, text) in &special {
+    for Special { name, text, .. } in &special {
         config.insert((*name).to_owned(), json!(text));
     }
     if kind.sentencepiece || stated.0.is_some() {
@@ -78,6 +87,9 @@ pub(super) fn files(metadata: &Metadata, rows: usize, context: usize) -> Result<
     }
     if kind.sentencepiece || stated.1.is_some() {
         config.insert("add_eos_token".to_owned(), json!(adds.1));
+    }
+    if let Some(prefix) = flag("add_space_prefix") {
+        config.insert("add_prefix_space".to_owned(), json!(prefix));
     }
     let mut files = Vec::new();
     if kind.sentencepiece {
@@ -93,7 +105,7 @@ pub(super) fn files(metadata: &Metadata, rows: usize, context: usize) -> Result<
     for key in ["normalizer", "pre_tokenizer"] {
         tokenizer.insert(key.to_owned(), parts.remove(key).unwrap_or(Value::Null));
     }
-    tokenizer.insert("post_processor".to_owned(), post_processor(kind.processor, ends));
+    tokenizer.insert("post_processor".to_owned(), post_processor(kind.processor, first, last));
     for key in ["decoder", "model"] {
         tokenizer.insert(key.to_owned(), parts.remove(key).unwrap_or(Value::Null));
     }
@@ -103,30 +115,25 @@ pub(super) fn files(metadata: &Metadata, rows: usize, context: usize) -> Result<
     Ok(files)
 }
 
-/// Name, id and text of the special tokens that there are.
-fn special_tokens<'a>(
-    metadata: &Metadata,
-    vocabulary: &Vocabulary<'a>,
-    sentencepiece: bool,
-) -> Vec<(&'static str, u64, &'a str)> {
+/// The special tokens that there are.
+fn special_tokens<'a>(metadata: &Metadata, vocabulary: &Vocabulary<'a>, sentencepiece: bool) -> Vec<Special<'a>> {
     let assumed = |name: &str| SENTENCEPIECE_IDS.iter().find(|row| sentencepiece && row.0 == name).map(|row| row.1);
     let tokens = SPECIAL.into_iter().filter_map(|(name, key)| {
         let id = token_id(metadata, key).or_else(|| assumed(name))?;
-        Some((name, id, vocabulary.text(id)?))
+        Some(Special { name, id, text: vocabulary.text(id)? })
     });
     tokens.collect()
 }
 
 /// A post-processor that puts the token `first` before and `last` behind each text, after what `inner` does.
-fn post_processor(inner: Option<Value>, (first, last): (Option<(u64, &str)>, Option<(u64, &str)>)) -> Value {
-    let token = |(_, text): (u64, &str), side| json!({"SpecialToken": {"id": text, "type_id": side}});
+fn post_processor(inner: Option<Value>, first: Option<Special<'_>>, last: Option<Special<'_>>) -> Value {
+    let token = |token: Special<'_>, side| json!({"SpecialToken": {"id": token.text, "type_id": side}});
     let text = |name: &str, side: u8| {
         let middle = json!({"Sequence": {"id": name, "type_id": side}});
         [first.map(|t| token(t, side)), Some(middle), last.map(|t| token(t, side))].into_iter().flatten()
     };
-    let used = [first, last].into_iter().flatten();
-    let used: Map<String, Value> =
-        used.map(|(id, text)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
+    let entry = |Special { id, text, .. }| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}));
+    let used: Map<String, Value> = [first, last].into_iter().flatten().map(entry).collect();
     let plain = used.is_empty();
     let template = json!({
         "type": "TemplateProcessing",

@@ -1,6 +1,7 @@
 //! tokenizer.model: a SentencePiece model of the file's pieces and scores, which tokenizer.json does not keep. Written
-//! so that a converter finds all it needs; format: sentencepiece_model.proto of SentencePiece.
+//! so that a converter finds all it needs; format: `sentencepiece_model.proto` of SentencePiece.
 
+use super::Special;
 use super::sentencepiece::adds_space;
 use super::vocabulary::{CONTROL, NORMAL, Vocabulary};
 use crate::gguf::Metadata;
@@ -16,8 +17,8 @@ const BPE: u64 = 2;
 const ID_FIELDS: [(&str, u64); 4] = [("unk_token", 40), ("bos_token", 41), ("eos_token", 42), ("pad_token", 43)];
 
 /// The bytes of the file.
-pub(super) fn encode(vocabulary: &Vocabulary<'_>, metadata: &Metadata, special: &[(&str, u64, &str)]) -> Vec<u8> {
-    let id = |name: &str| special.iter().find(|row| row.0 == name).map(|row| row.1);
+pub(super) fn encode(vocabulary: &Vocabulary<'_>, metadata: &Metadata, special: &[Special<'_>]) -> Vec<u8> {
+    let id = |name: &str| special.iter().find(|token| token.name == name).map(|token| token.id);
     let mut model = Message::default();
     for (at, token) in vocabulary.tokens[..vocabulary.base].iter().enumerate() {
         let mut piece = Message::default();
@@ -30,7 +31,7 @@ pub(super) fn encode(vocabulary: &Vocabulary<'_>, metadata: &Metadata, special: 
             kind @ 1..=6 => kind,
             _ => NORMAL,
         };
-        piece.number(3, kind as u64);
+        piece.number(3, u64::from(kind.unsigned_abs()));
         model.bytes(1, &piece.0);
     }
     let mut trainer = Message::default();
@@ -42,8 +43,8 @@ pub(super) fn encode(vocabulary: &Vocabulary<'_>, metadata: &Metadata, special: 
         trainer.number(field, id(name).filter(|id| *id < vocabulary.base as u64).unwrap_or(u64::MAX));
     }
     for (name, field) in [("unk_token", 45), ("bos_token", 46), ("eos_token", 47), ("pad_token", 48)] {
-        if let Some((.., text)) = special.iter().find(|row| row.0 == name) {
-            trainer.bytes(field, text.as_bytes());
+        if let Some(token) = special.iter().find(|token| token.name == name) {
+            trainer.bytes(field, token.text.as_bytes());
         }
     }
     model.bytes(2, &trainer.0);

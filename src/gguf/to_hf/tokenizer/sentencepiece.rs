@@ -27,11 +27,11 @@ pub(super) fn kind(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Kind {
         normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    let unknown = super::special_tokens(metadata, vocabulary, true).into_iter().find(|row| row.0 == "unk_token");
+    let unknown = super::special_tokens(metadata, vocabulary, true).into_iter().find(|token| token.name == "unk_token");
     let model = json!({
         "type": "BPE",
         "dropout": null,
-        "unk_token": unknown.map(|row| row.2),
+        "unk_token": unknown.map(|token| token.text),
         "continuing_subword_prefix": null,
         "end_of_word_suffix": null,
         "fuse_unk": true,
@@ -53,7 +53,7 @@ pub(super) fn adds_space(metadata: &Metadata) -> bool {
 }
 
 /// Every pair of tokens that makes a third, by the third's score from the highest; among equal ones, longer left parts
-/// first, as transformers orders them (`generate_merges` of tokenization_utils_base.py).
+/// first, as transformers orders them (`generate_merges` of `tokenization_utils_base.py`).
 fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Vec<(&'a str, &'a str)> {
     let mut ids = vocabulary.ids();
     ids.retain(|_, id| *id < vocabulary.base);

@@ -32,13 +32,13 @@ pub(super) struct Vocabulary<'a> {
 
 impl<'a> Vocabulary<'a> {
     /// Reads the vocabulary of a model whose embeddings have `rows` rows.
-    pub(super) fn read(metadata: &'a Metadata, rows: usize) -> Result<Self> {
+    pub(super) fn read(metadata: &'a Metadata, rows: u64) -> Result<Self> {
         let get = |key: &str| metadata.get(&format!("tokenizer.ggml.{key}"));
         let refuse = |problem: String| Err(Error::refused(problem, REMEDY));
         let Some(tokens) = get("tokens").and_then(GgufValue::as_strings) else {
             return refuse("the model has no vocabulary".to_owned());
         };
-        if tokens.len() > rows {
+        if tokens.len() as u64 > rows {
             return refuse(format!("the vocabulary has {} tokens and the embeddings {rows} rows", tokens.len()));
         }
         let types = match get("token_type") {
@@ -123,7 +123,7 @@ impl<'a> Vocabulary<'a> {
         self.added().map(with_id).collect()
     }
 
-    /// `added_tokens_decoder` of tokenizer_config.json, with the tokens that were added to a SentencePiece model: those
+    /// `added_tokens_decoder` of `tokenizer_config.json`, with the tokens that were added to a SentencePiece model: those
     /// behind it, and those whose score says so.
     pub(super) fn added_tokens_decoder(&self) -> Value {
         let outside =
