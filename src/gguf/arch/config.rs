@@ -23,7 +23,7 @@ enum Default {
 
 /// Defaults of the configuration classes, by `model_type`: of the settings that a conversion reads.
 /// Source: `configuration_*.py` of transformers 5.23.
-const DEFAULTS: [(&str, &[(&str, Default)]); 4] = [
+const DEFAULTS: [(&str, &[(&str, Default)]); 5] = [
     (
         "llama",
         &[
@@ -54,6 +54,20 @@ const DEFAULTS: [(&str, &[(&str, Default)]); 4] = [
             ("rms_norm_eps", Default::Float(1e-6)),
             ("tie_word_embeddings", Default::Off),
             ("head_dim", Default::HeadDim),
+        ],
+    ),
+    (
+        "ministral",
+        &[
+            ("vocab_size", Default::Int(32_000)),
+            ("hidden_size", Default::Int(4096)),
+            ("intermediate_size", Default::Int(14_336)),
+            ("num_hidden_layers", Default::Int(32)),
+            ("num_attention_heads", Default::Int(32)),
+            ("num_key_value_heads", Default::IntOrHeads(8)),
+            ("max_position_embeddings", Default::Int(131_072)),
+            ("rms_norm_eps", Default::Float(1e-6)),
+            ("tie_word_embeddings", Default::Off),
         ],
     ),
     (
@@ -121,7 +135,11 @@ impl Settings {
         let Json::Object(members) = config else {
             return Err(Error::refused("config.json is no JSON object", REMEDY));
         };
-        let model_type = members.get("model_type").and_then(Json::as_str).unwrap_or_default();
+        let model_type = match members.get("model_type").and_then(Json::as_str).unwrap_or_default() {
+            // As transformers' `AutoConfig` reads such a file.
+            "mistral" if members.contains_key("layer_types") => "ministral",
+            model_type => model_type,
+        };
         let Some((_, defaults)) = DEFAULTS.iter().find(|row| row.0 == model_type) else {
             let known = DEFAULTS.map(|row| row.0).join(", ");
             let problem =
@@ -325,6 +343,7 @@ mod tests {
         assert_eq!(complete(json!({"model_type": "qwen2"})).get("head_dim"), None);
         assert_eq!(complete(json!({"model_type": "qwen3"})).get("head_dim"), Some(&json!(128)));
         assert_eq!(complete(json!({"model_type": "mistral"})).get("num_key_value_heads"), Some(&json!(8)));
+        assert_eq!(complete(json!({"model_type": "mistral", "layer_types": []})).get("head_dim"), None);
         assert!(Settings::complete(&json!({"model_type": "gpt2"})).unwrap_err().to_string().contains("gpt2"));
         assert!(Settings::complete(&json!([])).is_err());
         assert!(Settings::complete(&json!({"model_type": "llama", "num_attention_heads": "x"})).is_err());

@@ -86,15 +86,13 @@ pub(super) fn write(
 /// The keys of the rotary embedding.
 fn rope(family: &Family, settings: &Settings, keys: &mut Keys<'_>, warnings: &mut Vec<String>) -> Result<()> {
     let rope = settings.rope();
-    let kind = rope.get("rope_type").and_then(Json::as_str);
-    let scaled = rope.get("factor").is_some_and(|factor| !factor.is_null());
-    match kind {
+    match rope.get("rope_type").and_then(Json::as_str) {
         None | Some("default") => {}
-        Some("linear") if scaled => {
+        Some("linear") => {
             keys.set("rope.scaling.type", Value::string("linear"));
             keys.member(&YARN[0].0, rope, true)?;
         }
-        Some("yarn") if scaled => {
+        Some("yarn") => {
             keys.set("rope.scaling.type", Value::string("yarn"));
             YARN.iter().try_for_each(|(row, must)| keys.member(row, rope, *must))?;
         }
