@@ -10,6 +10,7 @@
     missing_docs
 )]
 
+mod blocks;
 mod crash;
 mod export;
 mod golden;

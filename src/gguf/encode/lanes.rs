@@ -5,6 +5,7 @@
 //! over the values of a tile carries a sum, or else the compiler vectorizes it across the values, with gathers.
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
+#![expect(clippy::needless_range_loop, reason = "lanes go by number: iterators would not become vector code")]
 
 use std::ops::{Add, Deref, DerefMut, Div, Mul, Sub};
 
@@ -34,11 +35,12 @@ macro_rules! operator {
             type Output = Self;
 
             #[inline(always)]
-            fn $method(mut self, other: Self) -> Self {
+            fn $method(self, other: Self) -> Self {
+                let mut out = [0.0; N];
                 for l in 0..N {
-                    self.0[l] = self.0[l] $op other.0[l];
+                    out[l] = self.0[l] $op other.0[l];
                 }
-                self
+                Self(out)
             }
         }
     };
@@ -58,11 +60,12 @@ impl<const N: usize> Lanes<N> {
     }
 
     #[inline(always)]
-    fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
+    fn map(self, f: impl Fn(f32) -> f32) -> Self {
+        let mut out = [0.0; N];
         for l in 0..N {
-            self.0[l] = f(self.0[l]);
+            out[l] = f(self.0[l]);
         }
-        self
+        Self(out)
     }
 
     #[inline(always)]
@@ -120,7 +123,8 @@ impl<const N: usize> Lanes<N> {
     /// The nearest integer, as [`nearest`] has it, held between two small integers.
     #[inline(always)]
     pub(super) fn round(self, low: f32, high: f32) -> Self {
-        self.map(|v| round_shifted(v, low, high) - MAGIC)
+        let shifted = self.map(|v| f32::from_bits((v + MAGIC).to_bits() & MANTISSA | EXPONENT) - MAGIC);
+        shifted.max(Self::splat(low)).min(Self::splat(high))
     }
 
     /// The nearest integer, as [`nearest`] has it, of at most `high`.
@@ -170,20 +174,21 @@ impl<const N: usize, const S: usize> DerefMut for Tile<N, S> {
 
 impl<const N: usize> Mask<N> {
     #[inline(always)]
-    pub(super) fn and(mut self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
+        let mut out = [false; N];
         for l in 0..N {
-            self.0[l] &= other.0[l];
+            out[l] = self.0[l] & other.0[l];
         }
-        self
+        Self(out)
     }
 
     #[inline(always)]
     pub(super) fn select(self, yes: Lanes<N>, no: Lanes<N>) -> Lanes<N> {
-        let mut out = no;
+        let mut out = [0.0; N];
         for l in 0..N {
-            out.0[l] = if self.0[l] { yes.0[l] } else { no.0[l] };
+            out[l] = if self.0[l] { yes.0[l] } else { no.0[l] };
         }
-        out
+        Lanes(out)
     }
 
     #[inline(always)]

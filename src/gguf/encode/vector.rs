@@ -21,7 +21,7 @@ pub(super) fn run(vector: Vector, work: impl Work) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = vector;
-    work.run::<4>();
+    work.run::<8>();
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -30,11 +30,11 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub(super) fn avx512(work: impl Work) {
-        work.run::<16>();
+        work.run::<32>();
     }
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn avx2(work: impl Work) {
-        work.run::<8>();
+        work.run::<16>();
     }
 }

@@ -1,4 +1,4 @@
-//! Q2_K, Q4_K and Q5_K: a value is scale * code - minimum, and a search finds both for every sub-block.
+//! `Q2_K`, `Q4_K` and `Q5_K`: a value is scale * code - minimum, and a search finds both for every sub-block.
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 

@@ -3,7 +3,7 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, code};
 
 /// Levels of `N` super-blocks, as floats that hold a `uint8_t`, and the value of level one.
 pub(super) struct Levels<const N: usize> {
@@ -16,8 +16,8 @@ impl<const N: usize> Levels<N> {
     #[inline(always)]
     pub(super) fn of_block(&self, block: usize) -> [u8; 16] {
         let mut out = [0; 16];
-        for j in 0..16 {
-            out[j] = self.levels[j].0[block] as u8;
+        for (out, levels) in out.iter_mut().zip(&self.levels) {
+            *out = code(levels.0[block], 0.0, 255.0);
         }
         out
     }

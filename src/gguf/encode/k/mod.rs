@@ -2,6 +2,7 @@
 
 mod affine;
 mod levels;
+#[cfg(test)]
 mod reference;
 mod rows;
 mod superblock;

@@ -220,7 +220,7 @@ fn encode_q3_k<const N: usize>(batch: &Batch<'_>, out: &mut [u8]) {
         let unit = if max == 0.0 { 0.0 } else { 1.0 / inverse };
         let searched = |j: usize, i: usize| {
             let at = b * S + j;
-            (found[at / N][i].0[at % N] + 4.0) as u8
+            code(found[at / N][i].0[at % N], -4.0, 3.0)
         };
         write_q3_k(x, unit, &levels, searched, out);
     }
