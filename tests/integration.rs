@@ -22,5 +22,6 @@ mod inspect;
 mod merge;
 mod readme;
 mod tied;
+mod to_hf;
 mod verify;
 mod workbench;

@@ -18,6 +18,7 @@ use serde_json::Value as Json;
 use self::config::Settings;
 use self::family::Family;
 pub(in crate::gguf) use self::names::Sizes;
+pub(in crate::gguf) use self::rope::Scaling;
 pub use super::card::Lineage;
 use super::card::{describe, lineage_keys};
 use super::vocab::Recipe;

@@ -34,8 +34,7 @@ pub(super) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
     if dim > 1 << 20 {
         return Err(Error::refused(format!("config.json has heads of {dim} values"), "check head_dim in config.json"));
     }
-    let exponents: Vec<f32> = (0..dim).step_by(2).map(|i| i as f32 / dim as f32).collect();
-    let values: Vec<f32> = powers(base, &exponents).into_iter().map(|power| scaling.factor(power)).collect();
+    let values = scaling.factors(base, dim);
     Ok(Some(GgufTensor {
         name: "rope_freqs.weight".to_owned(),
         shape: vec![values.len()],
@@ -44,14 +43,23 @@ pub(super) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
     }))
 }
 
-struct Scaling {
-    factor: f64,
-    low: f64,
-    high: f64,
-    length: f64,
+/// The parameters of a scaling of type llama3, by their names in the config: `factor`, `low_freq_factor`,
+/// `high_freq_factor`, `original_max_position_embeddings`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::gguf) struct Scaling {
+    pub(in crate::gguf) factor: f64,
+    pub(in crate::gguf) low: f64,
+    pub(in crate::gguf) high: f64,
+    pub(in crate::gguf) length: f64,
 }
 
 impl Scaling {
+    /// The factors of the frequencies of heads of `dim` values, at most 2^20, with `base`, from 1 to 1e30.
+    pub(in crate::gguf) fn factors(&self, base: f32, dim: u64) -> Vec<f32> {
+        let exponents: Vec<f32> = (0..dim).step_by(2).map(|i| i as f32 / dim as f32).collect();
+        powers(base, &exponents).into_iter().map(|power| self.factor(power)).collect()
+    }
+
     /// The factor of the frequency `1 / power`.
     fn factor(&self, power: f32) -> f32 {
         // A number over a tensor is its reciprocal times the number, in PyTorch.

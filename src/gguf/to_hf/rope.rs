@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::config::{decimal, shortest};
 use crate::error::{Error, Result, escaped};
 use crate::gguf::Metadata;
+use crate::gguf::arch::Scaling;
 
 /// What llama.cpp assumes where the file says nothing, as transformers does.
 pub(super) const DEFAULT_THETA: f64 = 10_000.0;
@@ -53,9 +54,9 @@ pub(super) fn scaling(
             "the file is inconsistent: download or convert the model again",
         ));
     }
-    let theta = theta(metadata).as_f64().unwrap_or(DEFAULT_THETA);
-    if let Some(found) = Llama3::recover(factors, theta) {
-        return Ok((found.json(), None));
+    let theta = theta(metadata).as_f64().unwrap_or(DEFAULT_THETA) as f32;
+    if let Some(found) = recover(factors, theta) {
+        return Ok((llama3(found), None));
     }
     // Any factors at all can be put as the lists of longrope.
     let list: Vec<Value> = factors.iter().filter_map(|factor| shortest(*factor)).collect();
@@ -101,76 +102,53 @@ fn keyed(metadata: &Metadata) -> Result<Option<Value>> {
     }
 }
 
-/// The parameters of llama3's scaling.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Llama3 {
-    factor: f32,
-    low: f64,
-    high: f64,
-    original: f64,
-}
-
-/// How far a factor may be from the one that the parameters give, relative to it: the converter works in f32.
-const TOLERANCE: f64 = 2e-5;
+/// How far a factor may be from the one that the parameters give, relative to it: converters round in their own ways.
+const TOLERANCE: f32 = 2e-5;
 /// What the models that Meta released have: low, high, original context.
 const RELEASED: (f64, f64, f64) = (1.0, 4.0, 8192.0);
 
-impl Llama3 {
-    /// The parameters that give `factors`, one a frequency. Only two of the last three can be told from the factors, so
-    /// those of the released models are tried first, and then the low one is taken to be 1.
-    fn recover(factors: &[f32], theta: f64) -> Option<Self> {
-        let factor = factors.iter().copied().fold(1.0, f32::max);
-        let (low, high, original) = RELEASED;
-        let released = Self { factor, low, high, original };
-        let fits = |candidate: &Self| {
-            let close = |(wanted, found): (f64, f32)| (wanted - f64::from(found)).abs() <= wanted * TOLERANCE;
-            candidate.factors(factors.len(), theta).into_iter().zip(factors.iter().copied()).all(close)
-        };
-        [Some(released), Self::fit(factors, factor, theta)].into_iter().flatten().find(fits)
+/// The parameters of the llama3 scaling that gives `factors`, one a frequency. Only two of the last three can be told
+/// from the factors, so those of the released models are tried first, and then the low one is taken to be 1.
+fn recover(factors: &[f32], theta: f32) -> Option<Scaling> {
+    let head = 2 * factors.len() as u64;
+    if !(1.0..1e30).contains(&theta) || head > 1 << 20 {
+        return None;
     }
-
-    /// The parameters by a line through the first and the last factor between the bands: there, the share of the
-    /// unscaled frequency is linear in the frequency.
-    fn fit(factors: &[f32], factor: f32, theta: f64) -> Option<Self> {
-        let scale = 1.0 / f64::from(factor);
-        let share = |value: f32| (1.0 / f64::from(value) - scale) / (1.0 - scale);
-        let turns = turns(factors.len(), theta);
-        let mut between = factors.iter().zip(turns).filter(|(value, _)| **value > 1.0 && **value < factor);
-        let (first, last) = (between.next()?, between.next_back()?);
-        let slope = (share(*first.0) - share(*last.0)) / (first.1 - last.1);
-        let offset = slope * last.1 - share(*last.0);
-        let high = ((1.0 + offset) / offset * 1000.0).round() / 1000.0;
-        let original = (slope * (high - 1.0)).round();
-        let sound = high > 1.0 && (1.0..1e12).contains(&original);
-        sound.then_some(Self { factor, low: 1.0, high, original })
-    }
-
-    /// The factor of each of `n` frequencies. Formula: `generate_extra_tensors` of conversion/llama.py.
-    fn factors(&self, n: usize, theta: f64) -> Vec<f64> {
-        let factor = f64::from(self.factor);
-        turns(n, theta)
-            .into_iter()
-            .map(|turns| {
-                let share = ((self.original * turns - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
-                1.0 / ((1.0 - share) / factor + share)
-            })
-            .collect()
-    }
-
-    fn json(self) -> Option<Value> {
-        Some(json!({
-            "rope_type": "llama3",
-            "factor": shortest(self.factor)?,
-            "low_freq_factor": self.low,
-            "high_freq_factor": self.high,
-            "original_max_position_embeddings": self.original as i64,
-        }))
-    }
+    let factor = factors.iter().copied().fold(1.0, f32::max);
+    let (low, high, length) = RELEASED;
+    let released = Scaling { factor: f64::from(factor), low, high, length };
+    let fits = |candidate: &Scaling| {
+        let close = |(wanted, found): (f32, &f32)| (wanted - found).abs() <= wanted * TOLERANCE;
+        candidate.factors(theta, head).into_iter().zip(factors).all(close)
+    };
+    [Some(released), fit(factors, factor, theta)].into_iter().flatten().find(fits)
 }
 
-/// Turns of each of `n` rotary frequencies a position: the inverse of its wave length.
-fn turns(n: usize, theta: f64) -> Vec<f64> {
-    (0..n).map(|i| theta.powf(-(i as f64) / n as f64) / std::f64::consts::TAU).collect()
+/// The parameters by a line through the first and the last factor between the bands: there, the share of the unscaled
+/// frequency is linear in the turns of a frequency a position, which are the inverse of its wave length.
+fn fit(factors: &[f32], factor: f32, theta: f32) -> Option<Scaling> {
+    let scale = 1.0 / f64::from(factor);
+    let share = |value: f32| (1.0 / f64::from(value) - scale) / (1.0 - scale);
+    let turns = |i: usize| f64::from(theta).powf(-(i as f64) / factors.len() as f64) / std::f64::consts::TAU;
+    let mut between = factors.iter().enumerate().filter(|(_, value)| **value > 1.0 && **value < factor);
+    let (first, last) = (between.next()?, between.next_back()?);
+    let slope = (share(*first.1) - share(*last.1)) / (turns(first.0) - turns(last.0));
+    let offset = slope * turns(last.0) - share(*last.1);
+    let high = ((1.0 + offset) / offset * 1000.0).round() / 1000.0;
+    let length = (slope * (high - 1.0)).round();
+    let sound = high > 1.0 && (1.0..1e12).contains(&length);
+    sound.then_some(Scaling { factor: f64::from(factor), low: 1.0, high, length })
+}
+
+/// A llama3 scaling as `rope_scaling`.
+fn llama3(scaling: Scaling) -> Option<Value> {
+    Some(json!({
+        "rope_type": "llama3",
+        "factor": shortest(scaling.factor as f32)?,
+        "low_freq_factor": scaling.low,
+        "high_freq_factor": scaling.high,
+        "original_max_position_embeddings": scaling.length as i64,
+    }))
 }
 
 #[cfg(test)]
@@ -187,12 +165,12 @@ mod tests {
     fn the_parameters_of_llama3_come_back() {
         let theta = [("llama.rope.freq_base", V::F32(500_000.0))];
         let metadata = metadata(&theta);
-        for (factor, high, original, head) in
+        for (factor, high, length, head) in
             [(8.0, 4.0, 8192.0, 128), (32.0, 4.0, 8192.0, 64), (4.0, 8.0, 4096.0, 128), (2.5, 3.0, 1024.0, 64)]
         {
-            let made = Llama3 { factor, low: 1.0, high, original };
-            let values: Vec<f32> = made.factors(head as usize / 2, 500_000.0).iter().map(|v| *v as f32).collect();
-            assert_eq!(Llama3::recover(&values, 500_000.0), Some(made));
+            let made = Scaling { factor, low: 1.0, high, length };
+            let values = made.factors(500_000.0, head);
+            assert_eq!(recover(&values, 500_000.0), Some(made));
             let (found, warning) = scaling(&metadata, Some(&values), head, 4096).unwrap();
             assert_eq!((&found.unwrap()["rope_type"], warning), (&json!("llama3"), None));
         }
