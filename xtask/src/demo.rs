@@ -32,15 +32,13 @@ const STEPS: [&str; 6] = [
     "export --base demo/base --adapter demo/adapter --merge-lora --max-shard 1MB --out demo/merged --overwrite",
     "verify demo/merged --audit --base demo/base --adapter demo/adapter",
     "inspect demo/merged",
-    "export --base demo/base --adapter demo/adapter --merge-lora --gguf q4_k_m --pre gpt-2 --out demo/gguf --overwrite",
+    "export --base demo/base --adapter demo/adapter --merge-lora --gguf q4_k_m --name Tiny --pre gpt-2 --out demo/gguf --overwrite",
     "verify demo/gguf",
     "inspect demo/gguf/model-Q4_K_M.gguf",
 ];
-const REAL_STEPS: [&str; 3] = [
-    "export --base demo/real/base --adapter demo/real/adapter --merge-lora --gguf q4_k_m --out demo/real/gguf --overwrite",
-    "verify demo/real/gguf",
-    "inspect demo/real/gguf/model-Q4_K_M.gguf",
-];
+const REAL_EXPORT: &str = "export --base demo/real/base --adapter demo/real/adapter --merge-lora --gguf q4_k_m \
+                           --out demo/real/gguf --overwrite";
+const REAL_CHECKS: [&str; 2] = ["verify demo/real/gguf", "inspect demo/real/gguf/model-Q4_K_M.gguf"];
 
 /// Makes every model and its LoRA anew, and runs the steps.
 pub(crate) fn run(args: &[String]) -> anyhow::Result<()> {
@@ -76,7 +74,9 @@ fn from_gguf(gguf: &Path) -> anyhow::Result<()> {
     anew(&dir.join("adapter"))?;
     println!("\nmaking demo/real/adapter: a LoRA of small noise for it");
     synth::write_adapter_for(&dir.join("base"), &dir.join("adapter"), &REAL_LORA)?;
-    REAL_STEPS.iter().try_for_each(|step| run_step(&mut qft(step)))
+    let name = gguf.file_stem().unwrap_or(gguf.as_os_str());
+    run_step(qft(REAL_EXPORT).arg("--name").arg(name))?;
+    REAL_CHECKS.iter().try_for_each(|step| run_step(&mut qft(step)))
 }
 
 fn qft(step: &str) -> Command {

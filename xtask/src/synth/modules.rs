@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use safetensors::SafeTensors;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::shape::Module;
 
@@ -36,16 +36,45 @@ fn projections(file: &Path) -> anyhow::Result<Vec<Module>> {
     let mut file = File::open(file)?;
     let mut len = [0; 8];
     file.read_exact(&mut len)?;
-    let mut bytes = len.to_vec();
     let len = u64::from_le_bytes(len);
     ensure!(len <= MOST_HEADER_BYTES, "its header is too long");
-    file.take(len).read_to_end(&mut bytes)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes)?;
-    let module = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+    let mut header = Vec::new();
+    file.take(len).read_to_end(&mut header)?;
+    let header: Metadata = serde_json::from_slice(&header).context("its header can't be read")?;
+    let module = |(name, info): (String, &TensorInfo)| {
         let path = name.strip_suffix(".weight")?;
         let [out, input] = info.shape[..] else { return None };
         let known = PROJECTIONS.contains(&path.rsplit('.').next()?);
         known.then(|| Module { path: path.to_owned(), out, input })
     };
     Ok(header.tensors().into_iter().filter_map(module).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synth::{Shape, write_base};
+
+    #[test]
+    fn finds_every_projection_of_every_file() {
+        let shape = Shape {
+            architecture: "LlamaForCausalLM",
+            model_type: "llama",
+            layers: 2,
+            hidden: 16,
+            intermediate: 32,
+            vocab: 8,
+            heads: 2,
+            kv_heads: 1,
+            qkv_bias: true,
+        };
+        let dir = std::env::temp_dir().join(format!("xtask-modules-{}", std::process::id()));
+        write_base(&dir, &shape, 3).unwrap();
+        let sorted = |mut modules: Vec<Module>| {
+            modules.sort_by(|a, b| a.path.cmp(&b.path));
+            modules.into_iter().map(|module| (module.path, module.out, module.input)).collect::<Vec<_>>()
+        };
+        assert_eq!(sorted(of(&dir).unwrap()), sorted(shape.modules()));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }
