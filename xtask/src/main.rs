@@ -22,7 +22,7 @@ struct Task {
     run: fn(&[String]) -> anyhow::Result<()>,
 }
 
-const TASKS: [Task; 4] = [
+const TASKS: [Task; 5] = [
     Task {
         words: &["ci"],
         options: "",
@@ -31,8 +31,8 @@ const TASKS: [Task; 4] = [
     },
     Task {
         words: &["demo"],
-        options: "",
-        about: "make a tiny model and a LoRA in ./demo, then export, verify and inspect",
+        options: "[MODEL.gguf]",
+        about: "make a tiny model and a LoRA in ./demo, then export, verify and inspect; and the same from a GGUF file",
         run: demo::run,
     },
     Task {
@@ -40,6 +40,13 @@ const TASKS: [Task; 4] = [
         options: "[--layers N] [--runs N] [--dir DIR] [--python PYTHON] [--qft BINARY]",
         about: "time an export of a Qwen2.5-7B-shaped model against cp and PEFT",
         run: bench::export,
+    },
+    Task {
+        words: &["bench", "gguf"],
+        options: "[--layers N] [--runs N] [--dir DIR] [--python PYTHON] [--llama LLAMA_CPP_DIR] [--tokenizer DIR] \
+                  [--threads N] [--qft BINARY]",
+        about: "time GGUF outputs of such a model against llama-quantize, and against PEFT and llama.cpp's converter",
+        run: bench::gguf,
     },
     Task {
         words: &["fuzz"],

@@ -1,10 +1,11 @@
-//! The model that the benchmark exports: Qwen2.5-7B with as many layers as asked for, and its LoRA. Made once and kept.
+//! The model that the benchmarks export: Qwen2.5-7B with as many layers as asked for, its LoRA and its tokenizer. Made
+//! once and kept.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::json;
 
 use crate::synth::{self, Lora, Shape};
@@ -20,6 +21,16 @@ const QWEN: Shape = Shape {
     kv_heads: 4,
     qkv_bias: true,
 };
+/// Files that a tokenizer may consist of.
+const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
 const FILES: usize = 4;
 const LORA: Lora = Lora { rank: 8, alpha: 32, base: "Qwen/Qwen2.5-7B" };
 
@@ -31,12 +42,15 @@ pub(super) struct Data {
     pub(super) out: PathBuf,
     layers: usize,
     bytes: u64,
+    /// How many the base has.
+    pub(super) weights: usize,
 }
 
 impl Data {
     /// Makes the model below `dir`, if it is not there yet.
     pub(super) fn prepare(dir: &Path, layers: usize) -> anyhow::Result<Self> {
         let name = format!("qwen2.5-7b-{layers}-layers");
+        let shape = Shape { layers, ..QWEN };
         let model = dir.join(&name);
         let out = model.join("out");
         if out.exists() {
@@ -45,21 +59,43 @@ impl Data {
         if !model.exists() {
             println!("making {}", model.display());
             let unfinished = dir.join(format!("{name}.unfinished"));
-            make(&unfinished, &Shape { layers, ..QWEN })?;
+            make(&unfinished, &shape)?;
             fs::rename(&unfinished, &model).with_context(|| format!("cannot create {}", model.display()))?;
         }
         let (base, adapter) = (model.join("base"), model.join("adapter"));
-        let mut data = Self { dir: dir.to_owned(), base, adapter, out, layers, bytes: 0 };
+        let mut data = Self { dir: dir.to_owned(), base, adapter, out, layers, bytes: 0, weights: shape.weights() };
         data.bytes = data.files(&data.base)?.iter().map(|(_, bytes)| bytes).sum();
         Ok(data)
+    }
+
+    /// Gives the base the tokenizer of `from`, or else the synthetic one.
+    pub(super) fn put_tokenizer(&self, from: Option<&Path>) -> anyhow::Result<()> {
+        for name in TOKENIZER_FILES {
+            let file = self.base.join(name);
+            if file.exists() {
+                fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+            }
+            if let Some(source) = from.map(|dir| dir.join(name)).filter(|source| source.exists()) {
+                fs::copy(&source, &file).with_context(|| format!("cannot copy {}", source.display()))?;
+            }
+        }
+        if from.is_some() {
+            ensure!(self.base.join("tokenizer.json").exists(), "the directory of --tokenizer holds no tokenizer.json");
+            return Ok(());
+        }
+        synth::write_tokenizer(&self.base)
+    }
+
+    /// The files of the base that hold its tokenizer.
+    pub(super) fn tokenizer_files(&self) -> Vec<PathBuf> {
+        TOKENIZER_FILES.iter().map(|name| self.base.join(name)).filter(|file| file.exists()).collect()
     }
 
     /// Reads every input once, so that no contender waits for the disk to read.
     pub(super) fn read_once(&self) -> anyhow::Result<()> {
         for dir in [&self.base, &self.adapter] {
             for (path, _) in self.files(dir)? {
-                let read = File::open(&path).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
-                read.with_context(|| format!("cannot read {}", path.display()))?;
+                read(&path)?;
             }
         }
         Ok(())
@@ -78,6 +114,12 @@ impl Data {
         });
         files.with_context(|| format!("cannot list {}; delete {} to make it anew", dir.display(), self.dir.display()))
     }
+}
+
+/// Reads a file once, into the page cache.
+pub(super) fn read(path: &Path) -> anyhow::Result<()> {
+    let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
+    read.map(drop).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn make(dir: &Path, shape: &Shape) -> anyhow::Result<()> {

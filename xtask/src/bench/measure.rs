@@ -35,6 +35,29 @@ impl Memory {
     pub(super) fn max(self, other: Self) -> Self {
         Self { anonymous: self.anonymous.max(other.anonymous), resident: self.resident.max(other.resident) }
     }
+
+    /// The most of all runs.
+    pub(super) fn most(runs: &[Run]) -> Self {
+        runs.iter().map(|run| run.memory).reduce(Self::max).unwrap_or_default()
+    }
+
+    /// Anonymous and resident, in MiB.
+    pub(super) fn mib(self) -> [u64; 2] {
+        [self.anonymous.div_ceil(1024), self.resident.div_ceil(1024)]
+    }
+}
+
+/// The median of the runs' seconds; zero without a run.
+pub(super) fn median(runs: &[Run]) -> f64 {
+    let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    let middle = |i: usize| seconds.get(i).copied().unwrap_or(0.0);
+    f64::midpoint(middle(seconds.len().saturating_sub(1) / 2), middle(seconds.len() / 2))
+}
+
+/// The least of the runs' seconds; zero without a run.
+pub(super) fn least(runs: &[Run]) -> f64 {
+    runs.iter().map(|run| run.seconds).reduce(f64::min).unwrap_or(0.0)
 }
 
 /// Writes out what earlier runs left in memory, so that the next one does not wait for it.

@@ -1,13 +1,13 @@
-//! `cargo xtask bench export`: how long an export takes against copying the base, and against PEFT, on one machine in
-//! one run.
+//! `cargo xtask bench`: qft against its peers, all in one run on one machine. What the benchmarks share is here and in
+//! `data`, `machine` and `measure`; each benchmark is a directory of its own.
 
 mod data;
+mod export;
+mod gguf;
 mod machine;
 mod measure;
-mod report;
 
-use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,112 +15,54 @@ use anyhow::{Context, ensure};
 
 use crate::options::Options;
 use crate::shell::{self, root};
-use data::Data;
-use measure::Run;
 
-const CP: &str = "cp -r";
-const QFT: &str = "qft export";
-const PEFT: &str = "PEFT";
+pub(crate) use export::export;
+pub(crate) use gguf::gguf;
 
-/// The contenders, each with command lines that are run one after the other and timed together. Words in capitals
-/// stand for paths and for the peer's script.
-const CONTENDERS: [(&str, &[&str]); 5] = [
-    (CP, &["cp -r BASE OUT"]),
-    ("cp -r, sync -f", &["cp -r BASE OUT", "sync -f OUT"]),
-    (QFT, &["QFT export --merge-lora --base BASE --adapter ADAPTER --max-shard 2GB --out OUT"]),
-    (
-        "qft export --jobs 1",
-        &["QFT export --merge-lora --base BASE --adapter ADAPTER --max-shard 2GB --out OUT --jobs 1"],
-    ),
-    (PEFT, &["PYTHON -c SCRIPT BASE ADAPTER OUT"]),
-];
-
+/// The peer that merges.
 const SCRIPT: &str = include_str!("peft_merge.py");
-/// The peer is slow and steady: it runs twice at most.
+/// Peers that are slow and steady run twice at most.
 const PEER_RUNS: usize = 2;
 const GET_PEER: &str = "python3 -m venv VENV && VENV/bin/pip install torch transformers peft, \
                         then --python VENV/bin/python";
 
-/// One way to get from a base to a directory of weights.
-struct Contender {
-    name: &'static str,
-    lines: Vec<Vec<OsString>>,
-    most_runs: usize,
-    runs: Vec<Run>,
+/// What the words in capitals of a command line stand for: any number of words each.
+struct Words(Vec<(&'static str, Vec<OsString>)>);
+
+impl Words {
+    /// A command line from one whose words hold no spaces. `NAME/rest` is a path below the one that NAME stands for.
+    fn fill(&self, line: &str) -> Vec<OsString> {
+        line.split(' ').flat_map(|word| self.word(word)).collect()
+    }
+
+    fn word(&self, word: &str) -> Vec<OsString> {
+        let (name, below) = word.split_once('/').map_or((word, None), |(name, below)| (name, Some(below)));
+        let found = self.0.iter().find(|(known, _)| *known == name);
+        match (found, below) {
+            (None, _) => vec![word.into()],
+            (Some((_, words)), None) => words.clone(),
+            (Some((_, words)), Some(below)) => words.iter().map(|dir| Path::new(dir).join(below).into()).collect(),
+        }
+    }
 }
 
-/// Makes the data, runs the contenders and prints a Markdown table.
-pub(crate) fn export(args: &[String]) -> anyhow::Result<()> {
-    let options = Options::parse(args, &["layers", "runs", "dir", "python", "qft"])?;
-    let rounds = options.count("runs", 5)?;
-    let dir = options.text("dir").map_or_else(|| root().join("bench-data"), PathBuf::from);
-    let python = options.text("python");
-    python.map_or(Ok(()), check_python)?;
-    let data = Data::prepare(&dir, options.count("layers", 2)?)?;
-    let qft = options.text("qft").map_or_else(build, |path| Ok(PathBuf::from(path)))?;
-    let mut contenders = contenders(&data, &qft, python, rounds);
-    let machine = machine::describe(&dir)?;
-    data.read_once()?;
-    // Not counted: the first to fill so much memory pays for all who follow.
-    once(&contenders[0], &data)?;
-    for round in 0..rounds {
-        compete(&mut contenders, round, &data)?;
-    }
-    println!("\n{machine}\n{}\n\n{}", data.describe(), report::table(&contenders));
-    println!("{}", report::targets(&contenders));
-    if python.is_none() {
-        println!("PEFT was left out; to compare with it: {GET_PEER}");
-    }
-    Ok(())
+/// Where the data goes: --dir, or `bench-data` in the repository.
+fn data_dir(options: &Options) -> PathBuf {
+    options.text("dir").map_or_else(|| root().join("bench-data"), PathBuf::from)
 }
 
-/// Builds the release binary, and says where it is: beside the directory of this one.
-fn build() -> anyhow::Result<PathBuf> {
+/// The binary that --qft names, or else the one that is built now: it lies beside the directory of this one.
+fn qft(options: &Options) -> anyhow::Result<PathBuf> {
+    if let Some(path) = options.text("qft") {
+        return Ok(PathBuf::from(path));
+    }
     shell::run(&mut shell::command("cargo build --release --quiet --package qft"))?;
     let here = std::env::current_exe().context("cannot find this program's own file")?;
     let target = here.ancestors().nth(2).context("this program does not lie in a target directory")?;
     Ok(target.join("release/qft"))
 }
 
-/// The contenders with their words filled in; the peer only where there is a Python for it.
-fn contenders(data: &Data, qft: &Path, python: Option<&str>, rounds: usize) -> Vec<Contender> {
-    let words: [(&str, &OsStr); 6] = [
-        ("BASE", data.base.as_ref()),
-        ("ADAPTER", data.adapter.as_ref()),
-        ("OUT", data.out.as_ref()),
-        ("QFT", qft.as_ref()),
-        ("PYTHON", python.unwrap_or_default().as_ref()),
-        ("SCRIPT", SCRIPT.as_ref()),
-    ];
-    let fill = |word: &str| words.iter().find(|(name, _)| *name == word).map_or(word.into(), |(_, w)| (*w).to_owned());
-    let chosen = CONTENDERS.iter().filter(|(name, _)| *name != PEFT || python.is_some());
-    let contender = |(name, lines): &(&'static str, &[&str])| Contender {
-        name,
-        lines: lines.iter().map(|line| line.split(' ').map(fill).collect()).collect(),
-        most_runs: if *name == PEFT { rounds.min(PEER_RUNS) } else { rounds },
-        runs: Vec::new(),
-    };
-    chosen.map(contender).collect()
-}
-
-/// Runs every contender that has a run left.
-fn compete(contenders: &mut [Contender], round: usize, data: &Data) -> anyhow::Result<()> {
-    for contender in contenders.iter_mut().filter(|contender| round < contender.most_runs) {
-        let run = once(contender, data)?;
-        println!("round {}: {:<20} {:>7.2} s  {}", round + 1, contender.name, run.seconds, run.said);
-        contender.runs.push(run);
-    }
-    Ok(())
-}
-
-/// One run, with an idle disk and no output there before it or after it.
-fn once(contender: &Contender, data: &Data) -> anyhow::Result<Run> {
-    measure::settle(&data.dir)?;
-    let run = measure::run(&contender.lines).with_context(|| contender.name)?;
-    fs::remove_dir_all(&data.out).with_context(|| format!("cannot remove {}", data.out.display()))?;
-    Ok(run)
-}
-
+/// Fails unless `python` has what the peer that merges needs.
 fn check_python(python: &str) -> anyhow::Result<()> {
     let output = Command::new(python).args(["-c", "import torch, transformers, peft"]).output();
     let output = output.with_context(|| format!("{python} could not be started: name a Python with --python"))?;
@@ -131,4 +73,17 @@ fn check_python(python: &str) -> anyhow::Result<()> {
         said.lines().last().unwrap_or_default()
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fills_words_paths_and_nothings() {
+        let words =
+            Words(vec![("OUT", vec!["/a b".into()]), ("PRE", vec!["--pre".into(), "x".into()]), ("NO", vec![])]);
+        let filled = words.fill("cp OUT OUT/c/d PRE NO --out");
+        assert_eq!(filled, ["cp", "/a b", "/a b/c/d", "--pre", "x", "--out"]);
+    }
 }

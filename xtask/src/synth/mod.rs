@@ -1,8 +1,10 @@
-//! Models made of noise, on disk: a sharded base with its index and config, and a LoRA as PEFT saves it. The same
-//! bytes on every machine.
+//! Models made of noise, on disk: a sharded base with its index and config, a small tokenizer, and a LoRA as PEFT saves
+//! it. The same bytes on every machine.
 
+mod modules;
 mod noise;
 mod shape;
+mod tokenizer;
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,8 +14,8 @@ use anyhow::Context;
 use safetensors::View;
 use serde_json::{Map, Value, json};
 
-use shape::Tensor;
 pub(crate) use shape::{Lora, Shape};
+use shape::{Module, Tensor};
 
 /// Writes a base in `files` weight files.
 pub(crate) fn write_base(dir: &Path, shape: &Shape, files: usize) -> anyhow::Result<()> {
@@ -34,9 +36,24 @@ pub(crate) fn write_base(dir: &Path, shape: &Shape, files: usize) -> anyhow::Res
 
 /// Writes a LoRA on all projections of a base.
 pub(crate) fn write_adapter(dir: &Path, shape: &Shape, lora: &Lora) -> anyhow::Result<()> {
+    write_lora(dir, &shape.modules(), lora)
+}
+
+/// Writes a LoRA on all projections of a base that is there already.
+pub(crate) fn write_adapter_for(base: &Path, dir: &Path, lora: &Lora) -> anyhow::Result<()> {
+    write_lora(dir, &modules::of(base)?, lora)
+}
+
+/// Writes the small tokenizer.
+pub(crate) fn write_tokenizer(dir: &Path) -> anyhow::Result<()> {
+    write_json(&dir.join("tokenizer.json"), &tokenizer::tokenizer())?;
+    write_json(&dir.join("tokenizer_config.json"), &tokenizer::config())
+}
+
+fn write_lora(dir: &Path, modules: &[Module], lora: &Lora) -> anyhow::Result<()> {
     create(dir)?;
-    write_tensors(&dir.join("adapter_model.safetensors"), shape.adapter(lora).iter())?;
-    write_json(&dir.join("adapter_config.json"), &lora.config())
+    write_tensors(&dir.join("adapter_model.safetensors"), lora.tensors(modules).iter())?;
+    write_json(&dir.join("adapter_config.json"), &lora.config(modules))
 }
 
 /// Writes a small file.

@@ -1,6 +1,7 @@
 //! What a llama-shaped model and its LoRA consist of: names, shapes, config.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use half::bf16;
 use safetensors::{Dtype, View};
@@ -27,6 +28,13 @@ pub(crate) struct Lora {
     pub(crate) alpha: usize,
     /// The base as its config names it.
     pub(crate) base: &'static str,
+}
+
+/// A linear layer of a base.
+pub(super) struct Module {
+    pub(super) path: String,
+    pub(super) out: usize,
+    pub(super) input: usize,
 }
 
 /// One tensor. Its bytes are made when they are asked for.
@@ -86,20 +94,18 @@ impl Shape {
         tensors
     }
 
-    /// The tensors of a LoRA on all projections.
-    pub(super) fn adapter(&self, lora: &Lora) -> Vec<Tensor> {
-        let mut tensors = Vec::new();
-        for layer in 0..self.layers {
-            for (name, out, input) in self.projections() {
-                for (factor, shape) in [("lora_A", [lora.rank, input]), ("lora_B", [out, lora.rank])] {
-                    let name = format!("base_model.model.model.layers.{layer}.{name}.{factor}.weight");
-                    // Far from the seeds of the base.
-                    let seed = (1 << 32) + tensors.len() as u64;
-                    tensors.push(Tensor { name, shape: shape.to_vec(), kind: Kind::Factor, seed });
-                }
-            }
-        }
-        tensors
+    /// How many weights a base has.
+    pub(crate) fn weights(&self) -> usize {
+        self.base().iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+
+    /// All projections of a base, by their paths.
+    pub(super) fn modules(&self) -> Vec<Module> {
+        let of = |layer| {
+            let module = move |(name, out, input)| Module { path: format!("model.layers.{layer}.{name}"), out, input };
+            self.projections().map(module)
+        };
+        (0..self.layers).flat_map(of).collect()
     }
 
     /// `config.json`.
@@ -126,8 +132,23 @@ impl Shape {
 }
 
 impl Lora {
-    /// `adapter_config.json`.
-    pub(super) fn config(&self) -> Value {
+    /// The tensors of a LoRA on `modules`.
+    pub(super) fn tensors(&self, modules: &[Module]) -> Vec<Tensor> {
+        let mut tensors = Vec::new();
+        for Module { path, out, input } in modules {
+            for (factor, shape) in [("lora_A", [self.rank, *input]), ("lora_B", [*out, self.rank])] {
+                // Far from the seeds of the base.
+                let seed = (1 << 32) + tensors.len() as u64;
+                let name = format!("base_model.model.{path}.{factor}.weight");
+                tensors.push(Tensor { name, shape: shape.to_vec(), kind: Kind::Factor, seed });
+            }
+        }
+        tensors
+    }
+
+    /// `adapter_config.json` of a LoRA on `modules`.
+    pub(super) fn config(&self, modules: &[Module]) -> Value {
+        let names: BTreeSet<&str> = modules.iter().filter_map(|module| module.path.rsplit('.').next()).collect();
         json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -138,7 +159,7 @@ impl Lora {
             "bias": "none",
             "fan_in_fan_out": false,
             "inference_mode": true,
-            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            "target_modules": names,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The benchmark's table and its targets.
 
 use super::{CP, Contender, PEFT, QFT};
+use crate::bench::measure::{Memory, least, median};
 
 const HEAD: &str = "\
 | what | median s | min s | ratio to cp | ratio to PEFT | peak anonymous | peak resident |
@@ -12,7 +13,7 @@ pub(super) fn table(contenders: &[Contender]) -> String {
     let [cp, peft] = [CP, PEFT].map(|name| median_of(contenders, name));
     let row = |contender: &Contender| {
         let seconds = contender.median();
-        let least = contender.seconds().first().copied().unwrap_or(0.0);
+        let least = least(&contender.runs);
         let ratio = |to: Option<f64>| to.map_or_else(|| "-".to_owned(), |to| format!("{:.2}", seconds / to));
         let [anonymous, resident] = contender.memory_mib().map(|mib| format!("{mib} MiB"));
         let cells = [format!("{seconds:.2}"), format!("{least:.2}"), ratio(cp), ratio(peft), anonymous, resident];
@@ -46,22 +47,12 @@ fn median_of(contenders: &[Contender], name: &str) -> Option<f64> {
 }
 
 impl Contender {
-    /// Seconds of all runs, the least first.
-    fn seconds(&self) -> Vec<f64> {
-        let mut seconds: Vec<f64> = self.runs.iter().map(|run| run.seconds).collect();
-        seconds.sort_by(f64::total_cmp);
-        seconds
-    }
-
     fn median(&self) -> f64 {
-        let seconds = self.seconds();
-        let middle = |i: usize| seconds.get(i).copied().unwrap_or(0.0);
-        f64::midpoint(middle(seconds.len().saturating_sub(1) / 2), middle(seconds.len() / 2))
+        median(&self.runs)
     }
 
     /// The most anonymous and the most resident memory of all runs.
     fn memory_mib(&self) -> [u64; 2] {
-        let most = self.runs.iter().map(|run| run.memory).reduce(super::measure::Memory::max).unwrap_or_default();
-        [most.anonymous.div_ceil(1024), most.resident.div_ceil(1024)]
+        Memory::most(&self.runs).mib()
     }
 }
