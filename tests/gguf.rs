@@ -111,7 +111,7 @@ fn bench(llama: bool) -> Bench {
 }
 
 const EXPORT: &str =
-    "export --merge-lora --base base --adapter adapter --pre qwen2 --gguf q4_k_m,q8_0,bf16 --max-shard 1MB";
+    "export --merge-lora --base base --adapter adapter --pre qwen2 --name Tiny --gguf q4_k_m,q8_0,bf16 --max-shard 1MB";
 
 /// Bytes of every tensor of a GGUF file, by name.
 fn blocks(path: &Path) -> BTreeMap<String, (TensorType, Vec<u8>)> {
@@ -142,7 +142,7 @@ fn every_type_and_the_shards_from_one_run() {
     bench.ok(&format!("{EXPORT} --out again --jobs 5"));
     assert!(bench.files("out") == bench.files("again"));
     bench.ok(
-        "export --merge-lora --base base --adapter adapter --pre qwen2 --gguf Q4_K --name out --out alone --jobs 1",
+        "export --merge-lora --base base --adapter adapter --pre qwen2 --gguf Q4_K --name Tiny --out alone --jobs 1",
     );
     let alone = bench.files("alone");
     assert_eq!(alone.keys().collect::<Vec<_>>(), ["SHA256SUMS", "model-Q4_K_M.gguf", "qft-manifest.json"]);

@@ -365,7 +365,7 @@ struct Scratch {
 }
 
 /// Which row of a Hugging Face tensor of `rows` rows is row `row` of the GGUF tensor: each head's two halves are
-/// interleaved. Rule: `LlamaModel.permute` of convert_hf_to_gguf.py.
+/// interleaved. Rule: `LlamaModel.permute` of llama.cpp's conversion/llama.py.
 fn source_row(row: usize, rows: usize, heads: usize) -> usize {
     let head = (rows / heads.max(1)).max(2);
     let (start, within) = (row / head * head, row % head);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::encoded::GgufWork;
+use super::encoded::{GgufPart, GgufWork};
 use super::gguf::{GgufOptions, GgufOutput, of_gguf};
 use super::{Report, file_identity};
 use crate::digest::sha256;
@@ -72,7 +72,7 @@ pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
         Ok(Box::new(GgufWork::new(part, 0, plan.measure, plan.overflow, how.vector)?))
     };
     let inputs = plan.model.files.iter().map(|file| file_identity(file.path())).collect::<Result<Vec<_>>>()?;
-    let headers: Vec<_> = parts.iter().map(|part| part.identity()).collect();
+    let headers: Vec<_> = parts.iter().map(GgufPart::identity).collect();
     let production = Production {
         works: parts.iter().map(work).collect::<Result<_>>()?,
         inputs: Vec::new(),

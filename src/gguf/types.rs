@@ -105,7 +105,7 @@ impl TensorType {
         self.row().1
     }
 
-    /// Its name, as llama.cpp prints it in capitals: "Q4_K".
+    /// Its name, as llama.cpp prints it in capitals: `Q4_K`.
     pub fn name(self) -> &'static str {
         self.row().2
     }

@@ -368,7 +368,7 @@ mod tests {
         let out = tmp.path().join("a.gguf");
         let publish = |text: &str, overwrite| {
             let staging = Staging::open(&out).unwrap();
-            ["a.gguf", "b.gguf"].map(|name| staging.write(name, text.as_bytes()).unwrap());
+            ["a.gguf", "b.gguf"].iter().for_each(|name| staging.write(name, text.as_bytes()).unwrap());
             staging.publish_files(&["a.gguf", "b.gguf"], overwrite)
         };
         assert_eq!(check_file(&out, &[], false).map_err(|e| e.to_string()), Ok(()));
