@@ -3,7 +3,7 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use half::f16;
+use crate::gguf::float16::{f16_to_f32, f32_to_f16};
 
 /// Values of a super-block.
 pub(super) const LEN: usize = 256;
@@ -12,10 +12,11 @@ pub(super) const LEN: usize = 256;
 pub(super) type Codes = [u8; LEN];
 
 /// Rounds to half precision: the bytes to store, and the value that a decoder will see.
+#[inline(always)]
 pub(super) fn store_f16(value: f32, out: &mut [u8]) -> f32 {
-    let half = f16::from_f32(value);
+    let half = f32_to_f16(value);
     out.copy_from_slice(&half.to_le_bytes());
-    half.to_f32()
+    f16_to_f32(half)
 }
 
 /// Codes `at`, 32 of them: the unit in which all K types interleave.

@@ -110,15 +110,17 @@ fn refine<const N: usize>(x: &Tile<N, S>) -> (Lanes<N>, Tile<N, S>) {
     }
     for _ in 0..5 {
         let mut changed = false;
+        // Read from a copy: a choice between a place's value and another would become a masked store, which is slow.
+        let old = codes;
         for i in 0..S {
-            let lx = sum_lx - wx[i] * codes[i];
-            let l2 = sum_l2 - w[i] * codes[i] * codes[i];
+            let lx = sum_lx - wx[i] * old[i];
+            let l2 = sum_l2 - w[i] * old[i] * old[i];
             let new = (x[i] * l2 / lx).round(-4.0, 3.0);
-            let open = lx.gt(zero).and(new.ne(codes[i]));
+            let open = lx.gt(zero).and(new.ne(old[i]));
             let lx = lx + wx[i] * new;
             let l2 = l2 + w[i] * new * new;
             let better = open.and(l2.gt(zero)).and((lx * lx * sum_l2).gt(sum_lx * sum_lx * l2));
-            codes[i] = better.select(new, codes[i]);
+            codes[i] = better.select(new, old[i]);
             sum_lx = better.select(lx, sum_lx);
             sum_l2 = better.select(l2, sum_l2);
             changed |= better.any();
