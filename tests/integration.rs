@@ -18,6 +18,7 @@ mod hub;
 mod inspect;
 mod merge;
 mod readme;
+mod report;
 mod tied;
 mod verify;
 mod workbench;
