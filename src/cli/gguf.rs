@@ -30,10 +30,6 @@ pub(crate) struct GgufArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    #[command(flatten)]
-    encoding: EncodingArgs,
-    #[command(flatten)]
-    conversion: ConversionArgs,
     /// Write the largest finite value where one is beyond the type's range, instead of refusing.
     #[arg(long)]
     allow_overflow: bool,
@@ -52,6 +48,10 @@ pub(crate) struct GgufArgs {
     /// Worker threads [default: one a core]. The bytes don't depend on it.
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    #[command(flatten)]
+    encoding: EncodingArgs,
+    #[command(flatten)]
+    conversion: ConversionArgs,
     #[command(flatten)]
     quality: QualityArgs,
 }

@@ -26,8 +26,6 @@ pub(crate) struct QuantizeArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    #[command(flatten)]
-    encoding: EncodingArgs,
     /// Encode anew what is quantized already, which loses more than quantizing the original.
     #[arg(long)]
     allow_requantize: bool,
@@ -49,6 +47,8 @@ pub(crate) struct QuantizeArgs {
     /// Worker threads [default: one a core]. The bytes don't depend on it.
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    #[command(flatten)]
+    encoding: EncodingArgs,
     #[command(flatten)]
     quality: QualityArgs,
 }

@@ -124,7 +124,8 @@ impl OutputQuality {
         types
     }
 
-    /// The ten whose decoded values point the furthest away from their own, worst first. Those without an error are none.
+    /// The ten whose decoded values point the furthest away from their own, worst first. Those without an error are not
+    /// among them.
     pub fn worst(&self) -> Vec<&QualityRow> {
         let mut rows: Vec<(&QualityRow, Quality)> =
             self.rows.iter().filter_map(|row| Some((row, row.quality.filter(|q| q.rmse > 0.0)?))).collect();

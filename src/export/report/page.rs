@@ -66,7 +66,7 @@ pub(super) fn page(report: &QualityReport) -> String {
 /// All outputs side by side.
 fn comparison(outputs: &[OutputQuality]) -> String {
     let mut text = String::from("<div class=scroll><table class=figures><thead><tr>");
-    heads(&mut text, &[("file", ""), ("type", ""), ("size", "n"), ("bits per weight", "n")]);
+    heads(&mut text, &[("file", ""), ("type", ""), ("size", "n"), ("bits per weight", "n wide")]);
     heads(&mut text, &[("relative error", "n"), ("lowest cosine", "n")]);
     text.push_str("</tr></thead>\n<tbody>\n");
     for (i, output) in outputs.iter().enumerate() {
@@ -74,8 +74,8 @@ fn comparison(outputs: &[OutputQuality]) -> String {
         let figures = total.figures;
         let _ = writeln!(
             text,
-            "<tr><th scope=row class=name><a href=#o{i}>{}</a></th><td>{}</td><td class=n>{}</td><td class=n>{:.2}</td>\
-             <td class=n>{}</td><td class=n>{}</td></tr>",
+            "<tr><th scope=row class=name><a href=#o{i}>{}</a></th><td>{}</td><td class=n>{}</td>\
+             <td class=\"n wide\">{:.2}</td><td class=n>{}</td><td class=n>{}</td></tr>",
             Text(&output.file),
             output.mixture,
             ByteSize(output.bytes),
