@@ -21,6 +21,7 @@ mod hub;
 mod inspect;
 mod merge;
 mod readme;
+mod report;
 mod tied;
 mod to_hf;
 mod verify;

@@ -1,17 +1,14 @@
-//! What commands print about GGUF outputs: the plan by tensor, the files that were written, and how good they are.
+//! What commands print about GGUF outputs: the plan by tensor, and the files that were written. How good
+//! they are is in `quality`.
 
 use std::fmt::Write;
 
 use qft::error::{escaped, shown};
-use qft::export::{EncodedTensor, GgufOutput, Report};
-use qft::gguf::Quality;
+use qft::export::{EncodedTensor, GgufOutput, QualityReport, Report};
 use qft::size::ByteSize;
 use serde_json::{Value, json};
 
 use super::table::{columns, count};
-
-/// Tensors that the report names as the worst.
-const WORST: usize = 10;
 
 /// Each output with its files and the type of each tensor.
 pub(super) fn describe(outputs: &[GgufOutput]) -> Value {
@@ -85,7 +82,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// What was written, as JSON.
-pub(super) fn report_json(outputs: &[GgufOutput], report: &Report) -> String {
+pub(super) fn report_json(outputs: &[GgufOutput], report: &Report, quality: Option<&QualityReport>) -> String {
     let files: Value = report
         .files
         .iter()
@@ -96,6 +93,7 @@ pub(super) fn report_json(outputs: &[GgufOutput], report: &Report) -> String {
         "files": files,
         "gguf": describe(outputs),
         "quality": report.quality,
+        "quality_summary": quality.map(QualityReport::to_json),
         "resumed": report.resumed,
         "seconds": report.seconds,
         "timings": report.timings,
@@ -105,8 +103,7 @@ pub(super) fn report_json(outputs: &[GgufOutput], report: &Report) -> String {
 
 /// What was written, for people.
 pub(super) fn report_text(outputs: &[GgufOutput], report: &Report) -> String {
-    let mut text = quality_text(outputs, report);
-    text.push_str(&files_text(outputs, report));
+    let mut text = files_text(outputs, report);
     let seconds = report.seconds.max(1e-3);
     let _ = writeln!(text, "wrote {}: {} in {seconds:.1} s", shown(&report.out), size(report.bytes));
     text
@@ -122,39 +119,6 @@ pub(super) fn files_text(outputs: &[GgufOutput], report: &Report) -> String {
             }
         }
         let _ = writeln!(text, "  {}: {}", output.choices.mixture, summary(output));
-    }
-    text
-}
-
-/// The errors of each tensor, a summary, and the worst ten by the angle; nothing where none were measured.
-pub(super) fn quality_text(outputs: &[GgufOutput], report: &Report) -> String {
-    let mut text = String::new();
-    for output in outputs {
-        let tensors = output.parts.iter().flat_map(|part| {
-            let measured = report.quality.get(&part.name);
-            part.tensors.iter().filter_map(move |t| Some((t, *measured?.get(&t.name)?)))
-        });
-        let measured: Vec<(&EncodedTensor, Quality)> = tensors.collect();
-        if measured.is_empty() {
-            continue;
-        }
-        let head = ["tensor", "type", "rmse", "max error", "cosine"].map(str::to_owned);
-        let row = |(t, q): &(&EncodedTensor, Quality)| {
-            let [rmse, max_error] = [q.rmse, q.max_error].map(|v| format!("{v:.3e}"));
-            [escaped(&t.name), t.kind.to_string(), rmse, max_error, format!("{:.6}", q.cosine)]
-        };
-        let table = |text: &mut String, rows: &mut dyn Iterator<Item = [String; 5]>| {
-            let rows: Vec<[String; 5]> = std::iter::once(head.clone()).chain(rows).collect();
-            for line in columns(&rows, [false, false, true, true, true]) {
-                let _ = writeln!(text, "  {line}");
-            }
-        };
-        let _ = writeln!(text, "{}", output.choices.mixture);
-        table(&mut text, &mut measured.iter().map(row));
-        let mut worst = measured.clone();
-        worst.sort_by(|a, b| a.1.cosine.total_cmp(&b.1.cosine));
-        let _ = writeln!(text, "the worst {} by cosine", WORST.min(worst.len()));
-        table(&mut text, &mut worst.iter().take(WORST).map(row));
     }
     text
 }

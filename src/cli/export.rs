@@ -9,7 +9,7 @@ use clap::builder::BoolishValueParser;
 use qft::adapter::Adapter;
 use qft::checkpoint::{Checkpoint, Locator};
 use qft::error::{Error, escaped, shown};
-use qft::export::{self, ExportPlan, GgufOptions, Options, Provenance, Report, Run};
+use qft::export::{self, ExportPlan, GgufOptions, Options, Provenance, QualityReport, Report, Run};
 use qft::gguf::mixture::FileType;
 use qft::merge::{Float, Overflow, Vector};
 use qft::size::ByteSize;
@@ -19,6 +19,7 @@ use super::bars::Bars;
 use super::encoded;
 use super::encoding::{ConversionArgs, EncodingArgs};
 use super::models::{AdapterSpec, Found, find_adapters, find_base};
+use super::quality::{QualityArgs, quality};
 use super::table::{columns, count};
 use super::{CANCEL, handle_signals, jobs, note, print};
 
@@ -85,6 +86,8 @@ pub(crate) struct ExportArgs {
     encoding: EncodingArgs,
     #[command(flatten)]
     conversion: ConversionArgs,
+    #[command(flatten)]
+    quality: QualityArgs,
     /// Accepted for ms-swift's sake: qft writes nothing but safetensors.
     #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, value_parser = BoolishValueParser::new(), default_missing_value = "true", default_value = "true")]
     safe_serialization: bool,
@@ -111,7 +114,14 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let report = export::run(&plan, &how);
     bars.clear();
     let report = report?;
-    print(&if args.json { report_json(&plan, &report) } else { report_text(&plan, &report, args.timings) })?;
+    let quality = quality(&plan.gguf, &report);
+    let page = args.quality.write(&quality, args.overwrite);
+    print(&if args.json {
+        report_json(&plan, &report, &quality)
+    } else {
+        args.quality.text(&quality) + &report_text(&plan, &report, args.timings)
+    })?;
+    page?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -122,6 +132,9 @@ const DEFAULT_SHARD: ByteSize = ByteSize(5_000_000_000);
 fn check(args: &ExportArgs) -> qft::Result<()> {
     if !args.safe_serialization {
         return Err(Error::refused("--safe-serialization false: qft writes nothing but safetensors", "drop the flag"));
+    }
+    if args.gguf.is_empty() && args.quality.wanted() {
+        return Err(Error::refused("a quality report was asked for, but no GGUF file", "add --gguf q4_k_m"));
     }
     if !args.merge_lora && !args.adapter.is_empty() {
         return Err(Error::refused("an adapter is named, but --merge-lora is not given", "add --merge-lora"));
@@ -140,6 +153,8 @@ fn plan(args: &ExportArgs) -> qft::Result<ExportPlan> {
     let found = if args.merge_lora { find_adapters(&locator, &args.adapter)? } else { Vec::new() };
     let (dir, provenance) = find_base(&locator, args.base.as_deref(), &found)?;
     let out = args.out.clone().unwrap_or_else(|| default_out(&found, &dir, &provenance));
+    let inputs: Vec<&Path> = found.iter().map(|found| found.adapter.dir.as_path()).chain([dir.as_path()]).collect();
+    args.quality.check(&inputs, args.overwrite)?;
     let mut mixtures = Vec::new();
     args.gguf.iter().for_each(|mixture| {
         if !mixtures.contains(mixture) {
@@ -296,7 +311,7 @@ fn report_text(plan: &ExportPlan, report: &Report, timings: bool) -> String {
     text
 }
 
-fn report_json(plan: &ExportPlan, report: &Report) -> String {
+fn report_json(plan: &ExportPlan, report: &Report, quality: &QualityReport) -> String {
     let files: serde_json::Map<String, Value> = report
         .files
         .iter()
@@ -313,6 +328,7 @@ fn report_json(plan: &ExportPlan, report: &Report) -> String {
         "timings": report.timings,
         "gguf": encoded::describe(&plan.gguf),
         "quality": report.quality,
+        "quality_summary": quality.to_json(),
         "warnings": plan.warnings,
     });
     format!("{report:#}\n")

@@ -14,6 +14,7 @@ use super::bars::Bars;
 use super::encoded::{plan_json, plan_text, report_json, report_text};
 use super::encoding::{ConversionArgs, EncodingArgs};
 use super::models::find_base;
+use super::quality::{QualityArgs, quality};
 use super::{CANCEL, handle_signals, jobs, note, print};
 
 /// Make a GGUF file of a Hugging Face model: what llama.cpp's converter and llama-quantize make of it, in one pass.
@@ -29,16 +30,9 @@ pub(crate) struct GgufArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    #[command(flatten)]
-    encoding: EncodingArgs,
-    #[command(flatten)]
-    conversion: ConversionArgs,
     /// Write the largest finite value where one is beyond the type's range, instead of refusing.
     #[arg(long)]
     allow_overflow: bool,
-    /// Measure the errors of every tensor and print them, with the worst ten.
-    #[arg(long)]
-    report: bool,
     /// Replace the file that is there.
     #[arg(long)]
     overwrite: bool,
@@ -54,6 +48,12 @@ pub(crate) struct GgufArgs {
     /// Worker threads [default: one a core]. The bytes don't depend on it.
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    #[command(flatten)]
+    encoding: EncodingArgs,
+    #[command(flatten)]
+    conversion: ConversionArgs,
+    #[command(flatten)]
+    quality: QualityArgs,
 }
 
 pub(super) fn run(args: &GgufArgs) -> anyhow::Result<ExitCode> {
@@ -70,14 +70,22 @@ pub(super) fn run(args: &GgufArgs) -> anyhow::Result<ExitCode> {
     let report = export::run(&plan, &how);
     bars.clear();
     let report = report?;
-    print(&if args.json { report_json(&plan.gguf, &report) } else { report_text(&plan.gguf, &report) })?;
+    let measured = args.quality.wanted().then(|| quality(&plan.gguf, &report));
+    let page = measured.as_ref().map_or(Ok(()), |quality| args.quality.write(quality, args.overwrite));
+    print(&if args.json {
+        report_json(&plan.gguf, &report, measured.as_ref())
+    } else {
+        let quality = measured.as_ref().map_or(String::new(), |quality| args.quality.text(quality));
+        quality + &report_text(&plan.gguf, &report)
+    })?;
+    page?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn plan(args: &GgufArgs) -> qft::Result<ExportPlan> {
     let (dir, provenance) = find_base(&Locator::from_env(), Some(&args.model), &[])?;
     let mut gguf = args.conversion.apply(args.encoding.options(&[args.mixture], false)?);
-    gguf.measure = args.report;
+    gguf.measure = args.quality.wanted();
     let options = Options {
         max_shard: None,
         dtype: None,
@@ -86,5 +94,6 @@ fn plan(args: &GgufArgs) -> qft::Result<ExportPlan> {
         gguf: Some(gguf),
         as_file: true,
     };
+    args.quality.check(&[&dir], args.overwrite)?;
     ExportPlan::new(Checkpoint::open(&dir)?, provenance, Vec::new(), &args.out, options)
 }

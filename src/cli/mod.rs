@@ -8,6 +8,7 @@ mod export;
 mod gguf;
 mod inspect;
 mod models;
+mod quality;
 mod quantize;
 mod reference;
 mod shell;

@@ -12,6 +12,7 @@ use qft::merge::{Overflow, Vector};
 use super::bars::Bars;
 use super::encoded::{plan_json, plan_text, report_json, report_text};
 use super::encoding::EncodingArgs;
+use super::quality::{QualityArgs, quality};
 use super::{CANCEL, handle_signals, jobs, print};
 
 /// Quantize a GGUF file: the same bytes as llama-quantize writes, several times as fast.
@@ -25,17 +26,12 @@ pub(crate) struct QuantizeArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    #[command(flatten)]
-    encoding: EncodingArgs,
     /// Encode anew what is quantized already, which loses more than quantizing the original.
     #[arg(long)]
     allow_requantize: bool,
     /// Write the largest finite value where one is beyond the type's range, instead of refusing.
     #[arg(long)]
     allow_overflow: bool,
-    /// Measure the errors of every tensor and print them.
-    #[arg(long)]
-    report: bool,
     /// Replace the file that is there.
     #[arg(long)]
     overwrite: bool,
@@ -51,12 +47,17 @@ pub(crate) struct QuantizeArgs {
     /// Worker threads [default: one a core]. The bytes don't depend on it.
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    #[command(flatten)]
+    encoding: EncodingArgs,
+    #[command(flatten)]
+    quality: QualityArgs,
 }
 
 pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let mut options = args.encoding.options(&[args.mixture], args.allow_requantize)?;
-    options.measure = args.report;
+    options.measure = args.quality.wanted();
     let overflow = if args.allow_overflow { Overflow::Clamp } else { Overflow::Refuse };
+    args.quality.check(&[&args.model], args.overwrite)?;
     let model = GgufModel::open(&args.model)?;
     let plan = QuantizePlan::new(model, &args.out, &options, overflow, args.overwrite)?;
     let outputs = std::slice::from_ref(&plan.output);
@@ -71,6 +72,14 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let report = quantize(&plan, &how);
     bars.clear();
     let report = report?;
-    print(&if args.json { report_json(outputs, &report) } else { report_text(outputs, &report) })?;
+    let measured = args.quality.wanted().then(|| quality(outputs, &report));
+    let page = measured.as_ref().map_or(Ok(()), |quality| args.quality.write(quality, args.overwrite));
+    print(&if args.json {
+        report_json(outputs, &report, measured.as_ref())
+    } else {
+        let quality = measured.as_ref().map_or(String::new(), |quality| args.quality.text(quality));
+        quality + &report_text(outputs, &report)
+    })?;
+    page?;
     Ok(ExitCode::SUCCESS)
 }

@@ -13,7 +13,7 @@ use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result};
 use crate::gguf::decode::decode;
 use crate::gguf::encode::encode;
-use crate::gguf::{ErrorSums, ModelTensor, TensorType, first_bad_scale};
+use crate::gguf::{ErrorSums, ModelTensor, Quality, TensorType, first_bad_scale};
 use crate::merge::{Float, Overflow, Vector};
 use crate::stream::Work;
 
@@ -106,6 +106,15 @@ pub(super) fn float_of(kind: TensorType) -> Option<Float> {
     }
 }
 
+/// The GGUF type that is a float type.
+pub(super) fn float_kind(float: Float) -> TensorType {
+    match float {
+        Float::F32 => TensorType::F32,
+        Float::F16 => TensorType::F16,
+        Float::Bf16 => TensorType::BF16,
+    }
+}
+
 /// A GGUF file, ready to be written.
 pub(super) struct GgufWork<'a> {
     part: &'a GgufPart,
@@ -161,7 +170,10 @@ impl Work for GgufWork<'_> {
             let sums = encoder.sums.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
             // In the order of the tensor's bytes, so that the sums don't depend on who came first.
             let all = sums.values().fold(ErrorSums::default(), |all, part| all.and(*part));
-            Some((encoder.tensor.name.clone(), json!(all.quality())))
+            // A tensor that was copied has no errors, and one with values that aren't finite has no figures.
+            let quality =
+                Some(all).filter(|all| !all.is_empty()).map(|all| all.quality()).filter(Quality::is_finite)?;
+            Some((encoder.tensor.name.clone(), json!(quality)))
         };
         Value::Object(self.encoders.iter().filter_map(measured).collect())
     }
@@ -188,19 +200,19 @@ struct Encoder<'a> {
 
 impl<'a> Encoder<'a> {
     fn new(tensor: &'a EncodedTensor, uses: usize, measured: bool, overflow: Overflow, vector: Vector) -> Result<Self> {
-        let (reader, stored_block) = match &tensor.values {
+        let (reader, source) = match &tensor.values {
             Values::Merged { name, source, dtype, heads } => {
                 let float = Float::of(*dtype).ok_or_else(|| no_floats(name, *dtype))?;
                 let merged = MergedTensor::new((name, source, *dtype), uses, overflow, vector);
-                (Reader::Merged { merged, float, heads: *heads }, 1)
+                (Reader::Merged { merged, float, heads: *heads }, float_kind(float))
             }
-            Values::Made(values) => (Reader::Made(values), 1),
-            Values::Stored(stored) => (Reader::Stored(stored), stored.info().kind.block_len()),
+            Values::Made(values) => (Reader::Made(values), TensorType::F32),
+            Values::Stored(stored) => (Reader::Stored(stored), stored.info().kind),
         };
         // Block lengths are powers of two, and rows hold whole blocks of either type.
-        let block = tensor.kind.block_len().max(stored_block);
+        let block = tensor.kind.block_len().max(source.block_len());
         let unit = if tensor.importance.is_some() { tensor.columns() } else { block };
-        let sums = (measured && tensor.kind.is_quantized()).then(Mutex::default);
+        let sums = (measured && tensor.kind != source && tensor.kind != TensorType::F32).then(Mutex::default);
         Ok(Self { tensor, reader, unit, overflow, vector, sums })
     }
 

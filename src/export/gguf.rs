@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-use super::encoded::{EncodedTensor, GgufPart, Values, float_of, no_floats};
+use super::encoded::{EncodedTensor, GgufPart, Values, float_kind, no_floats};
 use super::shard::OutputTensor;
 use crate::error::{Error, Result, escaped};
 use crate::gguf::arch::{self, Lineage};
@@ -227,8 +227,7 @@ fn importance(imatrix: Option<&Imatrix>, tensor: &Unplaced, choice: Choice) -> R
 
 /// The GGUF type of a float type.
 fn kind_of(dtype: Dtype) -> Option<TensorType> {
-    let float = Float::of(dtype)?;
-    [TensorType::F32, TensorType::F16, TensorType::BF16].into_iter().find(|kind| float_of(*kind) == Some(float))
+    Float::of(dtype).map(float_kind)
 }
 
 fn no_tensor(name: &str) -> Error {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::encoded::EncodedTensor;
 use super::plan::{ExportPlan, Provenance};
+use super::report::QualityReport;
 use super::shard::OutputTensor;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, TensorSource};
 use crate::checkpoint::CompanionSource;
@@ -73,6 +74,7 @@ pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> String {
     });
     if !plan.gguf.is_empty() {
         manifest["gguf"] = describe_gguf(plan, digests);
+        manifest["gguf_quality"] = QualityReport::new(&plan.gguf, &digests.quality).to_json();
     }
     format!("{manifest:#}\n")
 }

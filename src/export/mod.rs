@@ -8,6 +8,7 @@ mod gguf;
 mod manifest;
 mod plan;
 mod quantize;
+mod report;
 mod shard;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,9 @@ pub use gguf::{GgufOptions, GgufOutput};
 pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
 pub use plan::{ExportPlan, Options, Provenance};
 pub use quantize::{QuantizePlan, quantize};
+pub use report::{
+    Figures, OutputQuality, QualityReport, QualityRow, Summary, check_page, cosine, percent, scientific, write_page,
+};
 pub use shard::{OutputTensor, PlacedTensor, Shard};
 
 pub(crate) use block::Parts;
@@ -160,7 +164,8 @@ fn identity(plan: &ExportPlan) -> Result<Hex> {
     }
     let mut headers: Vec<Hex> = plan.shards.iter().map(|shard| sha256(&shard.header)).collect();
     headers.extend(plan.gguf.iter().flat_map(|output| &output.parts).map(GgufPart::identity));
-    let options = json!([plan.options.overflow, env!("CARGO_PKG_VERSION")]);
+    let measure = plan.options.gguf.as_ref().is_some_and(|gguf| gguf.measure);
+    let options = json!([plan.options.overflow, measure, env!("CARGO_PKG_VERSION")]);
     Ok(sha256(json!([inputs, headers, options]).to_string().as_bytes()))
 }
 

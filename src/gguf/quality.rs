@@ -1,4 +1,4 @@
-//! How far encoded values are from those that they stand for: sums that add up in any grouping of blocks, and the three
+//! How far encoded values are from those that they stand for: sums that add up in any grouping of blocks, and the
 //! figures that people read.
 
 use serde::{Deserialize, Serialize};
@@ -62,11 +62,18 @@ impl ErrorSums {
         }
     }
 
+    /// Whether there were no values.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// The figures.
     pub fn quality(&self) -> Quality {
         let norms = (self.values * self.decoded).sqrt();
+        let root_of_mean = |sum: f64| if self.count == 0 { 0.0 } else { (sum / self.count as f64).sqrt() };
         Quality {
-            rmse: if self.count == 0 { 0.0 } else { (self.error / self.count as f64).sqrt() },
+            rmse: root_of_mean(self.error),
+            rms: root_of_mean(self.values),
             max_error: f64::from(self.largest),
             cosine: match () {
                 () if norms > 0.0 => (self.products / norms).clamp(-1.0, 1.0),
@@ -82,10 +89,24 @@ impl ErrorSums {
 pub struct Quality {
     /// Root of the mean squared error.
     pub rmse: f64,
+    /// Root of the mean square of the values themselves: what `rmse` is to be measured by.
+    pub rms: f64,
     /// Largest absolute error.
     pub max_error: f64,
     /// Cosine of the angle between the values and their decoded counterparts; 1 is best.
     pub cosine: f64,
+}
+
+impl Quality {
+    /// The error in relation to the values: `rmse / rms`, and 0 where both are 0.
+    pub fn relative(&self) -> f64 {
+        if self.rmse == 0.0 { 0.0 } else { self.rmse / self.rms }
+    }
+
+    /// Whether all figures are finite: values that are not leave none that mean anything.
+    pub fn is_finite(&self) -> bool {
+        [self.rmse, self.rms, self.max_error, self.cosine].iter().all(|v| v.is_finite())
+    }
 }
 
 #[cfg(test)]
@@ -99,7 +120,10 @@ mod tests {
         assert_eq!((q.rmse, q.max_error), ((5.0f64 / 4.0).sqrt(), 2.0));
         assert!((q.cosine - 20.0 / (26.0f64 * 19.0).sqrt()).abs() < 1e-12);
         let exact = ErrorSums::of(&[0.0; 5], &[0.0; 5]).quality();
-        assert_eq!(exact, Quality { rmse: 0.0, max_error: 0.0, cosine: 1.0 });
+        assert_eq!(exact, Quality { rmse: 0.0, rms: 0.0, max_error: 0.0, cosine: 1.0 });
+        assert_eq!((exact.relative(), q.rms), (0.0, (26.0f64 / 4.0).sqrt()));
+        assert!((q.relative() - (5.0f64 / 26.0).sqrt()).abs() < 1e-12);
+        assert!(!ErrorSums::of(&[f32::NAN; 3], &[0.0; 3]).quality().is_finite());
         assert_eq!(ErrorSums::of(&[1.0], &[0.0]).quality().cosine, 0.0);
     }
 

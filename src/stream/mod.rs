@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 
-pub(crate) use staging::{Staging, check_destination, check_file};
+pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
 pub use workers::Timings;
 pub(crate) use workers::{BLOCK_LEN, Input, in_flight, open_files};
 

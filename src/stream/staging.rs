@@ -61,8 +61,13 @@ pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -
 
 /// Refuses a destination file that is there, unless `overwrite`, and even then one that is an input or no file.
 pub(crate) fn check_file(out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
+    check_file_of("--out", out, inputs, overwrite)
+}
+
+/// [`check_file`] for a destination that `flag` names.
+pub(crate) fn check_file_of(flag: &str, out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
     let refuse = |problem: String, remedy: &str| Err(Error::refused(problem, remedy));
-    let other = "choose another destination with --out";
+    let other = &format!("choose another destination with {flag}");
     if out.file_name().is_none() {
         return refuse(format!("{} can't be a destination", shown(out)), other);
     }
@@ -75,7 +80,10 @@ pub(crate) fn check_file(out: &Path, inputs: &[&Path], overwrite: bool) -> Resul
         Err(e) => Err(Error::io("look at", out)(e)),
         Ok(meta) if !meta.is_file() => refuse(format!("{} is there, and is no file", shown(out)), other),
         Ok(_) if overwrite => Ok(()),
-        Ok(_) => refuse(format!("{} is there", shown(out)), "choose another --out, or replace it with --overwrite"),
+        Ok(_) => refuse(
+            format!("{} is there", shown(out)),
+            &format!("choose another {flag}, or replace it with --overwrite"),
+        ),
     }
 }
 

@@ -1,0 +1,78 @@
+//! Text in a page, and figures as people read them.
+
+use std::fmt::{self, Display, Write};
+
+use crate::error::escaped;
+
+/// Text from a file, harmless wherever a page has text or a quoted attribute.
+pub(super) struct Text<'a>(pub(super) &'a str);
+
+impl Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        escaped(self.0).chars().try_for_each(|c| match c {
+            '&' => f.write_str("&amp;"),
+            '<' => f.write_str("&lt;"),
+            '>' => f.write_str("&gt;"),
+            '"' => f.write_str("&quot;"),
+            '\'' => f.write_str("&#39;"),
+            _ => f.write_char(c),
+        })
+    }
+}
+
+/// A name that may break behind each of its words.
+pub(super) struct Name<'a>(pub(super) &'a str);
+
+impl Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = Text(self.0).to_string();
+        text.split_inclusive(['_', '.']).enumerate().try_for_each(|(i, word)| {
+            f.write_str(if i == 0 { "" } else { "<wbr>" })?;
+            f.write_str(word)
+        })
+    }
+}
+
+/// A share as per cent: three digits that count.
+pub fn percent(share: f64) -> String {
+    let value = share * 100.0;
+    match value.abs() {
+        0.0 => "0%".to_owned(),
+        v if v >= 100.0 => format!("{value:.0}%"),
+        v if v >= 10.0 => format!("{value:.1}%"),
+        v if v >= 1.0 => format!("{value:.2}%"),
+        v if v >= 0.001 => format!("{value:.3}%"),
+        _ => format!("{value:.0e}%"),
+    }
+}
+
+/// A small number: `1.234e-3`.
+pub fn scientific(value: f64) -> String {
+    if value == 0.0 { "0".to_owned() } else { format!("{value:.2e}") }
+}
+
+/// A cosine.
+pub fn cosine(value: f64) -> String {
+    format!("{value:.6}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_can_not_leave_its_place() {
+        let hostile = "<script>alert('x')</script>\"&\u{1b}\u{202e}";
+        let shown = Text(hostile).to_string();
+        assert_eq!(shown, "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp;\\u{1b}\\u{202e}");
+        assert_eq!(Name("attn_<b>.q").to_string(), "attn_<wbr>&lt;b&gt;.<wbr>q");
+    }
+
+    #[test]
+    fn figures_are_short() {
+        let shares = [0.0, 1.5, 0.123_45, 0.071_23, 0.005_678, 1e-7];
+        assert_eq!(shares.map(percent), ["0%", "150%", "12.3%", "7.12%", "0.568%", "1e-5%"]);
+        assert_eq!([1.0, 0.999_998_6, 0.5].map(cosine), ["1.000000", "0.999999", "0.500000"]);
+        assert_eq!([0.0, 0.001_234_5].map(scientific), ["0", "1.23e-3"]);
+    }
+}
