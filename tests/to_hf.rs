@@ -1,7 +1,7 @@
 //! `qft to-hf`: a GGUF model as a Hugging Face directory.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use qft::gguf::{Array, GgufModel, Metadata, TensorForm, TensorType, Value, decode, lay_out};
 use safetensors::Dtype;
@@ -92,7 +92,7 @@ fn bench() -> (Bench, PathBuf) {
 }
 
 /// What the directory should hold: every tensor decoded, with the rows of queries and keys back in order, as bf16.
-fn expected(path: &PathBuf) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+fn expected(path: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     let model = GgufModel::open(path).unwrap();
     let mut all = BTreeMap::new();
     for tensor in model.tensors.iter().filter(|tensor| tensor.info().name != "rope_freqs.weight") {
@@ -104,8 +104,8 @@ fn expected(path: &PathBuf) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
             Some("attn_k") => 2,
             _ => 0,
         };
-        if heads > 0 {
-            let (stored, half) = (values.clone(), info.shape[0] / heads / 2);
+        if let Some(rows) = info.shape[0].checked_div(heads) {
+            let (stored, half) = (values.clone(), rows / 2);
             for (row, out) in values.chunks_mut(HIDDEN).enumerate() {
                 let from = row / (2 * half) * 2 * half + row % half * 2 + row / half % 2;
                 out.copy_from_slice(&stored[from * HIDDEN..][..HIDDEN]);

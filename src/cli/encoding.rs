@@ -64,7 +64,6 @@ impl EncodingArgs {
 }
 
 /// How a Hugging Face model becomes a GGUF file.
-#[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
 #[derive(Debug, Args)]
 #[command(next_help_heading = "GGUF conversion")]
 pub(super) struct ConversionArgs {

@@ -20,6 +20,7 @@ use super::{CANCEL, handle_signals, jobs, note, print};
 /// Make a GGUF file of a Hugging Face model: what llama.cpp's converter and llama-quantize make of it, in one pass.
 ///
 /// `qft export --merge-lora --gguf TYPE` does the same while it merges an adapter.
+#[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
 #[derive(Debug, Args)]
 pub(crate) struct GgufArgs {
     /// The model: a directory with safetensors, or a Hub id.

@@ -16,6 +16,7 @@ use super::quality::{QualityArgs, quality};
 use super::{CANCEL, handle_signals, jobs, print};
 
 /// Quantize a GGUF file: the same bytes as llama-quantize writes, several times as fast.
+#[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
     /// The model: a GGUF file, F32, F16 or BF16, or any part of a split one.

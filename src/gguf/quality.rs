@@ -114,6 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "the figures are exact")]
     fn figures_of_known_values() {
         let (x, y) = ([3.0, 4.0, 0.0, 1.0], [3.0, 3.0, 0.0, -1.0]);
         let q = ErrorSums::of(&x, &y).quality();
@@ -128,6 +129,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "a maximum is exact")]
     fn parts_add_up() {
         let x: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin()).collect();
         let y: Vec<f32> = x.iter().map(|v| (v * 8.0).round() / 8.0).collect();

@@ -328,6 +328,7 @@ fn shown(value: &Json) -> String {
 mod tests {
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "it is called with literals")]
     fn complete(config: Json) -> Settings {
         Settings::complete(&config).unwrap()
     }

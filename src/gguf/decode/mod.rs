@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    /// As `random_bytes` in fixtures/make_decoded.py.
+    /// As `random_bytes` in `fixtures/make_decoded.py`.
     fn random_bytes(count: usize) -> Vec<u8> {
         let mut state = 0u64;
         let mut next = || {
@@ -143,6 +143,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "the values are exact")]
     fn plain_numbers_are_rounded_to_f32() {
         let decoded = |kind, bytes: &[u8]| {
             let mut out = [0.0];

@@ -44,6 +44,7 @@ fn mean_squares(rows: &[f32], columns: usize) -> [f32; TOGETHER] {
     for (line, row) in lines.iter_mut().zip(rows.chunks_exact(columns)) {
         *line = row;
     }
+    #[expect(clippy::needless_range_loop, reason = "the rows advance together, a lane each")]
     for j in 0..columns {
         for r in 0..TOGETHER {
             sums[r] += lines[r][j] * lines[r][j];

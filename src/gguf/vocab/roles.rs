@@ -204,6 +204,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "it is called with literals")]
     fn roles(config: Value, post: Value) -> Roles {
         let mut roles = Roles::new(config.as_object().unwrap().clone(), &["bos", "eos", "sep"]);
         roles.complete(&json!({"post_processor": post}));
