@@ -6,6 +6,7 @@ mod peers;
 mod report;
 mod same;
 
+use std::ffi::OsString;
 use std::fs;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ pub(crate) fn gguf(args: &[String]) -> anyhow::Result<()> {
     let source = make_source(&words)?;
     for round in 0..rounds {
         for contest in &mut contests {
-            compete(contest, round, &data)?;
+            compete(contest, round, &data, &words)?;
         }
     }
     fs::remove_file(&source).with_context(|| format!("cannot remove {}", source.display()))?;
@@ -76,18 +77,33 @@ fn words(data: &Data, qft: &Path, peers: &Peers, real_tokenizer: bool) -> Words 
 
 /// Makes the BF16 file that is quantized, and has it in the page cache.
 fn make_source(words: &Words) -> anyhow::Result<PathBuf> {
-    let line = words.fill("QFT gguf BASE --type bf16 --name bench PRE --overwrite --out SOURCE");
-    let (program, args) = line.split_first().context("an empty command line")?;
     println!("making the BF16 file that is quantized");
-    let output = Command::new(program).args(args).output().context("qft could not be started")?;
-    ensure!(output.status.success(), "qft gguf: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+    let line = words.fill("QFT gguf BASE --type bf16 --name bench PRE --overwrite --out SOURCE");
+    output(&line)?;
     let source = PathBuf::from(line.last().context("an empty command line")?);
     data::read(&source)?;
     Ok(source)
 }
 
+/// How many bytes the tensors of a GGUF file have, as qft counts them.
+fn tensor_bytes(words: &Words, file: &Path) -> anyhow::Result<u64> {
+    let mut line = words.fill("QFT inspect --json");
+    line.push(file.into());
+    let said: serde_json::Value = serde_json::from_slice(&output(&line)?).context("qft inspect printed no JSON")?;
+    said["bytes"].as_u64().context("qft inspect --json printed no bytes")
+}
+
+/// What a command prints that is not timed.
+fn output(line: &[OsString]) -> anyhow::Result<Vec<u8>> {
+    let (program, args) = line.split_first().context("an empty command line")?;
+    let name = program.display();
+    let output = Command::new(program).args(args).output().with_context(|| format!("{name} could not be started"))?;
+    ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+    Ok(output.stdout)
+}
+
 /// One round of a contest, with nothing there before it or after it.
-fn compete(contest: &mut Contest, round: usize, data: &Data) -> anyhow::Result<()> {
+fn compete(contest: &mut Contest, round: usize, data: &Data, words: &Words) -> anyhow::Result<()> {
     let result = fs::create_dir(&data.out).with_context(|| format!("cannot create {}", data.out.display()));
     let result = result.and_then(|()| {
         for part in contest.ours.iter_mut().chain(&mut contest.theirs).filter(|part| round < part.most_runs) {
@@ -99,7 +115,7 @@ fn compete(contest: &mut Contest, round: usize, data: &Data) -> anyhow::Result<(
         if round == 0 && contest.compares {
             let last = |parts: &[Part]| parts.last().map(|part| part.output.clone());
             if let (Some(ours), Some(theirs)) = (last(&contest.ours), last(&contest.theirs)) {
-                contest.same = Some(Same::of(&ours, &theirs)?);
+                contest.same = Some(Same::of(&ours, &theirs, tensor_bytes(words, &ours)?)?);
             }
         }
         Ok(())

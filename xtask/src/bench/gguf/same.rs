@@ -14,19 +14,26 @@ const BLOCK: u64 = 1 << 20;
 pub(super) enum Same {
     /// Every byte.
     Whole,
+    /// The bytes of all tensors; what is before them differs.
+    Tensors,
     /// So many bytes at their ends, of so many in the first.
     End(u64, u64),
 }
 
 impl Same {
-    pub(super) fn of(ours: &Path, theirs: &Path) -> anyhow::Result<Self> {
+    /// Compares two files, the first of which has `tensors` bytes of tensors, without padding, at its end.
+    pub(super) fn of(ours: &Path, theirs: &Path, tensors: u64) -> anyhow::Result<Self> {
         let open = |path: &Path| {
             let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
             opened.with_context(|| format!("cannot open {}", path.display()))
         };
         let ((a_len, a), (b_len, b)) = (open(ours)?, open(theirs)?);
         let same = common_end((&a, a_len), (&b, b_len)).context("cannot compare the files")?;
-        Ok(if same == a_len && a_len == b_len { Self::Whole } else { Self::End(same, a_len) })
+        Ok(match same {
+            _ if same == a_len && a_len == b_len => Self::Whole,
+            _ if same >= tensors => Self::Tensors,
+            _ => Self::End(same, a_len),
+        })
     }
 }
 
@@ -34,6 +41,7 @@ impl fmt::Display for Same {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Whole => write!(f, "identical"),
+            Self::Tensors => write!(f, "tensors identical, metadata differ"),
             Self::End(same, of) => write!(f, "differ; the last {same} of {of} bytes are equal"),
         }
     }
@@ -76,9 +84,11 @@ mod tests {
             path
         };
         let (a, b, shorter) = (file("a", &long), file("b", &other), file("c", &long[1..]));
-        assert_eq!(Same::of(&a, &a).unwrap(), Same::Whole);
-        assert_eq!(Same::of(&a, &b).unwrap(), Same::End(BLOCK + 5, BLOCK + 9));
-        assert_eq!(Same::of(&a, &shorter).unwrap(), Same::End(BLOCK + 8, BLOCK + 9));
+        let (len, half) = (BLOCK + 9, BLOCK / 2);
+        assert_eq!(Same::of(&a, &a, half).unwrap(), Same::Whole);
+        assert_eq!(Same::of(&a, &b, half).unwrap(), Same::Tensors);
+        assert_eq!(Same::of(&a, &b, BLOCK + 6).unwrap(), Same::End(BLOCK + 5, len));
+        assert_eq!(Same::of(&a, &shorter, len).unwrap(), Same::End(BLOCK + 8, len));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }
