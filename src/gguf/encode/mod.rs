@@ -57,7 +57,8 @@ pub fn encode(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    if let Some(encoder) = encoder(kind) {
+    debug_assert!(importance.is_none_or(|importance| importance.len() == columns));
+    if let Some(encoder) = encoder(kind).filter(|_| !values.is_empty()) {
         encoder(vector, values, columns, importance, out);
     }
 }

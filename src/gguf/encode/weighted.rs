@@ -8,6 +8,9 @@ use super::k::{WEIGHTED, fit_affine, fit_symmetric};
 use super::lanes::{Lanes, Tile, code};
 use super::vector::Work;
 
+/// Rows whose squares are summed together.
+const TOGETHER: usize = 4;
+
 /// Rows of blocks of `BYTES` bytes, of codes up to `TOP`, `AFFINE` if they have a minimum.
 pub(super) struct Rows<'a, const AFFINE: bool, const TOP: u8, const BYTES: usize> {
     pub(super) values: &'a [f32],
@@ -19,14 +22,34 @@ pub(super) struct Rows<'a, const AFFINE: bool, const TOP: u8, const BYTES: usize
 impl<const AFFINE: bool, const TOP: u8, const BYTES: usize> Work for Rows<'_, AFFINE, TOP, BYTES> {
     #[inline(always)]
     fn run<const N: usize>(self) {
-        for (row, out) in self.values.chunks(self.columns).zip(self.out.chunks_mut(self.columns / 32)) {
-            let mean = row.iter().fold(0.0, |sum, v| sum + v * v) / self.columns as f32;
-            let groups = row.chunks(32 * N).zip(self.importance.chunks(32 * N)).zip(out.chunks_mut(N));
-            for ((values, importance), out) in groups {
-                group::<N, AFFINE, TOP, BYTES>(values, importance, mean, out);
+        let rows = self.values.chunks(TOGETHER * self.columns).zip(self.out.chunks_mut(TOGETHER * self.columns / 32));
+        for (rows, out) in rows {
+            let means = mean_squares(rows, self.columns);
+            for ((row, out), mean) in rows.chunks(self.columns).zip(out.chunks_mut(self.columns / 32)).zip(means) {
+                let groups = row.chunks(32 * N).zip(self.importance.chunks(32 * N)).zip(out.chunks_mut(N));
+                for ((values, importance), out) in groups {
+                    group::<N, AFFINE, TOP, BYTES>(values, importance, mean, out);
+                }
             }
         }
     }
+}
+
+/// The mean square of each of up to [`TOGETHER`] rows, summed in order: a sum waits for its last addition, but not for
+/// other rows' sums.
+#[inline(always)]
+fn mean_squares(rows: &[f32], columns: usize) -> [f32; TOGETHER] {
+    let mut sums = [0.0; TOGETHER];
+    let mut lines = [&rows[..columns]; TOGETHER];
+    for (line, row) in lines.iter_mut().zip(rows.chunks_exact(columns)) {
+        *line = row;
+    }
+    for j in 0..columns {
+        for (sum, line) in sums.iter_mut().zip(lines) {
+            *sum += line[j] * line[j];
+        }
+    }
+    sums.map(|sum| sum / columns as f32)
 }
 
 /// Encodes up to `N` blocks of a row whose mean square is `mean`.

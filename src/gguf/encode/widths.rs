@@ -50,6 +50,13 @@ proptest! {
     }
 }
 
+#[test]
+fn no_values_make_no_bytes() {
+    for kind in TensorType::all() {
+        assert!(encoded(kind, Vector::detect(), &[], 0, Some(&[])).is_empty());
+    }
+}
+
 /// What is decoded is near what was encoded: no further than a step of the coarsest type, and half a step of `Q8_0`.
 #[test]
 fn what_was_encoded_decodes_to_near_values() {
