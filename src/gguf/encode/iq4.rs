@@ -9,7 +9,8 @@ use crate::gguf::decode::IQ4_VALUES;
 use crate::gguf::float16::f32_to_f16;
 use crate::merge::Vector;
 
-/// Scales that are tried at once, one a lane: those that take the value of the largest magnitude to -134, -133 and so on.
+/// Scales that are tried at once, one a lane: those that take the value of the largest magnitude to -134, -133 and so
+/// on.
 const TRIES: usize = 16;
 /// How many of them ggml-quants.c tries: down to -120. The last lane is idle.
 const TRIED: usize = 15;
@@ -204,8 +205,8 @@ fn opposite(values: &[f32; 32], weights: &[f32; 32], inverse: f32) -> (f32, f32)
     (sum(&products), sum(&squares))
 }
 
-/// What each value may become. The tries are so near to each other that a value, scaled by them, is on both sides of one
-/// bound at most: the assertion below says so.
+/// What each value may become. The tries are so near to each other that a value, scaled by them, is on both sides of
+/// one bound at most: the assertion below says so.
 struct Choices {
     bound: [f32; 32],
     /// Below the bound.

@@ -46,8 +46,8 @@ fn mean_squares(rows: &[f32], columns: usize) -> [f32; TOGETHER] {
     }
     #[expect(clippy::needless_range_loop, reason = "the rows advance together, a lane each")]
     for j in 0..columns {
-        for r in 0..TOGETHER {
-            sums[r] += lines[r][j] * lines[r][j];
+        for (sum, line) in sums.iter_mut().zip(lines) {
+            *sum += line[j] * line[j];
         }
     }
     sums.map(|sum| sum / columns as f32)
