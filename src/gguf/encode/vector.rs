@@ -1,5 +1,5 @@
 //! Encoders under the vector instructions of the processor: each set compiles an encoder anew, with as many lanes
-//! as its registers have. All give the same bytes.
+//! as two of its registers have, which hides the latency of sums in order. All give the same bytes.
 
 use crate::merge::Vector;
 

@@ -7,6 +7,8 @@ mod reference;
 mod rows;
 mod superblock;
 mod symmetric;
+#[cfg(test)]
+mod tests;
 
 use affine::{EncodeAffine, Q2K, Q4K, Q5K};
 pub(super) use affine::{WEIGHTED, fit as fit_affine};
