@@ -36,10 +36,10 @@ pub enum Error {
         /// What the reader can do.
         remedy: String,
     },
-    /// A merged value is NaN or infinite.
+    /// A value is NaN or infinite where none may be.
     #[error(
-        "tensor {}: the merged value at row {row}, column {column} is {value}\n  remedy: the base or the adapter \
-         holds broken or overflowing values there; `qft inspect --stats` counts them",
+        "tensor {}: the value at row {row}, column {column} is {value}\n  remedy: the model or the \
+         adapter holds broken or overflowing values there; `qft inspect --stats` counts them",
         escaped(tensor)
     )]
     NotFinite {
@@ -55,7 +55,7 @@ pub enum Error {
     /// A finite value does not fit the output type.
     #[error(
         "tensor {}: the value {value} at row {row}, column {column} is beyond the range of {dtype}\n  remedy: choose \
-         --dtype bf16 or f32, or clamp such values with --allow-overflow",
+         bf16 or f32, or clamp such values with --allow-overflow",
         escaped(tensor)
     )]
     Overflow {

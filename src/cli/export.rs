@@ -155,6 +155,7 @@ fn plan(args: &ExportArgs) -> qft::Result<ExportPlan> {
     let out = args.out.clone().unwrap_or_else(|| default_out(&found, &dir, &provenance));
     let inputs: Vec<&Path> = found.iter().map(|found| found.adapter.dir.as_path()).chain([dir.as_path()]).collect();
     args.quality.check(&inputs, args.overwrite)?;
+    args.quality.check_outside(&out)?;
     let mut mixtures = Vec::new();
     args.gguf.iter().for_each(|mixture| {
         if !mixtures.contains(mixture) {

@@ -5,6 +5,7 @@ mod bars;
 mod encoded;
 mod encoding;
 mod export;
+mod file_job;
 mod gguf;
 mod inspect;
 mod models;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use qft::error::{Error, escaped};
+use qft::error::{Error, escaped, shown};
 use qft::export::{
     Figures, GgufOutput, OutputQuality, QualityReport, QualityRow, Report, Summary, check_page, cosine, percent,
     scientific, write_page,
@@ -34,6 +34,17 @@ impl QualityArgs {
     /// Refuses what could only fail after the run.
     pub(super) fn check(&self, inputs: &[&Path], overwrite: bool) -> qft::Result<()> {
         self.report_html.as_deref().map_or(Ok(()), |page| check_page(page, inputs, overwrite))
+    }
+
+    /// Refuses a page in the release, where no digest would know it.
+    pub(super) fn check_outside(&self, out: &Path) -> qft::Result<()> {
+        match self.report_html.as_deref().filter(|page| page.starts_with(out)) {
+            None => Ok(()),
+            Some(page) => Err(Error::refused(
+                format!("{} would lie in the release {}", shown(page), shown(out)),
+                "write the page beside it",
+            )),
+        }
     }
 
     /// What to print of the report.

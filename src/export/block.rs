@@ -45,27 +45,15 @@ impl<'a> MergedTensor<'a> {
         bytes.max().unwrap_or(0)
     }
 
-    /// Writes bytes `range` of the tensor to `out`. The range begins and ends between elements.
+    /// Writes bytes `range` of the tensor to `out`; see [`Ready::fill`]. One of its uses.
     pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let source = &self.source.source;
-        if !self.source.is_changed() && source.dtype() == self.dtype {
-            source.prefetch(range.start, range.len());
-            out.copy_from_slice(&source.bytes()[range]);
-            return Ok(());
-        }
-        let element = self.dtype.bitsize() / 8;
-        let elements = range.start / element..range.end / element;
-        let stored = source.dtype().bitsize() / 8;
-        source.prefetch(elements.start * stored, elements.len() * stored);
-        self.merge()?.run(elements, out).map_err(|fault| {
-            let (tensor, row, column) = (self.name.to_owned(), fault.row as u64, fault.column as u64);
-            match Float::of(self.dtype) {
-                Some(float) if fault.value.is_finite() => {
-                    Error::Overflow { tensor, row, column, value: fault.value, dtype: float.name() }
-                }
-                _ => Error::NotFinite { tensor, row, column, value: fault.value },
-            }
-        })
+        self.ready()?.fill(range, out)
+    }
+
+    /// The tensor for one of its uses.
+    pub(super) fn ready(&self) -> Result<Ready<'_, 'a>> {
+        let is_copied = !self.source.is_changed() && self.source.source.dtype() == self.dtype;
+        Ok(Ready { tensor: self, merge: if is_copied { None } else { Some(self.merge()?) } })
     }
 
     fn merge(&self) -> Result<Arc<Merge<'a>>> {
@@ -85,6 +73,39 @@ impl<'a> MergedTensor<'a> {
                 format!("tensor {} of type {:?} can't be changed", self.name, self.source.source.dtype()),
                 "report this: the plan should have refused it",
             )
+        })
+    }
+}
+
+/// A tensor whose arithmetic is at hand, for as many ranges as one use takes.
+pub(super) struct Ready<'t, 'a> {
+    tensor: &'t MergedTensor<'a>,
+    /// Absent where the tensor is copied.
+    merge: Option<Arc<Merge<'a>>>,
+}
+
+impl Ready<'_, '_> {
+    /// Writes bytes `range` of the tensor to `out`. The range begins and ends between elements.
+    pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let MergedTensor { name, dtype, .. } = *self.tensor;
+        let source = &self.tensor.source.source;
+        let Some(merge) = &self.merge else {
+            source.prefetch(range.start, range.len());
+            out.copy_from_slice(&source.bytes()[range]);
+            return Ok(());
+        };
+        let element = dtype.bitsize() / 8;
+        let elements = range.start / element..range.end / element;
+        let stored = source.dtype().bitsize() / 8;
+        source.prefetch(elements.start * stored, elements.len() * stored);
+        merge.run(elements, out).map_err(|fault| {
+            let (tensor, row, column) = (name.to_owned(), fault.row as u64, fault.column as u64);
+            match Float::of(dtype) {
+                Some(float) if fault.value.is_finite() => {
+                    Error::Overflow { tensor, row, column, value: fault.value, dtype: float.name() }
+                }
+                _ => Error::NotFinite { tensor, row, column, value: fault.value },
+            }
         })
     }
 }

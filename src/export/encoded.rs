@@ -7,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::block::{MergedTensor, Parts};
+use super::block::{MergedTensor, Parts, Ready};
 use crate::adapter::TensorSource;
 use crate::digest::{Hasher, Hex};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, escaped};
 use crate::gguf::decode::decode;
 use crate::gguf::encode::encode;
 use crate::gguf::{ErrorSums, ModelTensor, Quality, TensorType, first_bad_scale};
@@ -41,6 +41,9 @@ impl GgufPart {
         hasher.update(self.name.as_bytes());
         hasher.update(&self.header);
         for tensor in &self.tensors {
+            if let Values::Merged { name, dtype, heads, .. } = &tensor.values {
+                hasher.update(format!("{name} {dtype:?} {heads:?}").as_bytes());
+            }
             let weights = tensor.importance.iter().flatten();
             weights.for_each(|weight| hasher.update(&weight.to_le_bytes()));
         }
@@ -186,6 +189,13 @@ enum Reader<'a> {
     Stored(&'a ModelTensor),
 }
 
+/// The same, for one use.
+enum Source<'t, 'a> {
+    Merged(Ready<'t, 'a>, Float, Option<usize>),
+    Made(&'a [f32]),
+    Stored(&'a ModelTensor),
+}
+
 /// One tensor, encoded as it is asked for.
 pub(super) struct Encoder<'a> {
     tensor: &'a EncodedTensor,
@@ -244,13 +254,18 @@ impl<'a> Encoder<'a> {
         let step = (CHUNK / self.unit).max(1);
         let mut scratch = Scratch::default();
         let mut sums = ErrorSums::default();
+        let source = match &self.reader {
+            Reader::Merged { merged, float, heads } => Source::Merged(merged.ready()?, *float, *heads),
+            Reader::Made(values) => Source::Made(values),
+            Reader::Stored(stored) => Source::Stored(stored),
+        };
         for first in units.clone().step_by(step) {
             let count = step.min(units.end - first);
             let elements = first * self.unit..(first + count) * self.unit;
             let bytes = first * unit_bytes..(first + count) * unit_bytes;
             let wanted = range.start.max(bytes.start)..range.end.min(bytes.end);
             let place = wanted.start - range.start..wanted.end - range.start;
-            self.read(elements.clone(), &mut scratch)?;
+            self.read(&source, elements.clone(), &mut scratch)?;
             if wanted == bytes {
                 self.encode(elements.start, &scratch.values, &mut out[place.clone()])?;
                 self.measure(&out[place], 0, &mut scratch.decoded, &scratch.values, &mut sums);
@@ -270,23 +285,23 @@ impl<'a> Encoder<'a> {
     }
 
     /// Reads `elements` into `scratch.values`.
-    fn read(&self, elements: Range<usize>, scratch: &mut Scratch) -> Result<()> {
+    fn read(&self, source: &Source<'_, 'a>, elements: Range<usize>, scratch: &mut Scratch) -> Result<()> {
         scratch.values.resize(elements.len(), 0.0);
         let values = &mut scratch.values[..];
-        match &self.reader {
-            Reader::Made(made) => values.copy_from_slice(&made[elements]),
-            Reader::Stored(stored) => {
+        match source {
+            Source::Made(made) => values.copy_from_slice(&made[elements]),
+            Source::Stored(stored) => {
                 let kind = stored.info().kind;
                 let place = |element: usize| element / kind.block_len() * kind.block_bytes();
                 let bytes = place(elements.start)..place(elements.end);
                 stored.prefetch(bytes.start, bytes.len());
                 decode(kind, &stored.bytes()[bytes], values);
             }
-            Reader::Merged { merged, float, heads } => {
+            Source::Merged(ready, float, heads) => {
                 let size = float.size();
                 scratch.bytes.resize(elements.len() * size, 0);
                 let Some(heads) = heads else {
-                    merged.fill(elements.start * size..elements.end * size, &mut scratch.bytes)?;
+                    ready.fill(elements.start * size..elements.end * size, &mut scratch.bytes)?;
                     float.widen(&scratch.bytes, values);
                     return Ok(());
                 };
@@ -298,7 +313,7 @@ impl<'a> Encoder<'a> {
                     let taken = (columns - column).min(elements.end - at);
                     let from = source_row(row, rows, *heads) * columns + column;
                     let place = (at - elements.start) * size..(at - elements.start + taken) * size;
-                    merged.fill(from * size..(from + taken) * size, &mut scratch.bytes[place])?;
+                    ready.fill(from * size..(from + taken) * size, &mut scratch.bytes[place])?;
                     at += taken;
                 }
                 float.widen(&scratch.bytes, values);
@@ -314,15 +329,14 @@ impl<'a> Encoder<'a> {
             let columns = self.tensor.columns().max(1);
             (((start + i) / columns) as u64, ((start + i) % columns) as u64)
         };
-        let overflow = |i: usize, value: f32| {
-            let ((row, column), tensor) = (at(i), self.tensor.name.clone());
-            Error::Overflow { tensor, row, column, value, dtype: kind.name() }
-        };
         if let Some(float) = float_of(kind) {
             let beyond = |v: &f32| v.abs() > float.max() && float.overflows(*v);
             match values.iter().position(beyond) {
                 None => float.narrow(values, out),
-                Some(i) if self.overflow == Overflow::Refuse => return Err(overflow(i, values[i])),
+                Some(i) if self.overflow == Overflow::Refuse => {
+                    let ((row, column), tensor) = (at(i), self.tensor.name.clone());
+                    return Err(Error::Overflow { tensor, row, column, value: values[i], dtype: kind.name() });
+                }
                 Some(_) => {
                     let clamp = |v: &f32| if v.is_finite() { v.clamp(-float.max(), float.max()) } else { *v };
                     float.narrow(&values.iter().map(clamp).collect::<Vec<f32>>(), out);
@@ -351,10 +365,16 @@ impl<'a> Encoder<'a> {
         match first_bad_scale(kind, out) {
             None => Ok(()),
             Some(block) => {
-                let block = &values[block * kind.block_len()..][..kind.block_len()];
+                let block_start = block * kind.block_len();
+                let block = &values[block_start..][..kind.block_len()];
                 let largest = block.iter().copied().fold(0.0f32, |a, b| if b.abs() > a.abs() { b } else { a });
-                let i = values.iter().position(|v| v.to_bits() == largest.to_bits()).unwrap_or(0);
-                Err(overflow(i, largest))
+                let ((row, column), name) = (at(block_start), escaped(&self.tensor.name));
+                Err(Error::refused(
+                    format!(
+                        "tensor {name}: {largest} in the {kind} block at row {row}, column {column} is beyond its scale"
+                    ),
+                    "give the tensor a type without scales, such as --tensor-type NAME=bf16, or mend the model",
+                ))
             }
         }
     }
@@ -392,10 +412,7 @@ fn source_row(row: usize, rows: usize, heads: usize) -> usize {
 
 pub(super) fn no_floats(name: &str, dtype: Dtype) -> Error {
     Error::refused(
-        format!(
-            "tensor {} is of type {dtype:?}; only BF16, F16 and F32 go into a GGUF file",
-            crate::error::escaped(name)
-        ),
+        format!("tensor {} is of type {dtype:?}; only BF16, F16 and F32 go into a GGUF file", escaped(name)),
         "give the model that it was quantized from",
     )
 }

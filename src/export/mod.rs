@@ -91,11 +91,13 @@ fn qualities(records: BTreeMap<String, Value>) -> BTreeMap<String, BTreeMap<Stri
 /// Runs `plan`. On any error the destination is as it was.
 pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     let started = Instant::now();
-    let staging = Staging::open(&plan.out)?;
+    let staging = if plan.options.as_file { Staging::open_file(&plan.out) } else { Staging::open(&plan.out) }?;
     let names = inputs_in_order(plan);
     let production = production(plan, &names, how)?;
     let produced = produce(&production, &staging, how, |produced| publish(plan, &staging, &names, produced))?;
-    Ok(Report::new(&plan.out, produced, started))
+    let first = plan.weight_files().next().filter(|_| plan.options.as_file);
+    let out = first.map_or_else(|| plan.out.clone(), |(name, _)| plan.out.with_file_name(name));
+    Ok(Report::new(&out, produced, started))
 }
 
 type Files = BTreeMap<String, (u64, Hex)>;

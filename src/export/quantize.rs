@@ -52,7 +52,7 @@ impl QuantizePlan {
 
 /// The name of the file `out` without its ending, which must be that of a GGUF file.
 pub(super) fn file_stem(out: &Path) -> Result<String> {
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let name = out.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()).map(str::to_owned).ok_or_else(|| {
         Error::refused(format!("{} is no name of a GGUF file", shown(out)), "give --out a name that ends in .gguf")
     })
@@ -66,7 +66,7 @@ pub(super) fn check_files(out: &Path, output: &GgufOutput, inputs: &[&Path], ove
 /// Runs `plan`. On any error the destination is as it was.
 pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
     let started = Instant::now();
-    let staging = Staging::open(&plan.out)?;
+    let staging = Staging::open_file(&plan.out)?;
     let parts = &plan.output.parts;
     let work = |part| -> Result<Box<dyn Work + '_>> {
         Ok(Box::new(GgufWork::new(part, 0, plan.measure, plan.overflow, how.vector)?))
@@ -85,5 +85,5 @@ pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
         staging.publish_files(&names, plan.overwrite)?;
         Ok(produced)
     })?;
-    Ok(Report::new(&plan.out, produced, started))
+    Ok(Report::new(&plan.out.with_file_name(&parts[0].name), produced, started))
 }

@@ -112,7 +112,15 @@ impl Staging {
     /// Opens the staging directory of `destination`, new or left over; its content is the caller's to judge.
     pub(crate) fn open(destination: &Path) -> Result<Self> {
         // A link to a directory stays a link: the directory that it names is exchanged.
-        let destination = fs::canonicalize(destination).unwrap_or_else(|_| destination.to_owned());
+        Self::at(fs::canonicalize(destination).unwrap_or_else(|_| destination.to_owned()))
+    }
+
+    /// Opens the staging directory of the file `destination` and of those beside it; a link there is replaced.
+    pub(crate) fn open_file(destination: &Path) -> Result<Self> {
+        Self::at(destination.to_owned())
+    }
+
+    fn at(destination: PathBuf) -> Result<Self> {
         let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let parent = parent(&destination);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
@@ -236,15 +244,30 @@ impl Staging {
     }
 
     /// Puts the files `names` beside each other where the destination, the path of one of them, is to be; one by one, the
-    /// first one last, since that is the one that a reader opens. Replaces what is there only with `overwrite`.
+    /// first one last, since that is the one that a reader opens. Replaces what is there only with `overwrite`; an error
+    /// then takes back what was put in place. Of several, the old first one goes before all: a crash in between leaves a
+    /// model that lacks its first part, never one of old and new parts.
     pub(crate) fn publish_files(&self, names: &[&str], overwrite: bool) -> Result<()> {
-        self.seal()?;
+        self.sync()?;
         let parent = parent(&self.destination);
-        for name in names.iter().rev() {
-            let to = parent.join(name);
-            let moved =
-                if overwrite { fs::rename(self.dir.join(name), &to) } else { move_new(&self.dir.join(name), &to) };
-            moved.map_err(Error::io("publish", &to))?;
+        if let (true, [first, _, ..]) = (overwrite, names) {
+            match fs::remove_file(parent.join(first)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &parent.join(first))(e));
+                }
+                _ => sync_dir(parent)?,
+            }
+        }
+        for (done, name) in names.iter().rev().enumerate() {
+            let (from, to) = (self.dir.join(name), parent.join(name));
+            let moved = if overwrite { fs::rename(from, &to) } else { move_new(&from, &to) };
+            if let Err(error) = moved {
+                if !overwrite {
+                    let back = |name: &&str| fs::rename(parent.join(name), self.dir.join(name));
+                    let _ = names.iter().rev().take(done).try_for_each(back);
+                }
+                return Err(Error::io("publish", &to)(error));
+            }
         }
         sync_dir(parent)?;
         fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))

@@ -215,7 +215,7 @@ pub fn check_page(page: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> 
 pub fn write_page(page: &Path, text: &str, overwrite: bool) -> Result<()> {
     check_page(page, &[], overwrite)?;
     let name = page.file_name().unwrap_or_default().to_string_lossy();
-    let staging = Staging::open(page)?;
+    let staging = Staging::open_file(page)?;
     let written = staging
         .clear(|_| false)
         .and_then(|()| staging.write(&name, text.as_bytes()))

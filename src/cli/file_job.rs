@@ -1,0 +1,92 @@
+//! What `gguf` and `quantize` share: the flags of a job that writes one GGUF file, and carrying it out.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use qft::export::{GgufOptions, GgufOutput, Report, Run};
+use qft::gguf::mixture::FileType;
+use qft::merge::{Overflow, Vector};
+
+use super::bars::Bars;
+use super::encoded::{plan_json, plan_text, report_json, report_text};
+use super::encoding::EncodingArgs;
+use super::quality::{QualityArgs, quality};
+use super::{CANCEL, handle_signals, jobs, note, print};
+
+/// What to write, where and how.
+#[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
+#[derive(Debug, Args)]
+pub(super) struct FileJobArgs {
+    /// The type: f32, f16, bf16, q8_0, q4_k_m, q5_k_m, q6_k, iq4_xs, ...
+    #[arg(long = "type", value_name = "TYPE")]
+    mixture: FileType,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: PathBuf,
+    /// Write the largest finite value where one is beyond the type's range, instead of refusing.
+    #[arg(long)]
+    allow_overflow: bool,
+    /// Replace the file that is there.
+    #[arg(long)]
+    pub(super) overwrite: bool,
+    /// Take over the parts that an interrupted run finished, after checking them.
+    #[arg(long)]
+    resume: bool,
+    /// Print the type of each tensor and the sizes, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Worker threads [default: one a core]. The bytes don't depend on it.
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<usize>,
+    #[command(flatten)]
+    encoding: EncodingArgs,
+    #[command(flatten)]
+    pub(super) quality: QualityArgs,
+}
+
+impl FileJobArgs {
+    /// The options of the one output.
+    pub(super) fn options(&self, allow_requantize: bool) -> qft::Result<GgufOptions> {
+        let options = self.encoding.options(&[self.mixture], allow_requantize)?;
+        Ok(GgufOptions { measure: self.quality.wanted(), ..options })
+    }
+
+    /// What happens to a finite value beyond the output type.
+    pub(super) fn overflow(&self) -> Overflow {
+        if self.allow_overflow { Overflow::Clamp } else { Overflow::Refuse }
+    }
+
+    /// Prints the plan, or carries it out by `run` and prints what came out.
+    pub(super) fn carry_out(
+        &self,
+        outputs: &[GgufOutput],
+        warnings: &[String],
+        run: impl FnOnce(&Run<'_>) -> qft::Result<Report>,
+    ) -> anyhow::Result<ExitCode> {
+        if self.dry_run {
+            print(&if self.json { plan_json(outputs) } else { plan_text(outputs) })?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        warnings.iter().for_each(|warning| note(&format!("warning: {}", qft::error::escaped(warning))));
+        handle_signals();
+        let bars = Bars::default();
+        let (jobs, vector) = (jobs(self.jobs), Vector::detect());
+        let report = run(&Run { jobs, vector, resume: self.resume, cancel: &CANCEL, progress: &bars });
+        bars.clear();
+        let report = report?;
+        let measured = self.quality.wanted().then(|| quality(outputs, &report));
+        let page = measured.as_ref().map_or(Ok(()), |quality| self.quality.write(quality, self.overwrite));
+        print(&if self.json {
+            report_json(outputs, &report, measured.as_ref())
+        } else {
+            let quality = measured.as_ref().map_or(String::new(), |quality| self.quality.text(quality));
+            quality + &report_text(outputs, &report)
+        })?;
+        page?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
