@@ -151,6 +151,54 @@ fn every_type_and_the_shards_from_one_run() {
 }
 
 #[test]
+fn the_audit_encodes_every_tensor_anew() {
+    let bench = bench(true);
+    bench.ok("export --merge-lora --base base --adapter adapter --pre qwen2 --gguf q4_k_m,q8_0 --out out");
+    let audit = "verify out --audit --base base --adapter adapter";
+    assert!(bench.ok(audit).out.contains("byte for byte"));
+    let path = bench.path("out/model-Q8_0.gguf");
+    let at = {
+        let file = GgufFile::open(&path).unwrap();
+        let tensor = file.tensors().iter().find(|t| t.name == "blk.1.attn_q.weight").unwrap();
+        // The second byte of a value in row 2, block 3.
+        tensor.offset + 2 * (HIDDEN / 32 * 34) + 3 * 34 + 9
+    };
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let said = bench.qft(audit);
+    assert_eq!(said.code, Some(3));
+    assert!(said.out.contains("blk.1.attn_q.weight at row 2, column 96"), "{}", said.out);
+    bench.refuses("inspect out", &["several models", "model-Q4_K_M.gguf"]);
+    std::fs::remove_file(path).unwrap();
+    assert!(bench.ok("inspect out").out.contains("blk.1.attn_q.weight"));
+}
+
+#[test]
+fn a_killed_run_is_taken_up_with_its_figures() {
+    let bench = bench(false);
+    bench.ok(&format!("{EXPORT} --out whole"));
+    // The staging directory of a run that was stopped after two of its files.
+    let staging = ".out.qft-staging";
+    let stopped = bench.command().args(EXPORT.split_whitespace()).args(["--out", "out", "--jobs", "1"]).spawn();
+    let mut child = stopped.unwrap();
+    let journal = bench.path(format!("{staging}/qft-journal.json"));
+    let gguf_finished = || std::fs::read_to_string(&journal).is_ok_and(|text| text.contains(".gguf"));
+    while child.try_wait().unwrap().is_none() && !gguf_finished() {
+        std::thread::yield_now();
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    if bench.path("out").exists() {
+        println!("the run was done before it could be killed; resume is not tried");
+        return;
+    }
+    let said = bench.ok(&format!("{EXPORT} --out out --resume"));
+    assert!(said.out.contains("taken over"), "{}", said.out);
+    assert!(bench.files("whole") == bench.files("out"));
+}
+
+#[test]
 fn directory_file_and_export_agree() {
     for llama in [false, true] {
         let bench = bench(llama);

@@ -8,10 +8,12 @@ use std::time::Instant;
 use clap::Args;
 use qft::Error;
 use qft::adapter::{ADAPTER_WEIGHTS, Adapter};
-use qft::checkpoint::{Checkpoint, Locator, read_text};
+use qft::checkpoint::{Checkpoint, INDEX_FILE, Locator, SINGLE_FILE, read_text};
 use qft::digest::sha256;
 use qft::error::{escaped, shown};
-use qft::export::{Audit, Difference, MANIFEST, Run, audit};
+use qft::export::{Audit, Difference, MANIFEST, Run, audit, audit_gguf};
+use qft::gguf::GgufModel;
+use qft::gguf::imatrix::Imatrix;
 use qft::merge::{Float, Overflow, Vector};
 use qft::size::ByteSize;
 use qft::verify::{Verification, verify};
@@ -39,6 +41,9 @@ pub(crate) struct VerifyArgs {
     /// ./output, if the release was made from it].
     #[arg(long, value_name = "DIR|ID[=WEIGHT]", num_args = 1.., requires = "audit")]
     adapter: Vec<AdapterSpec>,
+    /// The imatrix that the release's GGUF files were made with, if they were.
+    #[arg(long, value_name = "FILE", requires = "audit")]
+    imatrix: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -113,6 +118,7 @@ struct Inputs {
     recipe: Recipe,
     base: Checkpoint,
     adapters: Vec<Adapter>,
+    imatrix: Option<Imatrix>,
     /// In what the adapters are not those of the manifest.
     notes: Vec<String>,
 }
@@ -130,31 +136,62 @@ impl Inputs {
         let base = Checkpoint::open(&base)?;
         let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
         let notes = recipe.adapters.as_ref().map(|listed| deviations(&adapters, listed)).unwrap_or_default();
-        Ok(Self { recipe, base, adapters, notes })
+        let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
+        Ok(Self { recipe, base, adapters, imatrix, notes })
     }
 
     /// Audits `release` after its verification, which it adds to.
-    fn audit(self, release: &Path, jobs: usize, result: &mut Verification) -> qft::Result<Audited> {
-        result.notes.extend(self.notes);
-        let release = match Checkpoint::open(release) {
-            Ok(release) => release,
+    fn audit(mut self, release: &Path, jobs: usize, result: &mut Verification) -> qft::Result<Audited> {
+        result.notes.extend(std::mem::take(&mut self.notes));
+        let has_safetensors = [SINGLE_FILE, INDEX_FILE].iter().any(|name| release.join(name).exists());
+        let opened = GgufModel::all_in(release).and_then(|gguf| {
+            let safetensors = (has_safetensors || gguf.is_empty()).then(|| Checkpoint::open(release)).transpose()?;
+            Ok((safetensors, gguf))
+        });
+        let (safetensors, gguf) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
                 result.unreadable(release, &error);
                 return Ok(Audited::LeftOut);
             }
         };
         let Recipe { dtype, overflow, .. } = self.recipe;
-        let audited = Audit { release: &release, base: &self.base, adapters: &self.adapters, dtype, overflow };
-        let bars = Bars::default();
-        let how = Run { jobs, vector: Vector::detect(), resume: false, cancel: &CANCEL, progress: &bars };
-        let found = audit(&audited, &how);
-        bars.clear();
+        let inputs = Audit { base: &self.base, adapters: &self.adapters, dtype, overflow };
+        let found = self.compare(safetensors.as_ref(), &gguf, &inputs, jobs);
         match found {
             Ok(None) => Ok(Audited::Agrees),
             Ok(Some(difference)) => Ok(Audited::Differs(difference)),
             Err(error @ Error::Interrupted { .. }) => Err(error),
             Err(error) => Ok(Audited::Failed(error)),
         }
+    }
+
+    /// The first difference in the safetensors, and then in each GGUF model.
+    fn compare(
+        &self,
+        safetensors: Option<&Checkpoint>,
+        gguf: &[GgufModel],
+        inputs: &Audit<'_>,
+        jobs: usize,
+    ) -> qft::Result<Option<Difference>> {
+        let run = |compare: &dyn Fn(&Run<'_>) -> qft::Result<Option<Difference>>| {
+            let bars = Bars::default();
+            let found =
+                compare(&Run { jobs, vector: Vector::detect(), resume: false, cancel: &CANCEL, progress: &bars });
+            bars.clear();
+            found
+        };
+        if let Some(release) = safetensors
+            && let Some(difference) = run(&|how| audit(release, inputs, how))?
+        {
+            return Ok(Some(difference));
+        }
+        for model in gguf {
+            if let Some(difference) = run(&|how| audit_gguf(model, self.imatrix.as_ref(), inputs, how))? {
+                return Ok(Some(difference));
+            }
+        }
+        Ok(None)
     }
 }
 

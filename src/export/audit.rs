@@ -16,17 +16,18 @@ use crate::merge::{Float, Overflow};
 use crate::stream::BLOCK_LEN;
 
 /// Some bytes of one tensor.
-struct Block {
-    tensor: usize,
-    bytes: Range<usize>,
+pub(super) struct Block {
+    pub(super) tensor: usize,
+    pub(super) bytes: Range<usize>,
 }
 
-fn blocks(shard: &Shard) -> Vec<Block> {
-    let of = |(tensor, placed): (usize, &PlacedTensor)| {
-        let len = placed.len as usize;
+/// The blocks of tensors of these lengths.
+pub(super) fn blocks(lens: impl Iterator<Item = u64>) -> Vec<Block> {
+    let of = |(tensor, len): (usize, u64)| {
+        let len = len as usize;
         (0..len).step_by(BLOCK_LEN).map(move |start| Block { tensor, bytes: start..len.min(start + BLOCK_LEN) })
     };
-    shard.tensors.iter().enumerate().flat_map(of).collect()
+    lens.enumerate().flat_map(of).collect()
 }
 
 /// The first way in which a release is not what its inputs give.
@@ -67,11 +68,9 @@ pub enum Difference {
     },
 }
 
-/// A release, and what it is said to be made of.
+/// What a release is said to be made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Audit<'a> {
-    /// The release.
-    pub release: &'a Checkpoint,
     /// The base.
     pub base: &'a Checkpoint,
     /// The adapters, in the order in which they were applied.
@@ -82,12 +81,12 @@ pub struct Audit<'a> {
     pub overflow: Overflow,
 }
 
-/// Compares the release with what its inputs give. `None` if every byte agrees. Nothing is resumed, whatever `how` says.
-pub fn audit(inputs: &Audit<'_>, how: &Run<'_>) -> Result<Option<Difference>> {
+/// Compares `release` with what its inputs give. `None` if every byte agrees. Nothing is resumed, whatever `how` says.
+pub fn audit(release: &Checkpoint, inputs: &Audit<'_>, how: &Run<'_>) -> Result<Option<Difference>> {
     let tensors = resolve(inputs.base, inputs.adapters)?.tensors;
     let expected = whole(shard::split(output_tensors(tensors, inputs.dtype), u64::MAX))?;
-    match compare_forms(inputs.release, &expected) {
-        None => compare_values(inputs, &expected, how),
+    match compare_forms(release, &expected) {
+        None => compare_values(release, inputs, &expected, how),
         difference => Ok(difference),
     }
 }
@@ -105,12 +104,27 @@ fn whole(shards: Vec<Shard>) -> Result<Shard> {
     }
 }
 
-fn compare_values(inputs: &Audit<'_>, expected: &Shard, how: &Run<'_>) -> Result<Option<Difference>> {
-    let blocks = blocks(expected);
+fn compare_values(
+    release: &Checkpoint,
+    inputs: &Audit<'_>,
+    expected: &Shard,
+    how: &Run<'_>,
+) -> Result<Option<Difference>> {
     let uses = |t: &PlacedTensor| (t.len as usize).div_ceil(BLOCK_LEN);
     let work_on = |t| MergedTensor::placed(t, uses(t), inputs.overflow, how.vector);
     let works: Vec<MergedTensor<'_>> = expected.tensors.iter().map(work_on).collect();
-    how.progress.start(&[("audit".to_owned(), expected.tensors.iter().map(|t| t.len).sum())]);
+    compare_blocks(&blocks(expected.tensors.iter().map(|t| t.len)), how, |block, buffer| {
+        compare(release, &expected.tensors[block.tensor], &works[block.tensor], block, buffer)
+    })
+}
+
+/// Compares `blocks` side by side, and finds the difference in the earliest of them.
+pub(super) fn compare_blocks(
+    blocks: &[Block],
+    how: &Run<'_>,
+    compare: impl Fn(&Block, &mut Vec<u8>) -> Result<Option<Difference>> + Sync,
+) -> Result<Option<Difference>> {
+    how.progress.start(&[("audit".to_owned(), blocks.iter().map(|block| block.bytes.len() as u64).sum())]);
     let next = AtomicUsize::new(0);
     let first = Mutex::new(Ok(None));
     let work = || {
@@ -121,7 +135,7 @@ fn compare_values(inputs: &Audit<'_>, expected: &Shard, how: &Run<'_>) -> Result
             let found = if how.cancel.load(Ordering::Relaxed) {
                 Err(Error::Interrupted { kept: None, finished: 0, shards: 0 })
             } else {
-                compare(inputs.release, &expected.tensors[block.tensor], &works[block.tensor], block, &mut buffer)
+                compare(block, &mut buffer)
             };
             how.progress.advance(0, block.bytes.len() as u64);
             if found.as_ref().is_ok_and(Option::is_none) {

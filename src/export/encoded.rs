@@ -187,7 +187,7 @@ enum Reader<'a> {
 }
 
 /// One tensor, encoded as it is asked for.
-struct Encoder<'a> {
+pub(super) struct Encoder<'a> {
     tensor: &'a EncodedTensor,
     reader: Reader<'a>,
     /// Elements that are encoded together: a block, or a row where an importance weighs its columns.
@@ -199,7 +199,13 @@ struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    fn new(tensor: &'a EncodedTensor, uses: usize, measured: bool, overflow: Overflow, vector: Vector) -> Result<Self> {
+    pub(super) fn new(
+        tensor: &'a EncodedTensor,
+        uses: usize,
+        measured: bool,
+        overflow: Overflow,
+        vector: Vector,
+    ) -> Result<Self> {
         let (reader, source) = match &tensor.values {
             Values::Merged { name, source, dtype, heads } => {
                 let float = Float::of(*dtype).ok_or_else(|| no_floats(name, *dtype))?;
@@ -217,7 +223,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Writes bytes `range` of the tensor to `out`.
-    fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
+    pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
         match &self.reader {
             Reader::Stored(stored) if stored.info().kind == self.tensor.kind => {
                 stored.prefetch(range.start, range.len());

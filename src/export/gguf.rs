@@ -76,8 +76,7 @@ pub(super) fn of_model(
     options: &GgufOptions,
     stem: &dyn Fn(&Choices) -> String,
 ) -> Result<(Vec<GgufOutput>, Vec<String>)> {
-    let tensors: Vec<HfTensor> =
-        merged.iter().map(|t| HfTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() }).collect();
+    let tensors = hf_tensors(merged);
     let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), *t)).collect();
     let mut warnings = Vec::new();
     let mut outputs = Vec::new();
@@ -96,16 +95,7 @@ pub(super) fn of_model(
         let metadata: Metadata = all.map(|(key, value)| (key.to_owned(), value.clone())).collect();
         warnings.extend(conversion.warnings.into_iter().chain(vocabulary.warnings));
         let unplaced = conversion.tensors.into_iter().map(|tensor| {
-            let (source, values) = match tensor.rows {
-                Rows::Values(values) => (TensorType::F32, Values::Made(values)),
-                Rows::Tensor { name, heads } => {
-                    let Some(OutputTensor { source, dtype, .. }) = by_name.get(name.as_str()) else {
-                        return Err(no_tensor(&name));
-                    };
-                    let kind = kind_of(*dtype).ok_or_else(|| no_floats(&name, *dtype))?;
-                    (kind, Values::Merged { name, source: Box::new(source.clone()), dtype: *dtype, heads })
-                }
-            };
+            let (source, values) = values_of(tensor.rows, &by_name)?;
             Ok(Unplaced { name: tensor.name, shape: tensor.shape, source, always_f32: tensor.always_f32, values })
         });
         let unplaced = unplaced.collect::<Result<Vec<_>>>()?;
@@ -116,6 +106,22 @@ pub(super) fn of_model(
     warnings.sort();
     warnings.dedup();
     Ok((outputs, warnings))
+}
+
+/// Names, types and shapes, as a conversion wants them.
+pub(super) fn hf_tensors(merged: &[&OutputTensor]) -> Vec<HfTensor> {
+    merged.iter().map(|t| HfTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() }).collect()
+}
+
+/// Where `rows` come from among the tensors of the merged model, and of which type they are there.
+pub(super) fn values_of(rows: Rows, merged: &BTreeMap<&str, &OutputTensor>) -> Result<(TensorType, Values)> {
+    let (name, heads) = match rows {
+        Rows::Values(values) => return Ok((TensorType::F32, Values::Made(values))),
+        Rows::Tensor { name, heads } => (name, heads),
+    };
+    let Some(OutputTensor { source, dtype, .. }) = merged.get(name.as_str()) else { return Err(no_tensor(&name)) };
+    let kind = kind_of(*dtype).ok_or_else(|| no_floats(&name, *dtype))?;
+    Ok((kind, Values::Merged { name, source: Box::new(source.clone()), dtype: *dtype, heads }))
 }
 
 /// Plans what llama-quantize makes of `model`.

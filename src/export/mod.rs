@@ -1,6 +1,7 @@
 //! The main job: plan an export, stream it to a staging directory, publish it. Prints nothing.
 
 mod audit;
+mod audit_gguf;
 mod block;
 mod describe;
 mod encoded;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub use audit::{Audit, Difference, audit};
+pub use audit_gguf::audit_gguf;
 pub use describe::describe_plan;
 pub use encoded::{EncodedTensor, GgufPart, Values};
 pub use gguf::{GgufOptions, GgufOutput};

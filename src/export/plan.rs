@@ -110,7 +110,7 @@ impl ExportPlan {
                 "check the base's header",
             ));
         }
-        let (config, config_changes) = edit_config(&base, &options, resolution.untied, resolution.vocabulary);
+        let (config, config_changes) = edit_config(&base, options.dtype, resolution.untied, resolution.vocabulary);
         if config.is_none() {
             warnings.push("the base has no config.json; loaders will need one".to_owned());
         }
@@ -222,7 +222,11 @@ fn model_name(out: &Path, base: &Checkpoint, as_file: bool) -> String {
 
 /// The small files of the model to be: the companions, and the model card, which is not one since it speaks of the model
 /// that it came with. An adapter's own card wins.
-fn small_files(base: &Checkpoint, adapters: &[Adapter], companions: &[Companion]) -> Result<BTreeMap<String, PathBuf>> {
+pub(super) fn small_files(
+    base: &Checkpoint,
+    adapters: &[Adapter],
+    companions: &[Companion],
+) -> Result<BTreeMap<String, PathBuf>> {
     const CARD: &str = "README.md";
     let mut files: BTreeMap<String, PathBuf> =
         companions.iter().map(|companion| (companion.name.clone(), companion.path.clone())).collect();
@@ -264,9 +268,9 @@ fn lineage(base: &Provenance, adapters: &[Adapter]) -> Vec<Lineage> {
 }
 
 /// config.json with what the merge demands, and a line for each change. `None` if the base has no config.
-fn edit_config(
+pub(super) fn edit_config(
     base: &Checkpoint,
-    options: &Options,
+    dtype: Option<Float>,
     untied: bool,
     vocabulary: Option<usize>,
 ) -> (Option<String>, Vec<String>) {
@@ -279,7 +283,7 @@ fn edit_config(
     if let Some(rows) = vocabulary {
         set(&mut config, "vocab_size", &json!(rows), Where::TextModel, &mut changes);
     }
-    if let Some(dtype) = options.dtype {
+    if let Some(dtype) = dtype {
         // transformers 5 writes `dtype`, older ones `torch_dtype`; both read the older name.
         let name = json!(dtype.config_name());
         let before = changes.len();

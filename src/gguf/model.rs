@@ -76,6 +76,25 @@ impl GgufModel {
         Ok(Self { files, metadata, tensors })
     }
 
+    /// The models whose files lie in the directory `dir`, each once, by the names of their first files.
+    pub fn all_in(dir: &Path) -> Result<Vec<Self>> {
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
+            let path = entry.map_err(Error::io("list", dir))?.path();
+            if path.extension().is_some_and(|ending| ending == "gguf") {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        let mut models: Vec<Self> = Vec::new();
+        for path in paths {
+            if !models.iter().any(|model| model.files.iter().any(|file| file.path() == path)) {
+                models.push(Self::open(&path)?);
+            }
+        }
+        Ok(models)
+    }
+
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&ModelTensor> {
         self.tensors.iter().find(|tensor| tensor.info().name == name)

@@ -1,17 +1,38 @@
 //! Looking at a model in GGUF: its tensors, and its keys with long arrays cut short.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::stats::{Reader, all_stats};
 use super::{Inspection, Kind, TensorEntry};
-use crate::error::Result;
+use crate::adapter::ADAPTER_CONFIG;
+use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
+use crate::error::{Error, Result, shown};
 use crate::gguf::{GgufModel, ModelTensor, Value, lint_model};
 
 /// Elements of an array that are shown.
 const SHOWN: usize = 8;
+
+/// The first file of the model in the directory `dir`, if all that it holds of weights is one model in GGUF.
+pub(super) fn only_model(dir: &Path) -> Result<Option<PathBuf>> {
+    let others = [SINGLE_FILE, INDEX_FILE, ADAPTER_CONFIG];
+    if !dir.is_dir() || others.iter().any(|name| dir.join(name).exists()) {
+        return Ok(None);
+    }
+    let first = |model: &GgufModel| model.files.first().map(|file| file.path().to_owned());
+    let models = GgufModel::all_in(dir)?;
+    match &models[..] {
+        [] => Ok(None),
+        [model] => Ok(first(model)),
+        many => {
+            let names: Vec<String> = many.iter().filter_map(first).map(|path| shown(&path)).collect();
+            let problem = format!("{} holds several models: {}", shown(dir), names.join(", "));
+            Err(Error::refused(problem, "name one of the files"))
+        }
+    }
+}
 
 /// What an inspection tells of GGUF alone.
 #[derive(Debug, Serialize)]

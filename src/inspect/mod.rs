@@ -78,6 +78,9 @@ pub fn inspect(path: &Path, stats: bool, jobs: usize) -> Result<Inspection> {
     if is_gguf(path)? {
         return gguf::inspect(path, stats, jobs);
     }
+    if let Some(model) = gguf::only_model(path)? {
+        return gguf::inspect(&model, stats, jobs);
+    }
     let (kind, mut tensors, config, warnings) = read(path)?;
     tensors.sort_by(|a, b| compare_names(a.name(), b.name()));
     let values = || tensors.iter().map(|t| (t.bytes(), Reader::of(t.dtype()))).collect::<Vec<_>>();
