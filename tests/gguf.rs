@@ -103,7 +103,8 @@ fn adapter(bench: &Bench) {
     bench.adapter_config("adapter", json!({}));
 }
 
-fn bench(llama: bool) -> Bench {
+/// The model with its adapter.
+pub(crate) fn bench(llama: bool) -> Bench {
     let bench = Bench::new();
     model(&bench, llama);
     adapter(&bench);

@@ -4,10 +4,10 @@ use crate::workbench::Bench;
 
 const README: &str = include_str!("../README.md");
 
-/// The lines that the README shows for the command that ends in `command`.
+/// The lines that the README shows for the command that ends in `command`, in any of its console blocks.
 fn shown(command: &str) -> Vec<&'static str> {
-    let block = README.split("```console").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let mut lines = block.lines().skip_while(|line| !(line.starts_with("$ ") && line.ends_with(command)));
+    let blocks = README.split("```console").skip(1).filter_map(|rest| rest.split("```").next());
+    let mut lines = blocks.flat_map(str::lines).skip_while(|line| !(line.starts_with("$ ") && line.ends_with(command)));
     assert!(lines.next().is_some(), "the README has no {command}");
     lines.take_while(|line| !line.starts_with("$ ")).filter(|line| !line.is_empty()).collect()
 }
@@ -44,4 +44,13 @@ fn the_console_block_is_what_the_program_prints() {
     compare(&done.out, shown("--merge-lora"));
     let checked = bench.ok("verify adapter-merged --audit --base base --adapter adapter");
     compare(&checked.out, shown("--adapter lora-smollm2"));
+}
+
+#[test]
+fn the_gguf_block_is_what_the_program_prints() {
+    let bench = crate::gguf::bench(true);
+    let done = bench.ok("export --base base --adapter adapter --merge-lora --gguf q4_k_m,q8_0 --pre qwen2 --out both");
+    assert_eq!(skeletons(done.out.lines()), skeletons(shown("--out smollm2-gguf")));
+    let checked = bench.ok("verify both");
+    assert_eq!(skeletons(checked.out.lines()), skeletons(shown("verify smollm2-gguf")));
 }
