@@ -365,13 +365,13 @@ impl<'a> Encoder<'a> {
         match first_bad_scale(kind, out) {
             None => Ok(()),
             Some(block) => {
-                let block_start = block * kind.block_len();
-                let block = &values[block_start..][..kind.block_len()];
-                let largest = block.iter().copied().fold(0.0f32, |a, b| if b.abs() > a.abs() { b } else { a });
-                let ((row, column), name) = (at(block_start), escaped(&self.tensor.name));
+                let start = block * kind.block_len();
+                let magnitudes = values[start..start + kind.block_len()].iter().map(|v| v.abs()).enumerate();
+                let largest = magnitudes.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(start, |(i, _)| start + i);
+                let ((row, column), name, value) = (at(largest), escaped(&self.tensor.name), values[largest]);
                 Err(Error::refused(
                     format!(
-                        "tensor {name}: {largest} in the {kind} block at row {row}, column {column} is beyond its scale"
+                        "tensor {name}: the value {value:e} at row {row}, column {column} is beyond a scale of {kind}"
                     ),
                     "give the tensor a type without scales, such as --tensor-type NAME=bf16, or mend the model",
                 ))

@@ -44,7 +44,6 @@ fn mean_squares(rows: &[f32], columns: usize) -> [f32; TOGETHER] {
     for (line, row) in lines.iter_mut().zip(rows.chunks_exact(columns)) {
         *line = row;
     }
-    #[expect(clippy::needless_range_loop, reason = "the rows advance together, a lane each")]
     for j in 0..columns {
         for (sum, line) in sums.iter_mut().zip(lines) {
             *sum += line[j] * line[j];
