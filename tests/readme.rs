@@ -49,8 +49,12 @@ fn the_console_block_is_what_the_program_prints() {
 #[test]
 fn the_gguf_block_is_what_the_program_prints() {
     let bench = crate::gguf::bench(true);
-    let done = bench.ok("export --base base --adapter adapter --merge-lora --gguf q4_k_m,q8_0 --pre qwen2 --out both");
+    let done =
+        bench.ok("export --base base --adapter adapter --merge-lora --gguf q4_k_m,q8_0 --pre qwen2 --out model-gguf");
     assert_eq!(skeletons(done.out.lines()), skeletons(shown("--out smollm2-gguf")));
-    let checked = bench.ok("verify both");
-    assert_eq!(skeletons(checked.out.lines()), skeletons(shown("verify smollm2-gguf")));
+    let checked = bench.ok("verify model-gguf --audit --base base --adapter adapter");
+    assert_eq!(
+        skeletons(checked.out.lines()),
+        skeletons(shown("verify smollm2-gguf --audit --base smollm2 --adapter lora-smollm2"))
+    );
 }
