@@ -195,6 +195,10 @@ fn what_is_wrong_is_refused_and_nothing_is_written() {
     odd.set("tokenizer.ggml.pre", Value::string("unheard-of"));
     bench.write("odd.gguf", file(&odd, &tensors()));
     bench.refuses("to-hf odd.gguf --out out", &["unheard-of", "--tokenizer"]);
+    let mut broken = metadata();
+    broken.set("tokenizer.ggml.merges", Value::Array(Array::I32(vec![1, 2])));
+    bench.write("broken.gguf", file(&broken, &tensors()));
+    bench.refuses("to-hf broken.gguf --out out", &["broken.gguf", "tokenizer.ggml.merges", "--tokenizer"]);
     assert!(!bench.path("out").exists());
     // Which the remedy mends.
     bench.write("original/tokenizer.json", "{}");

@@ -29,6 +29,7 @@ pub(super) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
         high: get("high_freq_factor", 4.0)?,
         length: get("original_max_position_embeddings", 8192.0)?,
     };
+    scaling.check()?;
     let dim = settings.head_dim()?;
     // The tensors' shapes bound it too, but they are checked elsewhere.
     if dim > 1 << 20 {
@@ -54,6 +55,33 @@ pub(in crate::gguf) struct Scaling {
 }
 
 impl Scaling {
+    /// Refuses parameters of which the formula makes zeros, ones or no numbers.
+    fn check(&self) -> Result<()> {
+        let refuse = |problem: String| {
+            let problem = format!("config.json: in the rotary embedding's scaling (rope_scaling), {problem}");
+            Err(Error::refused(problem, "take rope_scaling from the config.json of the model's source"))
+        };
+        for (name, value) in [
+            ("factor", self.factor),
+            ("low_freq_factor", self.low),
+            ("high_freq_factor", self.high),
+            ("original_max_position_embeddings", self.length),
+        ] {
+            // As the formula sees it.
+            let narrow = value as f32;
+            if !narrow.is_finite() || narrow <= 0.0 {
+                return refuse(format!("{name} is {value}, and must be above 0"));
+            }
+        }
+        if (self.high - self.low) as f32 <= 0.0 {
+            return refuse(format!(
+                "high_freq_factor is {}, and must be above low_freq_factor, which is {}",
+                self.high, self.low
+            ));
+        }
+        Ok(())
+    }
+
     /// The factors of the frequencies of heads of `dim` values, at most 2^20, with `base`, from 1 to 1e30.
     pub(in crate::gguf) fn factors(&self, base: f32, dim: u64) -> Vec<f32> {
         let exponents: Vec<f32> = (0..dim).step_by(2).map(|i| i as f32 / dim as f32).collect();
@@ -72,6 +100,46 @@ impl Scaling {
         } else {
             let smooth = ((1.0 / wave) * self.length as f32 - self.low as f32) / (self.high - self.low) as f32;
             1.0 / ((1.0 - smooth) / self.factor as f32 + smooth)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn parameters_that_scale_nothing_are_refused_by_name() {
+        let made = |key: &str, value: Json| {
+            let mut scaling = json!({
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192
+            });
+            scaling[key] = value;
+            let config = json!({
+                "model_type": "llama", "hidden_size": 128, "num_attention_heads": 2, "rope_scaling": scaling
+            });
+            let factors = factors(&Settings::complete(&config).unwrap());
+            factors.map(|tensor| tensor.unwrap().shape).map_err(|error| error.to_string())
+        };
+        assert_eq!(made("factor", json!(8)), Ok(vec![32]));
+        for (key, value) in [
+            ("factor", json!(0)),
+            ("factor", json!(-8.0)),
+            ("factor", json!(1e300)),
+            ("factor", json!("8")),
+            ("low_freq_factor", json!(0.0)),
+            ("low_freq_factor", json!(1e-60)),
+            ("low_freq_factor", json!(4.0)),
+            ("high_freq_factor", json!(1)),
+            ("high_freq_factor", json!(0.5)),
+            ("high_freq_factor", json!(-1)),
+            ("original_max_position_embeddings", json!(0)),
+            ("original_max_position_embeddings", json!(-8192)),
+        ] {
+            let said = made(key, value.clone()).unwrap_err();
+            assert!(said.contains("config.json") && said.contains(key) && said.contains("remedy"), "{value}: {said}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::keys::Keys;
 use crate::error::{Error, Result, escaped};
 use crate::gguf::arch::Sizes;
 use crate::gguf::arch::back::{Back, Switch};
@@ -22,8 +23,8 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Reads them. The rows of the embeddings are the vocabulary.
-    pub(super) fn read(metadata: &Metadata, vocab: u64) -> Result<Self> {
-        let optional = |key: &str| match metadata.of_architecture(key) {
+    pub(super) fn read(keys: Keys<'_>, vocab: u64) -> Result<Self> {
+        let optional = |key: &str| match keys.metadata.of_architecture(key) {
             None => Ok(None),
             Some(value) => match value.as_u64().filter(|n| *n > 0 && u32::try_from(*n).is_ok()) {
                 Some(size) => Ok(Some(size)),
@@ -85,11 +86,10 @@ const IDS: [(&str, &str); 3] =
 
 /// The text of config.json. The names are those that every version of transformers reads: `rope_theta`,
 /// `rope_scaling`, `torch_dtype`.
-pub(super) fn config(metadata: &Metadata, facts: &Facts<'_>) -> Result<String> {
+pub(super) fn config(keys: Keys<'_>, facts: &Facts<'_>) -> Result<String> {
     let sizes = &facts.shape.sizes;
-    let epsilon = metadata
-        .of_architecture("attention.layer_norm_rms_epsilon")
-        .and_then(decimal)
+    let epsilon = keys
+        .number_of_architecture("attention.layer_norm_rms_epsilon")?
         .ok_or_else(|| Error::refused("the model states no attention.layer_norm_rms_epsilon", REMEDY))?;
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
@@ -115,7 +115,7 @@ pub(super) fn config(metadata: &Metadata, facts: &Facts<'_>) -> Result<String> {
         set(switch, json!(on));
     }
     set("tie_word_embeddings", json!(facts.tied));
-    for (key, value) in ids(metadata) {
+    for (key, value) in ids(keys)? {
         set(key, json!(value));
     }
     set("torch_dtype", json!(facts.dtype));
@@ -123,14 +123,33 @@ pub(super) fn config(metadata: &Metadata, facts: &Facts<'_>) -> Result<String> {
     Ok(format!("{:#}\n", Value::Object(config)))
 }
 
-fn ids(metadata: &Metadata) -> impl Iterator<Item = (&'static str, u64)> {
-    IDS.into_iter().filter_map(|(key, stored)| Some((key, token_id(metadata, stored)?)))
+fn ids(keys: Keys<'_>) -> Result<Vec<(&'static str, u64)>> {
+    let ids = IDS.into_iter().filter_map(|(key, stored)| Some(token_id(keys, stored).transpose()?.map(|id| (key, id))));
+    ids.collect()
 }
 
 /// The id that `tokenizer.ggml.<key>` gives, if there is such a token.
-pub(super) fn token_id(metadata: &Metadata, key: &str) -> Option<u64> {
-    let tokens = metadata.get("tokenizer.ggml.tokens").and_then(GgufValue::as_strings).map_or(0, <[String]>::len);
-    metadata.get(&format!("tokenizer.ggml.{key}"))?.as_u64().filter(|id| *id < tokens as u64)
+pub(super) fn token_id(keys: Keys<'_>, key: &str) -> Result<Option<u64>> {
+    let id = keys.id(&format!("tokenizer.ggml.{key}"))?;
+    Ok(id.filter(|id| *id < tokens(keys.metadata)))
+}
+
+/// The number of tokens that the file lists.
+fn tokens(metadata: &Metadata) -> u64 {
+    match metadata.get("tokenizer.ggml.tokens") {
+        Some(GgufValue::Array(tokens)) => tokens.len() as u64,
+        _ => 0,
+    }
+}
+
+/// Warnings of ids that no token has, which are left out.
+pub(super) fn ids_without_token(metadata: &Metadata) -> Vec<String> {
+    let tokens = tokens(metadata);
+    let ids = metadata.iter().filter(|(key, _)| key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id"));
+    let outside = ids.filter_map(|(key, value)| Some((key, value.as_u64().filter(|id| *id >= tokens)?)));
+    outside
+        .map(|(key, id)| format!("{} is {id}, which none of the {tokens} tokens is; it is passed over", escaped(key)))
+        .collect()
 }
 
 /// Settings of sampling: in the file, in `generation_config.json`.
@@ -143,44 +162,25 @@ const SAMPLING: [(&str, &str); 5] = [
 ];
 
 /// The text of `generation_config.json`: ids, where several tokens end a turn all of them, and how to sample.
-pub(super) fn generation_config(metadata: &Metadata) -> String {
+pub(super) fn generation_config(keys: Keys<'_>) -> Result<String> {
     let mut config = Map::new();
-    for (key, id) in ids(metadata) {
+    for (key, id) in ids(keys)? {
         config.insert(key.to_owned(), json!(id));
     }
     let mut ends: Vec<u64> = Vec::new();
     for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
-        ends.extend(token_id(metadata, key).filter(|id| !ends.contains(id)));
+        ends.extend(token_id(keys, key)?.filter(|id| !ends.contains(id)));
     }
     if ends.len() > 1 {
         config.insert("eos_token_id".to_owned(), json!(ends));
     }
-    let sampling: Vec<(&str, Value)> = SAMPLING
-        .into_iter()
-        .filter_map(|(stored, key)| Some((key, decimal(metadata.get(&format!("general.sampling.{stored}"))?)?)))
-        .collect();
-    if !sampling.is_empty() {
-        config.insert("do_sample".to_owned(), json!(true));
-        config.extend(sampling.into_iter().map(|(key, value)| (key.to_owned(), value)));
+    for (stored, key) in SAMPLING {
+        if let Some(value) = keys.number(&format!("general.sampling.{stored}"))? {
+            config.insert("do_sample".to_owned(), json!(true));
+            config.insert(key.to_owned(), value);
+        }
     }
-    format!("{:#}\n", Value::Object(config))
-}
-
-/// A number as JSON; an f32 in the fewest digits that read back as it, which is what a config had before a converter
-/// rounded it.
-pub(super) fn decimal(value: &GgufValue) -> Option<Value> {
-    match value {
-        GgufValue::F32(v) => shortest(*v),
-        GgufValue::F64(v) => v.is_finite().then(|| json!(v)),
-        GgufValue::I32(v) => Some(json!(v)),
-        GgufValue::I64(v) => Some(json!(v)),
-        other => other.as_u64().map(|v| json!(v)),
-    }
-}
-
-/// See [`decimal`].
-pub(super) fn shortest(value: f32) -> Option<Value> {
-    value.to_string().parse::<f64>().ok().filter(|v| v.is_finite()).map(|v| json!(v))
+    Ok(format!("{:#}\n", Value::Object(config)))
 }
 
 /// Keys of an architecture that the config is made of, or that say nothing that it lacks.

@@ -2,6 +2,7 @@
 //! alone, and refuses whatever it can't carry over; writing it is in `run`.
 
 mod config;
+mod keys;
 mod rope;
 mod run;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use crate::merge::Float;
 use crate::size::ByteSize;
 use crate::stream::check_destination;
 use config::{Facts, Shape};
+use keys::Keys;
 
 /// What the user chose.
 #[derive(Debug, Clone)]
@@ -64,16 +66,16 @@ impl ToHfPlan {
         let paths: Vec<&Path> =
             model.files.iter().map(|file| file.path()).chain(options.tokenizer.as_deref()).collect();
         check_destination(out, &paths, options.overwrite)?;
-        let metadata = &model.metadata;
-        let family = Back::of(metadata.architecture().unwrap_or("none"))?;
+        let keys = Keys::of(&model);
+        let family = Back::of(keys.text("general.architecture")?.unwrap_or("none"))?;
         let embeddings =
             model.tensor("token_embd.weight").map_or(0, |tensor| tensor.info().shape.first().copied().unwrap_or(0));
-        let shape = Shape::read(metadata, embeddings as u64)?;
+        let shape = Shape::read(keys, embeddings as u64)?;
         let (mut found, switches) = family.name_tensors(&model, &shape.sizes)?;
         let tied = tie(&mut found, options.tie);
         let factors = model.tensor(ROPE_FREQS).map(readable_factors).transpose()?;
         let (scaling, mut warnings) = {
-            let (scaling, warning) = rope::scaling(metadata, factors.as_deref(), shape.sizes.head, shape.context)?;
+            let (scaling, warning) = rope::scaling(keys, factors.as_deref(), shape.sizes.head, shape.context)?;
             (scaling, Vec::from_iter(warning))
         };
         let facts = Facts {
@@ -81,24 +83,25 @@ impl ToHfPlan {
             shape: &shape,
             tied,
             switches: &switches,
-            theta: rope::theta(metadata),
+            theta: rope::theta(keys)?,
             scaling,
             dtype: options.dtype.config_name(),
         };
         let mut texts = vec![
-            ("config.json".to_owned(), config::config(metadata, &facts)?.into_bytes()),
-            ("generation_config.json".to_owned(), config::generation_config(metadata).into_bytes()),
+            ("config.json".to_owned(), config::config(keys, &facts)?.into_bytes()),
+            ("generation_config.json".to_owned(), config::generation_config(keys)?.into_bytes()),
         ];
         let companions = if let Some(dir) = &options.tokenizer {
             tokenizer_files(dir)?
         } else {
-            texts.extend(tokenizer::files(metadata, shape.sizes.vocab, shape.context)?);
+            texts.extend(tokenizer::files(keys, shape.sizes.vocab, shape.context)?);
             Vec::new()
         };
-        let unused = config::unused_keys(metadata);
+        let unused = config::unused_keys(keys.metadata);
         if !unused.is_empty() {
             warnings.push(format!("config.json has no place for {}", unused.join(", ")));
         }
+        warnings.extend(config::ids_without_token(keys.metadata));
         let shards = export::split(unplaced(found, &model, options.dtype)?, options.max_shard.0);
         texts.extend(export::index(&shards).map(|(name, text)| (name.to_owned(), text.into_bytes())));
         Ok(Self { out: out.to_owned(), shards, texts, companions, warnings, options, model })

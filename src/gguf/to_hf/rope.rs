@@ -3,9 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::config::{decimal, shortest};
+use super::keys::{Keys, shortest};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::Metadata;
 use crate::gguf::arch::Scaling;
 
 /// What llama.cpp assumes where the file says nothing, as transformers does.
@@ -22,28 +21,20 @@ const YARN: [(&str, &str); 6] = [
 ];
 
 /// `rope_theta` of the config.
-pub(super) fn theta(metadata: &Metadata) -> Value {
-    metadata.of_architecture("rope.freq_base").and_then(decimal).unwrap_or_else(|| json!(DEFAULT_THETA))
+pub(super) fn theta(keys: Keys<'_>) -> Result<Value> {
+    Ok(keys.number_of_architecture("rope.freq_base")?.unwrap_or_else(|| json!(DEFAULT_THETA)))
 }
 
 /// `rope_scaling` of the config, with a warning where it is put differently than it was. `factors` are the values of
 /// the tensor of frequency factors, `head` the columns of a head, `context` the longest context.
 pub(super) fn scaling(
-    metadata: &Metadata,
+    keys: Keys<'_>,
     factors: Option<&[f32]>,
     head: u64,
     context: u64,
 ) -> Result<(Option<Value>, Option<String>)> {
-    let keyed = keyed(metadata)?;
-    let Some(factors) = factors.filter(|factors| factors.iter().any(|factor| (*factor - 1.0).abs() > 0.0)) else {
-        return Ok((keyed, None));
-    };
-    if keyed.is_some() {
-        return Err(Error::refused(
-            "the model scales its rotary frequencies both by keys and by the tensor rope_freqs.weight",
-            "transformers has no such scaling: use the original model",
-        ));
-    }
+    let keyed = keyed(keys)?;
+    let Some(factors) = factors else { return Ok((keyed, None)) };
     if factors.len() as u64 != head / 2 || !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
         return Err(Error::refused(
             format!(
@@ -54,7 +45,16 @@ pub(super) fn scaling(
             "the file is inconsistent: download or convert the model again",
         ));
     }
-    let theta = theta(metadata).as_f64().unwrap_or(DEFAULT_THETA) as f32;
+    if factors.iter().all(|factor| factor.to_bits() == 1f32.to_bits()) {
+        return Ok((keyed, None));
+    }
+    if keyed.is_some() {
+        return Err(Error::refused(
+            "the model scales its rotary frequencies both by keys and by the tensor rope_freqs.weight",
+            "transformers has no such scaling: use the original model",
+        ));
+    }
+    let theta = theta(keys)?.as_f64().unwrap_or(DEFAULT_THETA) as f32;
     if let Some(found) = recover(factors, theta) {
         return Ok((llama3(found), None));
     }
@@ -72,24 +72,22 @@ pub(super) fn scaling(
 }
 
 /// Scaling by keys alone.
-fn keyed(metadata: &Metadata) -> Result<Option<Value>> {
-    let key = |name: &str| metadata.of_architecture(&format!("rope.scaling.{name}")).and_then(decimal);
+fn keyed(keys: Keys<'_>) -> Result<Option<Value>> {
+    let key = |name: &str| keys.number_of_architecture(&format!("rope.scaling.{name}"));
     let linear = |factor| Ok(Some(json!({"rope_type": "linear", "factor": factor})));
-    let kind = metadata.of_architecture("rope.scaling.type").and_then(|kind| kind.as_str());
-    let factor = key("factor").filter(|factor| factor.as_f64() != Some(0.0));
+    let kind = keys.text_of_architecture("rope.scaling.type")?;
+    // The older key stands in for the newer, whatever the type.
+    let old = keys.number_of_architecture("rope.scale_linear")?.filter(|factor| factor.as_f64() != Some(1.0));
+    let factor = key("factor")?.or(old).filter(|factor| factor.as_f64() != Some(0.0));
     match (kind, factor) {
-        (None, None) => match metadata.of_architecture("rope.scale_linear").and_then(decimal) {
-            Some(factor) if factor.as_f64() != Some(1.0) => linear(factor),
-            _ => Ok(None),
-        },
-        (Some("none"), _) | (Some("linear"), None) => Ok(None),
+        (Some("none"), _) | (Some("linear") | None, None) => Ok(None),
         (Some("linear") | None, Some(factor)) => linear(factor),
         (Some("yarn"), Some(factor)) => {
             let mut scaling = Map::new();
             scaling.insert("rope_type".to_owned(), json!("yarn"));
             scaling.insert("factor".to_owned(), factor);
             for (stored, name) in YARN {
-                if let Some(value) = key(stored) {
+                if let Some(value) = key(stored)? {
                     scaling.entry(name).or_insert(value);
                 }
             }
@@ -153,8 +151,9 @@ fn llama3(scaling: Scaling) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::tests::keys;
     use super::*;
-    use crate::gguf::Value as V;
+    use crate::gguf::{Metadata, Value as V};
 
     fn metadata(pairs: &[(&str, V)]) -> Metadata {
         let all = [("general.architecture", V::string("llama"))];
@@ -165,32 +164,38 @@ mod tests {
     fn the_parameters_of_llama3_come_back() {
         let theta = [("llama.rope.freq_base", V::F32(500_000.0))];
         let metadata = metadata(&theta);
+        let scaling = |factors: &[f32], head| scaling(keys(&metadata), Some(factors), head, 4096);
         for (factor, high, length, head) in
             [(8.0, 4.0, 8192.0, 128), (32.0, 4.0, 8192.0, 64), (4.0, 8.0, 4096.0, 128), (2.5, 3.0, 1024.0, 64)]
         {
             let made = Scaling { factor, low: 1.0, high, length };
             let values = made.factors(500_000.0, head);
             assert_eq!(recover(&values, 500_000.0), Some(made));
-            let (found, warning) = scaling(&metadata, Some(&values), head, 4096).unwrap();
+            let (found, warning) = scaling(&values, head).unwrap();
             assert_eq!((&found.unwrap()["rope_type"], warning), (&json!("llama3"), None));
         }
         let odd: Vec<f32> = (0..32).map(|i| 1.0 + (i % 3) as f32).collect();
-        let (found, warning) = scaling(&metadata, Some(&odd), 64, 4096).unwrap();
+        let (found, warning) = scaling(&odd, 64).unwrap();
         assert_eq!(found.unwrap()["long_factor"].as_array().unwrap().len(), 32);
         assert!(warning.is_some());
-        assert!(scaling(&metadata, Some(&odd), 128, 4096).is_err(), "too few");
-        assert_eq!(scaling(&metadata, Some(&[1.0; 32]), 64, 4096).unwrap(), (None, None));
+        assert_eq!(scaling(&[1.0; 32], 64).unwrap(), (None, None));
+        for broken in [&odd[..31], &[], &[1.0; 64], &[f32::NAN; 32], &[0.0; 32]] {
+            assert!(scaling(broken, 64).unwrap_err().to_string().contains("rope_freqs.weight"), "{broken:?}");
+        }
     }
 
     #[test]
     fn keys_give_linear_and_yarn() {
-        let made = |pairs: &[(&str, V)]| keyed(&metadata(pairs)).map_err(|e| e.to_string());
+        let made = |pairs: &[(&str, V)]| keyed(keys(&metadata(pairs))).map_err(|e| e.to_string());
         let kind = |kind: &str| ("llama.rope.scaling.type", V::string(kind));
         let factor = ("llama.rope.scaling.factor", V::F32(4.0));
         assert_eq!(made(&[]), Ok(None));
         assert_eq!(made(&[kind("none"), factor.clone()]), Ok(None));
         let linear = json!({"rope_type": "linear", "factor": 4.0});
-        assert_eq!(made(&[kind("linear"), factor.clone()]), Ok(Some(linear)));
+        assert_eq!(made(&[kind("linear"), factor.clone()]), Ok(Some(linear.clone())));
+        let old = ("llama.rope.scale_linear", V::F32(4.0));
+        assert_eq!(made(std::slice::from_ref(&old)), Ok(Some(linear.clone())));
+        assert_eq!(made(&[kind("linear"), old]), Ok(Some(linear)));
         let original = ("llama.rope.scaling.original_context_length", V::U32(32768));
         let attention = ("llama.rope.scaling.yarn_attn_factor", V::F32(1.1));
         let yarn = json!({

@@ -4,14 +4,12 @@ use serde_json::{Map, Value, json};
 
 use super::pre::PreTokenizer;
 use super::vocabulary::{Vocabulary, merges_json};
-use super::{Kind, REMEDY};
+use super::{Keys, Kind, REMEDY};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::{Metadata, Value as GgufValue};
 
 /// What a byte-level vocabulary brings to tokenizer.json.
-pub(super) fn kind(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
-    let name = metadata.get("tokenizer.ggml.pre").and_then(GgufValue::as_str).unwrap_or("default");
-    let pre = PreTokenizer::of(name)?;
+pub(super) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
+    let pre = PreTokenizer::of(keys.text("tokenizer.ggml.pre")?.unwrap_or("default"))?;
     let mut parts = Map::new();
     if pre.composes {
         parts.insert("normalizer".to_owned(), json!({"type": "NFC"}));
@@ -43,7 +41,12 @@ pub(super) fn byte_level(cuts: bool) -> Value {
 fn merges(vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let ids = vocabulary.ids();
     let base = |text: &str| ids.get(text).is_some_and(|id| *id < vocabulary.base);
-    let merges = vocabulary.merges.unwrap_or_default();
+    let Some(merges) = vocabulary.merges.filter(|merges| !merges.is_empty()) else {
+        return Err(Error::refused(
+            "the model has a vocabulary of the kind gpt2 without tokenizer.ggml.merges",
+            REMEDY,
+        ));
+    };
     let pairs = merges.iter().map(|merge| {
         let pair =
             merge.split_once(' ').filter(|(left, right)| base(left) && base(right) && base(&format!("{left}{right}")));

@@ -12,8 +12,8 @@ mod vocabulary;
 use serde_json::{Map, Value, json};
 
 use super::config::token_id;
+use super::keys::Keys;
 use crate::error::{Error, Result, escaped};
-use crate::gguf::{Metadata, Value as GgufValue};
 use vocabulary::Vocabulary;
 
 /// What to do where a tokenizer can't be made.
@@ -57,20 +57,19 @@ struct Kind {
 }
 
 /// All files of the tokenizer.
-pub(super) fn files(metadata: &Metadata, rows: u64, context: u64) -> Result<Vec<Text>> {
-    let vocabulary = Vocabulary::read(metadata, rows)?;
-    let model = metadata.get("tokenizer.ggml.model").and_then(GgufValue::as_str);
-    let kind = match model {
-        Some("gpt2") => byte_level::kind(metadata, &vocabulary)?,
-        Some("llama") => sentencepiece::kind(metadata, &vocabulary),
+pub(super) fn files(keys: Keys<'_>, rows: u64, context: u64) -> Result<Vec<Text>> {
+    let vocabulary = Vocabulary::read(keys, rows)?;
+    let kind = match keys.text("tokenizer.ggml.model")? {
+        Some("gpt2") => byte_level::kind(keys, &vocabulary)?,
+        Some("llama") => sentencepiece::kind(keys, &vocabulary)?,
         other => {
             let problem = format!("a tokenizer of the kind {} has no way back", escaped(other.unwrap_or("none")));
             return Err(Error::refused(problem, REMEDY));
         }
     };
-    let special = special_tokens(metadata, &vocabulary, kind.sentencepiece);
-    let flag = |key: &str| metadata.get(&format!("tokenizer.ggml.{key}")).and_then(GgufValue::as_bool);
-    let stated = (flag("add_bos_token"), flag("add_eos_token"));
+    let special = special_tokens(keys, &vocabulary, kind.sentencepiece)?;
+    let flag = |key: &str| keys.flag(&format!("tokenizer.ggml.{key}"));
+    let stated = (flag("add_bos_token")?, flag("add_eos_token")?);
     let adds = (stated.0.unwrap_or(kind.adds.0), stated.1.unwrap_or(kind.adds.1));
     let token = |name: &str| special.iter().find(|token| token.name == name).copied();
     let (first, last) = (token("bos_token").filter(|_| adds.0), token("eos_token").filter(|_| adds.1));
@@ -88,13 +87,14 @@ pub(super) fn files(metadata: &Metadata, rows: u64, context: u64) -> Result<Vec<
     if kind.sentencepiece || stated.1.is_some() {
         config.insert("add_eos_token".to_owned(), json!(adds.1));
     }
-    if let Some(prefix) = flag("add_space_prefix") {
+    if let Some(prefix) = flag("add_space_prefix")? {
         config.insert("add_prefix_space".to_owned(), json!(prefix));
     }
     let mut files = Vec::new();
     if kind.sentencepiece {
         config.insert("added_tokens_decoder".to_owned(), vocabulary.added_tokens_decoder());
-        files.push(("tokenizer.model".to_owned(), model_file::encode(&vocabulary, metadata, &special)));
+        let prefix = sentencepiece::adds_space(keys)?;
+        files.push(("tokenizer.model".to_owned(), model_file::encode(&vocabulary, prefix, &special)));
     }
     let mut tokenizer = Map::new();
     tokenizer.insert("version".to_owned(), json!("1.0"));
@@ -111,18 +111,19 @@ pub(super) fn files(metadata: &Metadata, rows: u64, context: u64) -> Result<Vec<
     }
     files.push(("tokenizer.json".to_owned(), format!("{:#}\n", Value::Object(tokenizer)).into_bytes()));
     files.push(("tokenizer_config.json".to_owned(), format!("{:#}\n", Value::Object(config)).into_bytes()));
-    files.extend(template::files(metadata)?);
+    files.extend(template::files(keys)?);
     Ok(files)
 }
 
 /// The special tokens that there are.
-fn special_tokens<'a>(metadata: &Metadata, vocabulary: &Vocabulary<'a>, sentencepiece: bool) -> Vec<Special<'a>> {
+fn special_tokens<'a>(keys: Keys<'_>, vocabulary: &Vocabulary<'a>, sentencepiece: bool) -> Result<Vec<Special<'a>>> {
     let assumed = |name: &str| SENTENCEPIECE_IDS.iter().find(|row| sentencepiece && row.0 == name).map(|row| row.1);
-    let tokens = SPECIAL.into_iter().filter_map(|(name, key)| {
-        let id = token_id(metadata, key).or_else(|| assumed(name))?;
-        Some(Special { name, id, text: vocabulary.text(id)? })
-    });
-    tokens.collect()
+    let mut tokens = Vec::new();
+    for (name, key) in SPECIAL {
+        let id = token_id(keys, key)?.or_else(|| assumed(name));
+        tokens.extend(id.and_then(|id| Some(Special { name, id, text: vocabulary.text(id)? })));
+    }
+    Ok(tokens)
 }
 
 /// A post-processor that puts the token `first` before and `last` behind each text, after what `inner` does.

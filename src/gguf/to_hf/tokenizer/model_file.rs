@@ -2,9 +2,7 @@
 //! so that a converter finds all it needs; format: `sentencepiece_model.proto` of SentencePiece.
 
 use super::Special;
-use super::sentencepiece::adds_space;
-use super::vocabulary::{CONTROL, NORMAL, Vocabulary};
-use crate::gguf::Metadata;
+use super::vocabulary::{CONTROL, Vocabulary};
 
 /// Wire types of protocol buffers.
 const VARINT: u64 = 0;
@@ -16,8 +14,8 @@ const BPE: u64 = 2;
 /// Fields of `TrainerSpec` with the ids of special tokens.
 const ID_FIELDS: [(&str, u64); 4] = [("unk_token", 40), ("bos_token", 41), ("eos_token", 42), ("pad_token", 43)];
 
-/// The bytes of the file.
-pub(super) fn encode(vocabulary: &Vocabulary<'_>, metadata: &Metadata, special: &[Special<'_>]) -> Vec<u8> {
+/// The bytes of the file. `prefix` is whether a text gets a space before it.
+pub(super) fn encode(vocabulary: &Vocabulary<'_>, prefix: bool, special: &[Special<'_>]) -> Vec<u8> {
     let id = |name: &str| special.iter().find(|token| token.name == name).map(|token| token.id);
     let mut model = Message::default();
     for (at, token) in vocabulary.tokens[..vocabulary.base].iter().enumerate() {
@@ -28,8 +26,7 @@ pub(super) fn encode(vocabulary: &Vocabulary<'_>, metadata: &Metadata, special: 
         let kind = match vocabulary.kind(at) {
             _ if id("unk_token") == Some(at as u64) => 2,
             2 => CONTROL,
-            kind @ 1..=6 => kind,
-            _ => NORMAL,
+            kind => kind,
         };
         piece.number(3, u64::from(kind.unsigned_abs()));
         model.bytes(1, &piece.0);
@@ -50,7 +47,7 @@ pub(super) fn encode(vocabulary: &Vocabulary<'_>, metadata: &Metadata, special: 
     model.bytes(2, &trainer.0);
     let mut normalizer = Message::default();
     normalizer.bytes(1, b"identity");
-    normalizer.number(3, u64::from(adds_space(metadata)));
+    normalizer.number(3, u64::from(prefix));
     normalizer.number(4, 0);
     normalizer.number(5, 1);
     model.bytes(3, &normalizer.0);

@@ -3,9 +3,9 @@
 
 use serde_json::{Map, json};
 
-use super::Kind;
 use super::vocabulary::{Vocabulary, merges_json};
-use crate::gguf::{Metadata, Value as GgufValue};
+use super::{Keys, Kind, REMEDY};
+use crate::error::{Error, Result};
 
 /// Stands for a space in a piece.
 const SPACE: &str = "\u{2581}";
@@ -15,8 +15,14 @@ const LONGEST: usize = 1024;
 
 /// What a SentencePiece vocabulary brings to tokenizer.json. A space before the text is put by the normalizer, which
 /// does so after each special token too: as llama.cpp does, and as Llama 2's own file.
-pub(super) fn kind(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Kind {
-    let prefix = adds_space(metadata);
+pub(super) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
+    if !vocabulary.has_scores() {
+        return Err(Error::refused(
+            "the model has a vocabulary of the kind llama without tokenizer.ggml.scores",
+            REMEDY,
+        ));
+    }
+    let prefix = adds_space(keys)?;
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
     let mut decoders = vec![
         json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
@@ -27,7 +33,7 @@ pub(super) fn kind(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Kind {
         normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    let unknown = super::special_tokens(metadata, vocabulary, true).into_iter().find(|token| token.name == "unk_token");
+    let unknown = super::special_tokens(keys, vocabulary, true)?.into_iter().find(|token| token.name == "unk_token");
     let model = json!({
         "type": "BPE",
         "dropout": null,
@@ -44,12 +50,12 @@ pub(super) fn kind(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Kind {
     parts.insert("normalizer".to_owned(), json!({"type": "Sequence", "normalizers": normalizers}));
     parts.insert("decoder".to_owned(), json!({"type": "Sequence", "decoders": decoders}));
     parts.insert("model".to_owned(), model);
-    Kind { parts, processor: None, adds: (true, false), sentencepiece: true }
+    Ok(Kind { parts, processor: None, adds: (true, false), sentencepiece: true })
 }
 
 /// Whether a text gets a space before it.
-pub(super) fn adds_space(metadata: &Metadata) -> bool {
-    metadata.get("tokenizer.ggml.add_space_prefix").and_then(GgufValue::as_bool).unwrap_or(true)
+pub(super) fn adds_space(keys: Keys<'_>) -> Result<bool> {
+    Ok(keys.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true))
 }
 
 /// Every pair of tokens that makes a third, by the third's score from the highest; among equal ones, longer left parts

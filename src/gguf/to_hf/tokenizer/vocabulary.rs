@@ -4,16 +4,19 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::REMEDY;
+use super::{Keys, REMEDY};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::{Array, Metadata, Value as GgufValue};
 
 /// The type of a token, as `llama_token_type` in llama.h numbers them.
-pub(super) const NORMAL: i32 = 1;
+const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 pub(super) const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
+
+const TYPES: &str = "tokenizer.ggml.token_type";
+const SCORES: &str = "tokenizer.ggml.scores";
 
 /// The score that llama.cpp's converter gives to tokens that were added to a SentencePiece model.
 const ADDED_SCORE: f32 = -1000.0;
@@ -32,26 +35,23 @@ pub(super) struct Vocabulary<'a> {
 
 impl<'a> Vocabulary<'a> {
     /// Reads the vocabulary of a model whose embeddings have `rows` rows.
-    pub(super) fn read(metadata: &'a Metadata, rows: u64) -> Result<Self> {
-        let get = |key: &str| metadata.get(&format!("tokenizer.ggml.{key}"));
+    pub(super) fn read(keys: Keys<'a>, rows: u64) -> Result<Self> {
         let refuse = |problem: String| Err(Error::refused(problem, REMEDY));
-        let Some(tokens) = get("tokens").and_then(GgufValue::as_strings) else {
+        let Some(tokens) = keys.texts("tokenizer.ggml.tokens")? else {
             return refuse("the model has no vocabulary".to_owned());
         };
         if tokens.len() as u64 > rows {
             return refuse(format!("the vocabulary has {} tokens and the embeddings {rows} rows", tokens.len()));
         }
-        let types = match get("token_type") {
-            Some(GgufValue::Array(Array::I32(types))) if types.len() >= tokens.len() => Some(&types[..]),
-            None => None,
-            Some(_) => return refuse("tokenizer.ggml.token_type is no list of a type for each token".to_owned()),
-        };
-        let scores = match get("scores") {
-            Some(GgufValue::Array(Array::F32(scores))) if scores.len() >= tokens.len() => Some(&scores[..]),
-            None => None,
-            Some(_) => return refuse("tokenizer.ggml.scores is no list of a score for each token".to_owned()),
-        };
-        let merges = get("merges").and_then(GgufValue::as_strings);
+        let types = keys.whole_numbers(TYPES, tokens.len())?;
+        if let Some(odd) = first(types, |kind| !(NORMAL..=BYTE).contains(kind)) {
+            return Err(keys.broken(TYPES, &format!("has the type {} for token {}: types are 1 to 6", odd.1, odd.0)));
+        }
+        let scores = keys.numbers(SCORES, tokens.len())?;
+        if let Some(odd) = first(scores, |score| !score.is_finite()) {
+            return Err(keys.broken(SCORES, &format!("has the score {} for token {}", odd.1, odd.0)));
+        }
+        let merges = keys.texts("tokenizer.ggml.merges")?;
         let mut vocabulary = Self { tokens, base: tokens.len(), types, scores, merges };
         vocabulary.trim();
         let ids = vocabulary.ids();
@@ -90,6 +90,11 @@ impl<'a> Vocabulary<'a> {
     /// The score of a token: the higher, the earlier it is merged.
     pub(super) fn score(&self, id: usize) -> f32 {
         self.scores.map_or(0.0, |scores| scores[id])
+    }
+
+    /// Whether the file has scores.
+    pub(super) fn has_scores(&self) -> bool {
+        self.scores.is_some()
     }
 
     /// Whether a token is looked for in a text before all else. llama.cpp does so for these three types.
@@ -136,6 +141,11 @@ impl<'a> Vocabulary<'a> {
         let base = self.tokens[..self.base].iter().enumerate();
         base.map(|(id, token)| (token.clone(), json!(id))).collect::<Map<_, _>>().into()
     }
+}
+
+/// The first of `values` that is odd, with its place.
+fn first<T: Copy>(values: Option<&[T]>, odd: impl Fn(&T) -> bool) -> Option<(usize, T)> {
+    values?.iter().copied().enumerate().find(|(_, value)| odd(value))
 }
 
 /// `model.merges` of tokenizer.json: as texts, which every reader knows, or as pairs, where a part has a space in it.
