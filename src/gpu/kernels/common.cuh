@@ -1,0 +1,45 @@
+// What the kernels share: half precision, rounding, and codes, bit for bit as src/gguf/float16.rs and
+// src/gguf/encode/lanes.rs have them. Compiled with --fmad=false, so that a product and a sum round twice, as there.
+//
+// Every parameter of a kernel is a pointer or a u64. `fault` is set to 1 where a block needs the processor's judgement:
+// a value or a scale that its type can't hold.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// Widens the f16 with these bits. Exact.
+__device__ __forceinline__ float f16_to_f32(u32 bits) {
+    u32 sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+    u32 scaled = __float_as_uint(__uint_as_float(magnitude << 13) * __uint_as_float((127u + 112u) << 23));
+    u32 special = (magnitude << 13) | 0x7f800000u;
+    return __uint_as_float(sign | (magnitude < 0x7c00u ? scaled : special));
+}
+
+// Rounds to the nearest f16, ties to even; a NaN becomes 0xfe00.
+__device__ __forceinline__ u32 f32_to_f16(float value) {
+    u32 bits = __float_as_uint(value);
+    u32 sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    u32 normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
+    u32 small = __float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000u;
+    u32 finite = magnitude < 113u << 23 ? small : normal;
+    u32 rounded = magnitude < 0x477ff000u ? finite : 0x7c00u;
+    return magnitude > 0x7f800000u ? 0xfe00u : sign | rounded;
+}
+
+// Writes a scale as f16 at an even address and gives it as a decoder will see it. Sets `fault` where it is not finite.
+__device__ __forceinline__ float store_f16(float value, u8 *out, u32 *fault) {
+    u32 bits = f32_to_f16(value);
+    if ((bits & 0x7c00u) == 0x7c00u) *fault = 1u;
+    *(u16 *)out = (u16)bits;
+    return f16_to_f32(bits);
+}
+
+// Rounds to the nearest integer, ties to even, as `nearest_int` of ggml-quants.c: past 2^22 it wraps, and NaN gives 0
+// (said aloud, since the NaN that a card makes has other bits than a processor's).
+__device__ __forceinline__ int nearest(float value) {
+    int rounded = (int)(__float_as_uint(value + 12582912.0f) & 0x7fffffu) - 0x400000;
+    return value == value ? rounded : 0;
+}
