@@ -10,6 +10,7 @@ pub mod digest;
 pub mod error;
 pub mod export;
 pub mod gguf;
+pub mod gpu;
 pub mod inspect;
 pub mod merge;
 pub mod progress;

@@ -1,0 +1,16 @@
+//! NVIDIA cards: finding them at run time, and making blocks of merged and encoded tensors on them, with the bytes that
+//! the processor gives. Knows no file; `stream` schedules the lanes, `export` says what the blocks are.
+
+mod block;
+mod card;
+mod choice;
+mod host;
+mod resident;
+#[cfg(test)]
+mod simulated;
+
+pub(crate) use block::{Block, Encoding, Importance, Lane, Measured, Source, Stages, Trouble, source_row};
+pub(crate) use card::Card;
+pub use choice::Device;
+pub(crate) use host::{ALIGN, HostMemory};
+pub(crate) use resident::Resident;

@@ -1,0 +1,27 @@
+//! Bytes that stay on the cards while a tensor is being made: made once, uploaded once a card by the first lane that
+//! needs them, freed with the tensor.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::block::Trouble;
+
+/// What one card keeps: device memory, or nothing where a card is simulated.
+pub(crate) type Kept = Arc<dyn Any + Send + Sync>;
+
+/// What every card keeps of one tensor.
+#[derive(Default)]
+pub(crate) struct Resident(Mutex<Vec<(usize, Kept)>>);
+
+impl Resident {
+    /// What card number `card` keeps; `upload` makes it if there is nothing yet, while other lanes wait.
+    pub(crate) fn get(&self, card: usize, upload: impl FnOnce() -> Result<Kept, Trouble>) -> Result<Kept, Trouble> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = kept.iter().find(|(number, _)| *number == card) {
+            return Ok(Arc::clone(found));
+        }
+        let made = upload()?;
+        kept.push((card, Arc::clone(&made)));
+        Ok(made)
+    }
+}
