@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::workbench::{Bench, read_model, said};
 
-fn cases() -> Vec<PathBuf> {
+pub(crate) fn cases() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/peft");
     let mut cases: Vec<PathBuf> =
         fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("case.json").exists()).collect();
@@ -13,13 +13,23 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
-/// Exports a case; its extra flags name files relative to it.
+/// Exports a case with so many threads.
 fn export(bench: &Bench, case: &Path, out: &str, jobs: usize) -> Option<String> {
+    export_with(bench, case, out, &["--jobs", &jobs.to_string()])
+}
+
+/// Exports a case on a device.
+pub(crate) fn export_on(bench: &Bench, case: &Path, out: &str, device: &str) -> Option<String> {
+    export_with(bench, case, out, &["--device", device])
+}
+
+/// Exports a case; its extra flags name files relative to it.
+fn export_with(bench: &Bench, case: &Path, out: &str, flags: &[&str]) -> Option<String> {
     let description: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(case.join("case.json")).unwrap()).unwrap();
     let mut command = bench.command();
     command.current_dir(case).args(["export", "--merge-lora", "--base", "base", "--adapter", "adapter"]);
-    command.arg("--out").arg(bench.path(out)).args(["--jobs", &jobs.to_string()]);
+    command.arg("--out").arg(bench.path(out)).args(flags);
     command.args(description["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()));
     let said = said(command.output().unwrap());
     (said.code != Some(0)).then_some(said.err)

@@ -12,6 +12,7 @@
 
 mod blocks;
 mod crash;
+mod device;
 mod export;
 mod gguf;
 mod gguf_keys;

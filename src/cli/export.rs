@@ -11,11 +11,13 @@ use qft::checkpoint::{Checkpoint, Locator};
 use qft::error::{Error, escaped, shown};
 use qft::export::{self, ExportPlan, GgufOptions, Options, Provenance, QualityReport, Report, Run};
 use qft::gguf::mixture::FileType;
+use qft::gpu::Cards;
 use qft::merge::{Float, Overflow, Vector};
 use qft::size::ByteSize;
 use serde_json::{Value, json};
 
 use super::bars::Bars;
+use super::device::{self, DeviceArgs};
 use super::encoded;
 use super::encoding::{ConversionArgs, EncodingArgs};
 use super::models::{AdapterSpec, Found, find_adapters, find_base};
@@ -83,6 +85,8 @@ pub(crate) struct ExportArgs {
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     encoding: EncodingArgs,
     #[command(flatten)]
     conversion: ConversionArgs,
@@ -95,7 +99,7 @@ pub(crate) struct ExportArgs {
 
 pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     check(args)?;
-    let plan = plan(args)?;
+    let (plan, cards) = plan(args)?;
     let jobs = jobs(args.jobs);
     if args.dry_run {
         let mut description = export::describe_plan(&plan, jobs);
@@ -110,10 +114,12 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     }
     handle_signals();
     let bars = Bars::default();
-    let how = Run { jobs, vector: Vector::detect(), resume: args.resume, cancel: &CANCEL, progress: &bars };
+    let vector = Vector::detect();
+    let how = Run { jobs, vector, cards: &cards, resume: args.resume, cancel: &CANCEL, progress: &bars };
     let report = export::run(&plan, &how);
     bars.clear();
     let report = report?;
+    device::warn(&cards, &report.cards);
     let quality = quality(&plan.gguf, &report);
     let page = args.quality.write(&quality, args.overwrite);
     print(&if args.json {
@@ -148,10 +154,12 @@ fn check(args: &ExportArgs) -> qft::Result<()> {
     Ok(())
 }
 
-fn plan(args: &ExportArgs) -> qft::Result<ExportPlan> {
+fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
     let locator = Locator::from_env();
     let found = if args.merge_lora { find_adapters(&locator, &args.adapter)? } else { Vec::new() };
     let (dir, provenance) = find_base(&locator, args.base.as_deref(), &found)?;
+    let base = Checkpoint::open(&dir)?;
+    let cards = if args.dry_run { Cards::none() } else { args.device.open(base.tensor_bytes()) };
     let out = args.out.clone().unwrap_or_else(|| default_out(&found, &dir, &provenance));
     let inputs: Vec<&Path> = found.iter().map(|found| found.adapter.dir.as_path()).chain([dir.as_path()]).collect();
     args.quality.check(&inputs, args.overwrite)?;
@@ -172,7 +180,7 @@ fn plan(args: &ExportArgs) -> qft::Result<ExportPlan> {
         as_file: false,
     };
     let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
-    ExportPlan::new(Checkpoint::open(&dir)?, provenance, adapters, &out, options)
+    Ok((ExportPlan::new(base, provenance, adapters, &out, options)?, cards))
 }
 
 /// `<adapter>-merged` or `<base>-export`, beside it; in the working directory if it lies in a cache.
@@ -298,10 +306,15 @@ fn report_text(plan: &ExportPlan, report: &Report, timings: bool) -> String {
     if timings {
         let t = report.timings;
         let stages = [
-            ("fill (read, merge)", t.fill),
+            ("fill on the processor", t.fill),
+            ("read for the cards", t.read),
+            ("upload", t.upload),
+            ("kernels", t.kernel),
+            ("download", t.download),
+            ("idle, lanes of cards", t.lane_idle),
             ("digest", t.digest),
             ("digest of inputs", t.input_digest),
-            ("idle", t.idle),
+            ("idle, workers", t.idle),
             ("write", t.write),
             ("sync", t.sync),
         ];
@@ -327,6 +340,7 @@ fn report_json(plan: &ExportPlan, report: &Report, quality: &QualityReport) -> S
         "resumed_shards": report.resumed,
         "files": files,
         "timings": report.timings,
+        "cards": report.cards,
         "gguf": encoded::describe(&plan.gguf),
         "quality": report.quality,
         "quality_summary": quality.to_json(),

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 use qft::export::{GgufOptions, GgufOutput, Report, Run};
 use qft::gguf::mixture::FileType;
+use qft::gpu::Cards;
 use qft::merge::{Overflow, Vector};
 
 use super::bars::Bars;
+use super::device::{self, DeviceArgs};
 use super::encoded::{plan_json, plan_text, report_json, report_text};
 use super::encoding::EncodingArgs;
 use super::quality::{QualityArgs, quality};
@@ -43,6 +45,8 @@ pub(super) struct FileJobArgs {
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
     #[command(flatten)]
+    pub(super) device: DeviceArgs,
+    #[command(flatten)]
     encoding: EncodingArgs,
     #[command(flatten)]
     pub(super) quality: QualityArgs,
@@ -65,6 +69,7 @@ impl FileJobArgs {
         &self,
         outputs: &[GgufOutput],
         warnings: &[String],
+        cards: &Cards,
         run: impl FnOnce(&Run<'_>) -> qft::Result<Report>,
     ) -> anyhow::Result<ExitCode> {
         if self.dry_run {
@@ -75,9 +80,10 @@ impl FileJobArgs {
         handle_signals();
         let bars = Bars::default();
         let (jobs, vector) = (jobs(self.jobs), Vector::detect());
-        let report = run(&Run { jobs, vector, resume: self.resume, cancel: &CANCEL, progress: &bars });
+        let report = run(&Run { jobs, vector, cards, resume: self.resume, cancel: &CANCEL, progress: &bars });
         bars.clear();
         let report = report?;
+        device::warn(cards, &report.cards);
         let measured = self.quality.wanted().then(|| quality(outputs, &report));
         let page = measured.as_ref().map_or(Ok(()), |quality| self.quality.write(quality, self.overwrite));
         print(&if self.json {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use qft::checkpoint::{Checkpoint, Locator};
 use qft::export::{self, ExportPlan, Options};
+use qft::gpu::Cards;
 
 use super::encoding::ConversionArgs;
 use super::file_job::FileJobArgs;
@@ -24,12 +25,14 @@ pub(crate) struct GgufArgs {
 }
 
 pub(super) fn run(args: &GgufArgs) -> anyhow::Result<ExitCode> {
-    let plan = plan(args)?;
-    args.job.carry_out(&plan.gguf, &plan.warnings, |how| export::run(&plan, how))
+    let (plan, cards) = plan(args)?;
+    args.job.carry_out(&plan.gguf, &plan.warnings, &cards, |how| export::run(&plan, how))
 }
 
-fn plan(args: &GgufArgs) -> qft::Result<ExportPlan> {
+fn plan(args: &GgufArgs) -> qft::Result<(ExportPlan, Cards)> {
     let (dir, provenance) = find_base(&Locator::from_env(), Some(&args.model), &[])?;
+    let base = Checkpoint::open(&dir)?;
+    let cards = args.job.device.open(base.tensor_bytes());
     let options = Options {
         max_shard: None,
         dtype: None,
@@ -39,5 +42,5 @@ fn plan(args: &GgufArgs) -> qft::Result<ExportPlan> {
         as_file: true,
     };
     args.job.quality.check(&[&dir], args.job.overwrite)?;
-    ExportPlan::new(Checkpoint::open(&dir)?, provenance, Vec::new(), &args.job.out, options)
+    Ok((ExportPlan::new(base, provenance, Vec::new(), &args.job.out, options)?, cards))
 }

@@ -2,6 +2,7 @@
 //! module.
 
 mod bars;
+mod device;
 mod encoded;
 mod encoding;
 mod export;

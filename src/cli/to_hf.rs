@@ -9,6 +9,7 @@ use qft::error::{escaped, shown};
 use qft::export::Run;
 use qft::gguf::GgufModel;
 use qft::gguf::to_hf::{self, ToHfOptions, ToHfPlan, ToHfReport};
+use qft::gpu::Cards;
 use qft::merge::{Float, Vector};
 use qft::size::ByteSize;
 use serde_json::{Value, json};
@@ -74,8 +75,15 @@ pub(super) fn run(args: &ToHfArgs) -> anyhow::Result<ExitCode> {
     }
     handle_signals();
     let bars = Bars::default();
-    let how =
-        Run { jobs: jobs(args.jobs), vector: Vector::detect(), resume: args.resume, cancel: &CANCEL, progress: &bars };
+    let cards = Cards::none();
+    let how = Run {
+        jobs: jobs(args.jobs),
+        vector: Vector::detect(),
+        cards: &cards,
+        resume: args.resume,
+        cancel: &CANCEL,
+        progress: &bars,
+    };
     let report = to_hf::run(&plan, &how);
     bars.clear();
     let report = report?;

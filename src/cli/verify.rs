@@ -14,6 +14,7 @@ use qft::error::{escaped, shown};
 use qft::export::{Audit, Difference, MANIFEST, Run, audit, audit_gguf};
 use qft::gguf::GgufModel;
 use qft::gguf::imatrix::Imatrix;
+use qft::gpu::Cards;
 use qft::merge::{Float, Overflow, Vector};
 use qft::size::ByteSize;
 use qft::verify::{Verification, verify};
@@ -176,8 +177,10 @@ impl Inputs {
     ) -> qft::Result<Option<Difference>> {
         let run = |compare: &dyn Fn(&Run<'_>) -> qft::Result<Option<Difference>>| {
             let bars = Bars::default();
+            let cards = Cards::none();
+            let vector = Vector::detect();
             let found =
-                compare(&Run { jobs, vector: Vector::detect(), resume: false, cancel: &CANCEL, progress: &bars });
+                compare(&Run { jobs, vector, cards: &cards, resume: false, cancel: &CANCEL, progress: &bars });
             bars.clear();
             found
         };

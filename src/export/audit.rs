@@ -12,6 +12,7 @@ use super::shard::{self, PlacedTensor, Shard};
 use crate::adapter::{Adapter, resolve};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
+use crate::gpu::Assist;
 use crate::merge::{Float, Overflow};
 use crate::stream::BLOCK_LEN;
 
@@ -197,7 +198,7 @@ fn compare(
     let tensor = expected.name.clone();
     let Some(found) = release.tensors.get(&tensor) else { return Ok(Some(Difference::Missing { tensor })) };
     buffer.resize(block.bytes.len(), 0);
-    work.fill(block.bytes.clone(), buffer)?;
+    work.fill(block.bytes.clone(), buffer, &mut Assist::none())?;
     let right = &buffer[..];
     found.prefetch(block.bytes.start, block.bytes.len());
     let left = &found.bytes()[block.bytes.clone()];

@@ -12,6 +12,7 @@ use super::shard::OutputTensor;
 use crate::adapter::resolve;
 use crate::checkpoint::companions;
 use crate::error::{Error, Result, escaped, shown};
+use crate::gpu::Assist;
 use crate::gguf::imatrix::Imatrix;
 use crate::gguf::{GgufModel, GgufTensor, ModelFiles, ModelTensor, arch, trimmed};
 use crate::stream::BLOCK_LEN;
@@ -104,7 +105,7 @@ fn compare(
     buffer: &mut Vec<u8>,
 ) -> Result<Option<Difference>> {
     buffer.resize(block.bytes.len(), 0);
-    encoder.fill(block.bytes.clone(), buffer)?;
+    encoder.fill(block.bytes.clone(), buffer, &mut Assist::none())?;
     stored.prefetch(block.bytes.start, block.bytes.len());
     let found = &stored.bytes()[block.bytes.clone()];
     let Some(at) = found.iter().zip(buffer.iter()).position(|(a, b)| a != b) else { return Ok(None) };

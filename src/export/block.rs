@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use super::shard::{PlacedTensor, Shard};
 use crate::adapter::TensorSource;
 use crate::error::{Error, Result};
+use crate::gpu::{Assist, Block, Resident, Source};
 use crate::merge::{Float, Merge, Overflow, Vector};
 use crate::stream::{BLOCK_LEN, Work};
 
@@ -19,7 +20,13 @@ pub(super) struct MergedTensor<'a> {
     dtype: Dtype,
     overflow: Overflow,
     vector: Vector,
-    merge: Mutex<(usize, Option<Arc<Merge<'a>>>)>,
+    merge: Mutex<(usize, Option<Arc<Prepared<'a>>>)>,
+}
+
+/// A tensor's arithmetic, and what of it is on the cards.
+pub(super) struct Prepared<'a> {
+    pub(super) merge: Merge<'a>,
+    pub(super) factors: Resident,
 }
 
 impl<'a> MergedTensor<'a> {
@@ -46,8 +53,8 @@ impl<'a> MergedTensor<'a> {
     }
 
     /// Writes bytes `range` of the tensor to `out`; see [`Ready::fill`]. One of its uses.
-    pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
-        self.ready()?.fill(range, out)
+    pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
+        self.ready()?.fill_with(range, out, assist)
     }
 
     /// The tensor for one of its uses.
@@ -56,7 +63,7 @@ impl<'a> MergedTensor<'a> {
         Ok(Ready { tensor: self, merge: if is_copied { None } else { Some(self.merge()?) } })
     }
 
-    fn merge(&self) -> Result<Arc<Merge<'a>>> {
+    fn merge(&self) -> Result<Arc<Prepared<'a>>> {
         let mut slot = self.merge.lock().unwrap_or_else(PoisonError::into_inner);
         slot.0 = slot.0.saturating_sub(1);
         let merge = match &slot.1 {
@@ -67,13 +74,14 @@ impl<'a> MergedTensor<'a> {
         Ok(merge)
     }
 
-    fn prepare(&self) -> Result<Merge<'a>> {
-        self.source.merge(self.dtype, self.overflow, self.vector).ok_or_else(|| {
+    fn prepare(&self) -> Result<Prepared<'a>> {
+        let merge = self.source.merge(self.dtype, self.overflow, self.vector).ok_or_else(|| {
             Error::refused(
                 format!("tensor {} of type {:?} can't be changed", self.name, self.source.source.dtype()),
                 "report this: the plan should have refused it",
             )
-        })
+        })?;
+        Ok(Prepared { merge, factors: Resident::default() })
     }
 }
 
@@ -81,15 +89,49 @@ impl<'a> MergedTensor<'a> {
 pub(super) struct Ready<'t, 'a> {
     tensor: &'t MergedTensor<'a>,
     /// Absent where the tensor is copied.
-    merge: Option<Arc<Merge<'a>>>,
+    merge: Option<Arc<Prepared<'a>>>,
 }
 
-impl Ready<'_, '_> {
+impl<'a> Ready<'_, 'a> {
+    /// The arithmetic; absent where the tensor is copied.
+    pub(super) fn prepared(&self) -> Option<&Prepared<'a>> {
+        self.merge.as_deref()
+    }
+
+    /// The stored bytes that output elements `elements` are made of, in the page tables.
+    pub(super) fn stored(&self, elements: Range<usize>) -> &[u8] {
+        let source = &self.tensor.source.source;
+        let size = source.dtype().bitsize() / 8;
+        source.prefetch(elements.start * size, elements.len() * size);
+        &source.bytes()[elements.start * size..elements.end * size]
+    }
+
+    /// As [`Self::fill`], on a card as far as there is one.
+    fn fill_with(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
+        let mut done = 0;
+        if let (Some(prepared), Some(capacity)) = (&self.merge, assist.capacity()) {
+            let size = self.tensor.dtype.bitsize() / 8;
+            let elements = range.start / size..range.end / size;
+            let source = Source::Merged { merge: &prepared.merge, factors: &prepared.factors, heads: None };
+            for start in elements.clone().step_by(capacity) {
+                let elements = start..elements.end.min(start + capacity);
+                let wanted = 0..elements.len() * size;
+                self.stored(elements.clone());
+                let block = Block { source, elements, encoding: None, wanted: wanted.clone() };
+                if assist.run(&block, &mut out[done..done + wanted.end]).is_none() {
+                    break;
+                }
+                done += wanted.end;
+            }
+        }
+        if done == out.len() { Ok(()) } else { self.fill(range.start + done..range.end, &mut out[done..]) }
+    }
+
     /// Writes bytes `range` of the tensor to `out`. The range begins and ends between elements.
     pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
         let MergedTensor { name, dtype, .. } = *self.tensor;
         let source = &self.tensor.source.source;
-        let Some(merge) = &self.merge else {
+        let Some(Prepared { merge, .. }) = self.prepared() else {
             source.prefetch(range.start, range.len());
             out.copy_from_slice(&source.bytes()[range]);
             return Ok(());
@@ -133,7 +175,7 @@ impl<'a> Parts<'a> {
         &self,
         range: Range<usize>,
         out: &mut [u8],
-        fill: impl Fn(usize, Range<usize>, &mut [u8]) -> Result<()>,
+        mut fill: impl FnMut(usize, Range<usize>, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
         let mut at = range.start;
         if at < self.header.len() {
@@ -184,8 +226,8 @@ impl Work for ShardWork<'_> {
         self.shard.len()
     }
 
-    fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
-        self.parts.fill(range, out, |i, part, out| self.tensors[i].fill(part, out))
+    fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
+        self.parts.fill(range, out, |i, part, out| self.tensors[i].fill(part, out, assist))
     }
 
     fn output(&self) -> usize {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result, escaped};
 use crate::gguf::decode::decode;
 use crate::gguf::encode::encode;
 use crate::gguf::{ErrorSums, ModelTensor, Quality, TensorType, first_bad_scale};
+use crate::gpu::{self, Assist, Block, Encoding, Importance, Measured, Resident, source_row};
 use crate::merge::{Float, Overflow, Vector};
 use crate::stream::Work;
 
@@ -151,8 +152,8 @@ impl Work for GgufWork<'_> {
         self.part.len
     }
 
-    fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
-        self.parts.fill(range, out, |i, part, out| self.encoders[i].fill(part, out))
+    fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
+        self.parts.fill(range, out, |i, part, out| self.encoders[i].fill(part, out, assist))
     }
 
     fn output(&self) -> usize {
@@ -206,6 +207,8 @@ pub(super) struct Encoder<'a> {
     vector: Vector,
     /// Error sums by the first byte of the range that they were made for; absent if they are not wanted.
     sums: Option<Mutex<BTreeMap<usize, ErrorSums>>>,
+    /// The importance on the cards.
+    importance: Resident,
 }
 
 impl<'a> Encoder<'a> {
@@ -229,11 +232,11 @@ impl<'a> Encoder<'a> {
         let block = tensor.kind.block_len().max(source.block_len());
         let unit = if tensor.importance.is_some() { tensor.columns() } else { block };
         let sums = (measured && tensor.kind != source && tensor.kind != TensorType::F32).then(Mutex::default);
-        Ok(Self { tensor, reader, unit, overflow, vector, sums })
+        Ok(Self { tensor, reader, unit, overflow, vector, sums, importance: Resident::default() })
     }
 
     /// Writes bytes `range` of the tensor to `out`.
-    pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
+    pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
         match &self.reader {
             Reader::Stored(stored) if stored.info().kind == self.tensor.kind => {
                 stored.prefetch(range.start, range.len());
@@ -243,7 +246,7 @@ impl<'a> Encoder<'a> {
             Reader::Merged { merged, float, heads: None } if float_of(self.tensor.kind) == Some(*float) => {
                 let element = float.size();
                 if range.start.is_multiple_of(element) && range.end.is_multiple_of(element) {
-                    return merged.fill(range, out);
+                    return merged.fill(range, out, assist);
                 }
             }
             _ => {}
@@ -259,12 +262,29 @@ impl<'a> Encoder<'a> {
             Reader::Made(values) => Source::Made(values),
             Reader::Stored(stored) => Source::Stored(stored),
         };
-        for first in units.clone().step_by(step) {
+        let place = |units: Range<usize>| {
+            let bytes = units.start * unit_bytes..units.end * unit_bytes;
+            let wanted = range.start.max(bytes.start)..range.end.min(bytes.end);
+            (bytes, wanted.clone(), wanted.start - range.start..wanted.end - range.start)
+        };
+        let mut next = units.start;
+        // On a card, as many chunks at once as it takes.
+        let at_once = assist.capacity().unwrap_or(0) / (step * self.unit) * step;
+        while at_once > 0 && next < units.end {
+            let several = next..units.end.min(next + at_once);
+            let (bytes, wanted, place) = place(several.clone());
+            let wanted = wanted.start - bytes.start..wanted.end - bytes.start;
+            let Some(found) = self.encode_on_card(&source, several.clone(), wanted, step, &mut scratch, &mut out[place], assist)
+            else {
+                break;
+            };
+            sums = found.into_iter().fold(sums, ErrorSums::and);
+            next = several.end;
+        }
+        for first in (next..units.end).step_by(step) {
             let count = step.min(units.end - first);
             let elements = first * self.unit..(first + count) * self.unit;
-            let bytes = first * unit_bytes..(first + count) * unit_bytes;
-            let wanted = range.start.max(bytes.start)..range.end.min(bytes.end);
-            let place = wanted.start - range.start..wanted.end - range.start;
+            let (bytes, wanted, place) = place(first..first + count);
             self.read(&source, elements.clone(), &mut scratch)?;
             if wanted == bytes {
                 self.encode(elements.start, &scratch.values, &mut out[place.clone()])?;
@@ -284,6 +304,60 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
+    /// Encodes `units` on the card that assists, if that can be done there: the `wanted` of their bytes go to `out`.
+    #[expect(clippy::too_many_arguments, reason = "a block has as many parts")]
+    fn encode_on_card(
+        &self,
+        source: &Source<'_, 'a>,
+        units: Range<usize>,
+        wanted: Range<usize>,
+        step: usize,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+        assist: &mut Assist<'_>,
+    ) -> Option<Vec<ErrorSums>> {
+        let elements = units.start * self.unit..units.end * self.unit;
+        let columns = self.tensor.columns().max(1);
+        let source = match source {
+            Source::Made(_) => return None,
+            Source::Stored(stored) => {
+                let kind = stored.info().kind;
+                let float = float_of(kind)?;
+                let bytes = elements.start * float.size()..elements.end * float.size();
+                stored.prefetch(bytes.start, bytes.len());
+                gpu::Source::Stored { bytes: &stored.bytes()[bytes], float }
+            }
+            Source::Merged(ready, float, heads) => match (ready.prepared(), heads) {
+                (Some(prepared), heads) => {
+                    ready.stored(self.touched(&elements, *heads));
+                    gpu::Source::Merged { merge: &prepared.merge, factors: &prepared.factors, heads: *heads }
+                }
+                (None, None) => gpu::Source::Stored { bytes: ready.stored(elements.clone()), float: *float },
+                (None, Some(heads)) => {
+                    self.gather(ready, *float, *heads, elements.clone(), &mut scratch.bytes).ok()?;
+                    gpu::Source::Stored { bytes: &scratch.bytes, float: *float }
+                }
+            },
+        };
+        let importance = self.tensor.importance.as_ref().map(|weights| Importance {
+            weights,
+            rows_per_matrix: self.rows_per_matrix(),
+            resident: &self.importance,
+        });
+        // A unit counts where its first byte is wanted.
+        let unit_bytes = self.unit / self.tensor.kind.block_len() * self.tensor.kind.block_bytes();
+        let skipped = wanted.start.div_ceil(unit_bytes) * self.unit;
+        let chunk = step * self.unit;
+        let measured = self.sums.as_ref().map(|_| Measured { skipped, first: chunk.saturating_sub(skipped), chunk });
+        let encoding = Encoding { kind: self.tensor.kind, columns, importance, measured };
+        assist.run(&Block { source, elements, encoding: Some(encoding), wanted }, out)
+    }
+
+    /// Rows of each matrix of a stack of experts, or of the only one.
+    fn rows_per_matrix(&self) -> usize {
+        self.tensor.shape.iter().rev().nth(1).copied().unwrap_or(1).max(1)
+    }
+
     /// Reads `elements` into `scratch.values`.
     fn read(&self, source: &Source<'_, 'a>, elements: Range<usize>, scratch: &mut Scratch) -> Result<()> {
         scratch.values.resize(elements.len(), 0.0);
@@ -300,26 +374,52 @@ impl<'a> Encoder<'a> {
             Source::Merged(ready, float, heads) => {
                 let size = float.size();
                 scratch.bytes.resize(elements.len() * size, 0);
-                let Some(heads) = heads else {
-                    ready.fill(elements.start * size..elements.end * size, &mut scratch.bytes)?;
-                    float.widen(&scratch.bytes, values);
-                    return Ok(());
-                };
-                let rows = self.tensor.shape.first().copied().unwrap_or(1);
-                let columns = self.tensor.shape.iter().skip(1).product::<usize>().max(1);
-                let mut at = elements.start;
-                while at < elements.end {
-                    let (row, column) = (at / columns, at % columns);
-                    let taken = (columns - column).min(elements.end - at);
-                    let from = source_row(row, rows, *heads) * columns + column;
-                    let place = (at - elements.start) * size..(at - elements.start + taken) * size;
-                    ready.fill(from * size..(from + taken) * size, &mut scratch.bytes[place])?;
-                    at += taken;
+                match heads {
+                    None => ready.fill(elements.start * size..elements.end * size, &mut scratch.bytes)?,
+                    Some(heads) => self.gather(ready, *float, *heads, elements, &mut scratch.bytes)?,
                 }
                 float.widen(&scratch.bytes, values);
             }
         }
         Ok(())
+    }
+
+    /// Reads `elements` of a tensor whose rows are reordered as `heads` heads into `bytes`.
+    fn gather(
+        &self,
+        ready: &Ready<'_, 'a>,
+        float: Float,
+        heads: usize,
+        elements: Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<()> {
+        let size = float.size();
+        bytes.resize(elements.len() * size, 0);
+        let (rows, columns) = self.matrix();
+        let mut at = elements.start;
+        while at < elements.end {
+            let (row, column) = (at / columns, at % columns);
+            let taken = (columns - column).min(elements.end - at);
+            let from = source_row(row, rows, heads) * columns + column;
+            let place = (at - elements.start) * size..(at - elements.start + taken) * size;
+            ready.fill(from * size..(from + taken) * size, &mut bytes[place])?;
+            at += taken;
+        }
+        Ok(())
+    }
+
+    /// The elements of the source tensor among which `elements` of the output are: whole heads where rows are reordered.
+    fn touched(&self, elements: &Range<usize>, heads: Option<usize>) -> Range<usize> {
+        let Some(heads) = heads else { return elements.clone() };
+        let (rows, columns) = self.matrix();
+        let head = (rows / heads.max(1)).max(1) * columns;
+        elements.start / head * head..(elements.end.div_ceil(head) * head).min(rows * columns)
+    }
+
+    /// Rows, and values of a row, of a tensor whose rows are reordered.
+    fn matrix(&self) -> (usize, usize) {
+        let rows = self.tensor.shape.first().copied().unwrap_or(1);
+        (rows, self.tensor.shape.iter().skip(1).product::<usize>().max(1))
     }
 
     /// Encodes `values`, which begin at element `start` of the tensor.
@@ -352,7 +452,7 @@ impl<'a> Encoder<'a> {
         match &self.tensor.importance {
             None => encode(kind, self.vector, values, columns, None, out),
             Some(importance) => {
-                let rows_of_matrix = self.tensor.shape.iter().rev().nth(1).copied().unwrap_or(1).max(1);
+                let rows_of_matrix = self.rows_per_matrix();
                 let row_bytes = out.len() / (values.len() / columns).max(1);
                 let rows = values.chunks_exact(columns).zip(out.chunks_exact_mut(row_bytes));
                 for (i, (values, out)) in rows.enumerate() {
@@ -402,28 +502,9 @@ struct Scratch {
     decoded: Vec<f32>,
 }
 
-/// Which row of a Hugging Face tensor of `rows` rows is row `row` of the GGUF tensor: each head's two halves are
-/// interleaved. Rule: `LlamaModel.permute` of llama.cpp's conversion/llama.py.
-fn source_row(row: usize, rows: usize, heads: usize) -> usize {
-    let head = (rows / heads.max(1)).max(2);
-    let (start, within) = (row / head * head, row % head);
-    start + within % 2 * (head / 2) + within / 2
-}
-
 pub(super) fn no_floats(name: &str, dtype: Dtype) -> Error {
     Error::refused(
         format!("tensor {} is of type {dtype:?}; only BF16, F16 and F32 go into a GGUF file", escaped(name)),
         "give the model that it was quantized from",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn halves_of_heads_are_interleaved() {
-        let order: Vec<usize> = (0..8).map(|row| source_row(row, 8, 2)).collect();
-        assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);
-    }
 }

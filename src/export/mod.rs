@@ -43,7 +43,7 @@ use crate::digest::{Hasher, Hex, sha256};
 use crate::error::{Error, Result};
 use crate::gguf::Quality;
 use crate::stream::{Input, Produced, Production, Staging, Work, produce};
-pub use crate::stream::{Run, Timings};
+pub use crate::stream::{CardUse, Run, Timings};
 use block::ShardWork;
 use encoded::GgufWork;
 use manifest::Digests;
@@ -65,11 +65,13 @@ pub struct Report {
     pub seconds: f64,
     /// Seconds of all workers, by stage.
     pub timings: Timings,
+    /// What cards had to do with it.
+    pub cards: CardUse,
 }
 
 impl Report {
     fn new(out: &Path, produced: Produced, started: Instant) -> Self {
-        let Produced { files, records, resumed, timings, .. } = produced;
+        let Produced { files, records, resumed, timings, cards, .. } = produced;
         Self {
             out: out.to_owned(),
             bytes: files.values().map(|(size, _)| size).sum(),
@@ -78,6 +80,7 @@ impl Report {
             quality: qualities(records),
             seconds: started.elapsed().as_secs_f64(),
             timings,
+            cards,
         }
     }
 }

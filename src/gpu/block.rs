@@ -75,13 +75,16 @@ pub(crate) struct Measured {
 }
 
 /// Why a lane did not make a block. The caller makes it on the processor.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
     /// A value or a scale is not what its type can hold: the processor finds out which one, and what to do.
+    #[error("a value is beyond its type")]
     Value,
     /// The card's code has no such source or encoding, or too little memory for its factors.
+    #[error("the card can't do this")]
     Unsupported,
     /// The card failed; its driver says so. The lane is of no more use.
+    #[error("{0}")]
     Device(String),
 }
 

@@ -17,12 +17,17 @@ pub enum Device {
     One(usize),
     /// Every card.
     All,
+    /// For tests: a card whose blocks the processor makes. Its failures are borne, or not where it is demanded.
+    Simulated {
+        /// Whether its failure is an error.
+        demanded: bool,
+    },
 }
 
 impl Device {
     /// Whether a card is demanded, so that its absence is an error.
     pub fn demands_card(self) -> bool {
-        !matches!(self, Self::Auto | Self::Cpu)
+        !matches!(self, Self::Auto | Self::Cpu | Self::Simulated { demanded: false })
     }
 }
 
@@ -35,6 +40,8 @@ impl FromStr for Device {
             "cpu" => Ok(Self::Cpu),
             "cuda" | "gpu" => Ok(Self::Cuda),
             "cuda:all" => Ok(Self::All),
+            "simulated" => Ok(Self::Simulated { demanded: false }),
+            "simulated:demanded" => Ok(Self::Simulated { demanded: true }),
             other => {
                 let number = other.strip_prefix("cuda:").and_then(|number| number.parse().ok());
                 number.map(Self::One).ok_or_else(|| "choose auto, cpu, cuda, cuda:N or cuda:all".to_owned())
@@ -51,6 +58,8 @@ impl fmt::Display for Device {
             Self::Cuda => f.write_str("cuda"),
             Self::One(number) => write!(f, "cuda:{number}"),
             Self::All => f.write_str("cuda:all"),
+            Self::Simulated { demanded: false } => f.write_str("simulated"),
+            Self::Simulated { demanded: true } => f.write_str("simulated:demanded"),
         }
     }
 }
@@ -61,7 +70,7 @@ mod tests {
 
     #[test]
     fn what_can_be_asked_for() {
-        for text in ["auto", "cpu", "cuda", "cuda:0", "cuda:7", "cuda:all"] {
+        for text in ["auto", "cpu", "cuda", "cuda:0", "cuda:7", "cuda:all", "simulated"] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
         }
         for text in ["", "cuda:", "cuda:x", "cuda:-1", "rocm"] {

@@ -1,16 +1,19 @@
 //! NVIDIA cards: finding them at run time, and making blocks of merged and encoded tensors on them, with the bytes that
 //! the processor gives. Knows no file; `stream` schedules the lanes, `export` says what the blocks are.
 
+mod assist;
 mod block;
 mod card;
+mod cards;
 mod choice;
 mod host;
 mod resident;
-#[cfg(test)]
 mod simulated;
 
+pub(crate) use assist::{Assist, Tally};
 pub(crate) use block::{Block, Encoding, Importance, Lane, Measured, Source, Stages, Trouble, source_row};
 pub(crate) use card::Card;
+pub use cards::{Cards, Fault, NoCard};
 pub use choice::Device;
 pub(crate) use host::{ALIGN, HostMemory};
 pub(crate) use resident::Resident;

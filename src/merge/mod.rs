@@ -242,7 +242,18 @@ impl<'a> Merge<'a> {
         self
     }
 
-    fn rows(&self) -> usize {
+    /// The type that values are rounded to.
+    pub(crate) fn output(&self) -> Float {
+        self.out_float
+    }
+
+    /// Length of a row.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
         self.base.len().checked_div(self.base_float.size() * self.columns).unwrap_or(0)
     }
 

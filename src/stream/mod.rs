@@ -1,7 +1,9 @@
 //! Streaming planned files to disk: workers fill segments in any order, digests are fed in order, finished files are
 //! recorded, and all is published by rename. Knows no format: a file is a [`Work`] that can fill any range of itself.
 
+mod bounds;
 mod journal;
+mod schedule;
 mod sink;
 mod staging;
 mod workers;
@@ -13,11 +15,13 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 
 pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
-pub use workers::Timings;
-pub(crate) use workers::{BLOCK_LEN, Input, in_flight, open_files};
+pub use workers::{CardUse, Timings};
+pub(crate) use bounds::{in_flight, open_files, writers};
+pub(crate) use workers::{BLOCK_LEN, Input};
 
 use crate::digest::Hex;
 use crate::error::{Error, Result};
+use crate::gpu::{Assist, Cards};
 use crate::merge::Vector;
 use crate::progress::Progress;
 use journal::{Finished, Journal};
@@ -30,6 +34,8 @@ pub struct Run<'a> {
     pub jobs: usize,
     /// Vector instructions.
     pub vector: Vector,
+    /// Cards that help.
+    pub cards: &'a Cards,
     /// Whether to take over files that an interrupted run finished.
     pub resume: bool,
     /// Set from outside to stop.
@@ -46,8 +52,9 @@ pub(crate) trait Work: Sync {
     /// Its length in bytes.
     fn len(&self) -> u64;
 
-    /// Writes its bytes `range` to `out`, which is as long. Called from many threads, for ranges that rise slowly.
-    fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()>;
+    /// Writes its bytes `range` to `out`, which is as long, with the help of a card if there is one. Called from many
+    /// threads, for ranges that rise slowly.
+    fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()>;
 
     /// Which of several outputs it belongs to. Outputs of one job advance side by side, so that the pages of the input
     /// that they are all made of are read once.
@@ -85,6 +92,7 @@ pub(crate) struct Produced {
     /// Files taken over from an interrupted run.
     pub(crate) resumed: usize,
     pub(crate) timings: Timings,
+    pub(crate) cards: CardUse,
 }
 
 /// Streams `production` into the staging directory of `staging`, then calls `publish`. On any error the destination is
@@ -118,6 +126,9 @@ fn fill(
     journal: &Journal<'_>,
     finished: &BTreeMap<String, Finished>,
 ) -> Result<Produced> {
+    if how.cards.device().demands_card() {
+        how.cards.wait().map_err(|why| Error::refused(why.to_string(), "use --device auto or --device cpu, which need no card"))?;
+    }
     staging.clear(|name| finished.contains_key(name) || (name == JOURNAL && !finished.is_empty()))?;
     let parts = || production.works.iter().map(AsRef::as_ref).enumerate();
     let (kept, fresh): (Vec<_>, Vec<_>) = parts().partition(|(_, work)| finished.contains_key(work.name()));
@@ -134,6 +145,7 @@ fn fill(
         inputs: &production.inputs,
         directory: staging.dir(),
         jobs: how.jobs,
+        cards: how.cards,
         cancel: how.cancel,
         progress: how.progress,
         finished: &|work, digest| journal.finished(fresh[work].1, digest),
@@ -150,7 +162,7 @@ fn fill(
         files.insert(work.name().to_owned(), (work.len(), digest));
         records.insert(work.name().to_owned(), record);
     }
-    Ok(Produced { files, records, inputs: streamed.inputs, resumed: finished.len(), timings: streamed.timings })
+    Ok(Produced { files, records, inputs: streamed.inputs, resumed: finished.len(), timings: streamed.timings, cards: streamed.cards })
 }
 
 /// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk failed it.

@@ -7,40 +7,35 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::gpu::{ALIGN, HostMemory};
 
-/// What direct writes must be aligned to: addresses, offsets and lengths. Any disk's sector size divides it.
-const ALIGN: usize = 4096;
-
-/// A buffer whose content begins at an aligned address.
+/// What is written at once: a segment of a file, in memory that direct I/O and cards take.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    memory: Vec<u8>,
-    start: usize,
+    pub(super) memory: HostMemory,
     len: usize,
 }
 
 impl Buffer {
     /// Room for `capacity` bytes.
     pub(super) fn new(capacity: usize) -> Self {
-        let memory = vec![0; capacity.next_multiple_of(ALIGN) + ALIGN];
-        let start = memory.as_ptr().align_offset(ALIGN);
-        Self { memory, start, len: 0 }
+        Self { memory: HostMemory::new(capacity), len: 0 }
     }
 
     /// The first `len` bytes, to be filled.
     pub(super) fn resize(&mut self, len: usize) -> &mut [u8] {
         self.len = len;
-        &mut self.memory[self.start..self.start + len]
+        &mut self.memory.bytes_mut()[..len]
     }
 
     /// The content.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.len]
+        &self.memory.bytes()[..self.len]
     }
 
     /// The content, with what follows it in memory up to an aligned length.
     fn padded(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.len.next_multiple_of(ALIGN)]
+        &self.memory.bytes()[..self.len.next_multiple_of(ALIGN)]
     }
 }
 

@@ -11,6 +11,7 @@ use super::{GgufSource, ToHfPlan};
 use crate::digest::{Hex, sha256};
 use crate::error::Result;
 use crate::export::{CHECKSUMS, Parts, Shard, checksums, file_identity};
+use crate::gpu::Assist;
 use crate::merge::Float;
 use crate::stream::{Produced, Production, Run, Staging, Work, produce};
 
@@ -91,7 +92,7 @@ impl Work for ShardWork<'_> {
         self.shard.len()
     }
 
-    fn fill(&self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
+    fn fill(&self, range: Range<usize>, out: &mut [u8], _: &mut Assist<'_>) -> Result<()> {
         self.parts.fill(range, out, |i, part, out| {
             let tensor = &self.shard.tensors[i];
             tensor.source.fill(&tensor.name, self.float, part, out)

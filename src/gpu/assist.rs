@@ -1,0 +1,85 @@
+//! A worker's lane, if it has one: tried first, and given up when its card fails. What a lane does not make, the
+//! processor makes, with the same bytes.
+
+use super::block::{Block, Lane, Stages, Trouble};
+use crate::gguf::ErrorSums;
+
+/// The help that a worker has.
+#[derive(Default)]
+pub(crate) struct Assist<'l> {
+    lane: Option<Box<dyn Lane + 'l>>,
+    lost: Option<String>,
+    tally: Tally,
+}
+
+/// Who made how many blocks, and how long lanes took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    /// Blocks that cards made.
+    pub(crate) made: u64,
+    /// Blocks that lanes left to the processor.
+    pub(crate) left: u64,
+    /// Seconds of lanes.
+    pub(crate) stages: Stages,
+}
+
+impl<'l> Assist<'l> {
+    /// No help: everything is done on the processor.
+    pub(crate) fn none() -> Self {
+        Self::default()
+    }
+
+    /// The help of `lane`.
+    pub(crate) fn by(lane: Box<dyn Lane + 'l>) -> Self {
+        Self { lane: Some(lane), ..Self::default() }
+    }
+
+    /// Most elements of a block, if there is a lane.
+    pub(crate) fn capacity(&self) -> Option<usize> {
+        self.lane.as_ref().map(|lane| lane.capacity())
+    }
+
+    /// Makes `block` on the card, if there is one that can: `None` leaves it to the caller.
+    pub(crate) fn run(&mut self, block: &Block<'_>, out: &mut [u8]) -> Option<Vec<ErrorSums>> {
+        let lane = self.lane.as_mut()?;
+        match lane.run(block, out) {
+            Ok(sums) => {
+                self.tally.made += 1;
+                return Some(sums);
+            }
+            Err(Trouble::Value | Trouble::Unsupported) => {}
+            Err(Trouble::Device(said)) => {
+                self.tally.stages = lane.stages();
+                self.lane = None;
+                self.lost = Some(said);
+            }
+        }
+        self.tally.left += 1;
+        None
+    }
+
+    /// What the driver said when the card failed.
+    pub(crate) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// What was done so far.
+    pub(crate) fn tally(&self) -> Tally {
+        match &self.lane {
+            Some(lane) => Tally { stages: lane.stages(), ..self.tally },
+            None => self.tally,
+        }
+    }
+}
+
+impl Tally {
+    /// The sum of both.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.made += other.made;
+        self.left += other.left;
+        self.stages.read += other.stages.read;
+        self.stages.upload += other.stages.upload;
+        self.stages.kernel += other.stages.kernel;
+        self.stages.download += other.stages.download;
+    }
+}

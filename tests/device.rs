@@ -1,0 +1,163 @@
+//! Devices: whatever merges and encodes, the files are the same, and a card that fails costs nothing but time. Where
+//! there is no card, a simulated one stands in: its blocks are made by the processor, so that everything around them is
+//! tested; and what needs a real one says that it was skipped.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::golden::{cases, export_on};
+use crate::gguf::bench;
+use crate::workbench::{Bench, Noise};
+
+/// Every type that qft encodes and every mixture of them.
+const MIXTURES: &str = "f32,f16,bf16,q4_0,q4_1,q5_0,q5_1,q8_0,q2_k,q3_k_s,q3_k_m,q3_k_l,q4_k_s,q4_k_m,q5_k_s,q5_k_m,q6_k,\
+                        iq4_nl,iq4_xs";
+/// Those of them that take an importance.
+const WEIGHTED: &str = "q4_0,q4_1,q5_0,q5_1,q8_0,q2_k,q2_k_s,q3_k_m,q4_k_m,q5_k_m,q6_k,iq4_nl,iq4_xs";
+
+/// The cards to hold against the processor: the simulated one, and a real one where it is there.
+fn cards() -> Vec<&'static str> {
+    let bench = Bench::new();
+    bench.base(64);
+    bench.adapter("adapter", 64);
+    let said = bench.qft("export --merge-lora --base base --adapter adapter --device cuda");
+    if said.code == Some(0) {
+        return vec!["simulated", "cuda"];
+    }
+    println!("skipped on a real card: {}", said.err.lines().next().unwrap_or_default());
+    vec!["simulated"]
+}
+
+/// The first file that differs, and where.
+fn difference(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> Option<String> {
+    if a.keys().ne(b.keys()) {
+        return Some(format!("{:?} and {:?}", a.keys(), b.keys()));
+    }
+    let (name, x, y) = a.iter().map(|(name, x)| (name, x, &b[name])).find(|(_, x, y)| x != y)?;
+    let at = x.iter().zip(y).position(|(x, y)| x != y);
+    Some(format!("{name}, {} and {} bytes, from byte {at:?} on", x.len(), y.len()))
+}
+
+/// Importances of every matrix of the bench's model, in the older format: name, calls, values.
+fn write_imatrix(bench: &Bench) {
+    let mut names = vec![("output.weight".to_owned(), 256)];
+    for layer in 0..2 {
+        for name in ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"] {
+            names.push((format!("blk.{layer}.{name}.weight"), 256));
+        }
+        names.push((format!("blk.{layer}.ffn_down.weight"), 512));
+    }
+    let mut noise = Noise(11);
+    let mut bytes = (names.len() as i32).to_le_bytes().to_vec();
+    for (name, columns) in names {
+        bytes.extend((name.len() as i32).to_le_bytes());
+        bytes.extend(name.as_bytes());
+        bytes.extend(1i32.to_le_bytes());
+        bytes.extend((columns as i32).to_le_bytes());
+        (0..columns).for_each(|_| bytes.extend((noise.value(1.0).powi(2)).to_le_bytes()));
+    }
+    bench.write("imatrix.dat", bytes);
+}
+
+#[test]
+fn every_type_is_the_same_on_every_device() {
+    let cards = cards();
+    for llama in [false, true] {
+        let bench = bench(llama);
+        write_imatrix(&bench);
+        let pre = "--base base --adapter adapter --pre qwen2 --name Tiny";
+        for (form, flags) in [
+            ("plain", format!("export --merge-lora {pre} --max-shard 1MB --gguf {MIXTURES}")),
+            ("weighted", format!("export --merge-lora {pre} --gguf {WEIGHTED} --imatrix imatrix.dat")),
+            ("cast", format!("export --merge-lora {pre} --dtype f16 --max-shard 1MB --gguf q4_k_m,f16,f32")),
+            ("unmerged", "export --base base --pre qwen2 --name Tiny --gguf q4_k_m,q8_0,f16,bf16".to_owned()),
+        ] {
+            bench.ok(&format!("{flags} --device cpu --out {form}-cpu"));
+            for card in &cards {
+                bench.ok(&format!("{flags} --device {card} --out {form}-{card}"));
+                let (a, b) = (bench.files(&format!("{form}-cpu")), bench.files(&format!("{form}-{card}")));
+                assert_eq!(difference(&a, &b), None, "{form}, llama: {llama}, {card}");
+            }
+        }
+    }
+}
+
+#[test]
+fn files_are_quantized_alike() {
+    let bench = bench(true);
+    bench.ok("gguf base --type bf16 --out model-bf16.gguf --pre qwen2");
+    for card in cards() {
+        for kind in ["q4_k_m", "q8_0", "q3_k_m", "f16"] {
+            for device in ["cpu", card] {
+                bench.ok(&format!("quantize model-bf16.gguf --type {kind} --out {device}/x.gguf --device {device}"));
+            }
+            assert_eq!(difference(&bench.files("cpu"), &bench.files(card)), None, "{kind} on {card}");
+            std::fs::remove_dir_all(bench.path("cpu")).unwrap();
+            std::fs::remove_dir_all(bench.path(card)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_adapter_is_merged_alike() {
+    let cards = cards();
+    let mut wrong = Vec::new();
+    for case in cases() {
+        let bench = Bench::new();
+        assert_eq!(export_on(&bench, &case, "cpu", "cpu"), None);
+        for card in &cards {
+            let error = export_on(&bench, &case, card, card);
+            let difference = error.or_else(|| difference(&bench.files("cpu"), &bench.files(card)));
+            let name = case.file_name().unwrap().to_string_lossy().into_owned();
+            wrong.extend(difference.map(|difference| format!("{name} on {card}: {difference}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_card_that_fails_costs_nothing_but_time() {
+    const FLAGS: &str = "export --merge-lora --base base --adapter adapter --pre qwen2 --name Tiny --gguf q4_k_m,q8_0 \
+                         --max-shard 1MB";
+    let bench = bench(false);
+    bench.ok(&format!("{FLAGS} --device cpu --out cpu"));
+    for card in cards() {
+        let lenient = if card == "cuda" { "auto" } else { card };
+        for fault in ["lost@1", "lost@4", "oom@2", "value@3"] {
+            let out = format!("{card}-{}", fault.replace('@', "-"));
+            let said = bench.ok(&format!("{FLAGS} --device {lenient} --inject-fault {fault} --out {out}"));
+            assert_eq!(difference(&bench.files("cpu"), &bench.files(&out)), None, "{fault} on {card}");
+            let warned = said.err.contains("a card failed, and the processor made the rest");
+            assert_eq!(warned, fault != "value@3", "{fault} on {card}: {}", said.err);
+        }
+    }
+}
+
+#[test]
+fn where_a_card_is_demanded_its_failure_leaves_the_destination_untouched() {
+    let bench = bench(false);
+    let before = bench.names();
+    let export = "export --merge-lora --base base --adapter adapter --pre qwen2 --name Tiny --gguf q4_k_m,q8_0 --out out";
+    for card in cards() {
+        let demanded = if card == "cuda" { card } else { "simulated:demanded" };
+        let flags = format!("{export} --device {demanded} --inject-fault lost@2");
+        bench.refuses(&flags, &["remedy: ", "--device auto"]);
+        assert_eq!(bench.names(), before, "nothing is left behind");
+    }
+}
+
+#[test]
+fn a_card_that_is_not_there_is_an_error_where_it_is_demanded() {
+    let bench = Bench::new();
+    bench.base(64);
+    bench.adapter("adapter", 64);
+    let before = bench.names();
+    let said = bench.refuses(
+        "export --merge-lora --base base --adapter adapter --device cuda:97 --out out",
+        &["remedy: use --device auto or --device cpu"],
+    );
+    assert!(said.err.contains("NVIDIA") || said.err.contains("97"), "{}", said.err);
+    assert_eq!(bench.names(), before, "nothing is left behind");
+    bench.ok("export --merge-lora --base base --adapter adapter --device auto --out out");
+    assert!(Path::new(&bench.path("out/model.safetensors")).exists());
+}
