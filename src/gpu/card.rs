@@ -3,40 +3,34 @@
 use std::fmt;
 
 use super::block::{Lane, Trouble};
-#[cfg(test)]
 use super::simulated::SimulatedCard;
 
 /// A card that blocks can be made on.
 pub(crate) enum Card {
     /// None that is real.
-    #[cfg(test)]
-    Simulated(SimulatedCard),
+        Simulated(SimulatedCard),
 }
 
 impl Card {
     /// Its name, for people.
     pub(crate) fn name(&self) -> &str {
         match *self {
-            #[cfg(test)]
-            Self::Simulated(_) => "simulated",
+                        Self::Simulated(_) => "simulated",
         }
     }
 
     /// How many lanes keep it busy within the memory that it may use.
     pub(crate) fn lanes(&self) -> usize {
         match *self {
-            #[cfg(test)]
-            Self::Simulated(_) => 2,
+                        Self::Simulated(_) => 2,
         }
     }
 
     /// A lane, for the thread that asks.
     pub(crate) fn lane(&self) -> Result<Box<dyn Lane + '_>, Trouble> {
         match self {
-            #[cfg(test)]
-            Self::Simulated(card) => Ok(card.lane()),
-            #[cfg(not(test))]
-            _ => Err(Trouble::Unsupported),
+                        Self::Simulated(card) => Ok(card.lane()),
+                _ => Err(Trouble::Unsupported),
         }
     }
 

@@ -9,7 +9,7 @@ pub enum NoCard {
 }
 pub struct Cards { device: Device, cards: Vec<Card> }
 impl Cards {
-    pub fn open(device: Device, _memory: Option<crate::size::ByteSize>, _fault: Option<Fault>) -> Self { Self { device, cards: Vec::new() } }
+    pub fn open(device: Device, _memory: Option<crate::size::ByteSize>, _fault: Option<Fault>) -> Self { Self { device, cards: if matches!(device, Device::Simulated{..}) { vec![Card::Simulated(super::simulated::SimulatedCard)] } else { Vec::new() } } }
     pub fn none() -> Self { Self { device: Device::Cpu, cards: Vec::new() } }
     pub fn device(&self) -> Device { self.device }
     pub(crate) fn wait(&self) -> Result<&[Card], NoCard> { if self.cards.is_empty() { Err(NoCard::NotWanted) } else { Ok(&self.cards) } }
