@@ -2,15 +2,29 @@
 //! the processor gives. Knows no file; `stream` schedules the lanes, `export` says what the blocks are.
 
 mod block;
+mod budget;
 mod card;
+mod cards;
 mod choice;
+mod driver;
+mod fault;
 mod host;
+mod kernels;
+mod lane;
+mod memory;
 mod resident;
 #[cfg(test)]
 mod simulated;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod upload;
 
 pub(crate) use block::{Block, Encoding, Importance, Lane, Measured, Source, Stages, Trouble, source_row};
 pub(crate) use card::Card;
+pub use cards::Cards;
 pub use choice::Device;
+pub use driver::NoCard;
+pub use fault::Fault;
 pub(crate) use host::{ALIGN, HostMemory};
 pub(crate) use resident::Resident;
