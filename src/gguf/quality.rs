@@ -49,6 +49,13 @@ impl ErrorSums {
         sums
     }
 
+    /// Sums that were taken elsewhere: of squared errors, squared values, squared decoded values, and products of the
+    /// two, over `count` values, and the largest error.
+    pub(crate) fn from_parts(count: u64, sums: [f64; 4], largest: f32) -> Self {
+        let [error, values, decoded, products] = sums;
+        Self { count, error, values, decoded, products, largest }
+    }
+
     /// The sums over both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

@@ -1,22 +1,153 @@
-//! STUB while the real one is written.
-use super::card::Card;
-use super::choice::Device;
+//! The cards of a job, opened while the rest of it is being prepared.
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoCard {
-    #[error("the processor was asked for")]
-    NotWanted,
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+
+use super::card::{Card, CudaCard};
+use super::choice::Device;
+use super::driver::{self, NoCard};
+use super::fault::{Fault, Faults};
+use super::simulated::SimulatedCard;
+use crate::size::ByteSize;
+
+type Opened = Arc<OnceLock<Result<Vec<Card>, NoCard>>>;
+
+/// The cards that a job may use, or why there are none.
+pub struct Cards {
+    device: Device,
+    opened: Opened,
+    thread: Option<JoinHandle<()>>,
 }
-pub struct Cards { device: Device, cards: Vec<Card> }
+
 impl Cards {
-    pub fn open(device: Device, _memory: Option<crate::size::ByteSize>, _fault: Option<Fault>) -> Self { Self { device, cards: if matches!(device, Device::Simulated{..}) { vec![Card::Simulated(super::simulated::SimulatedCard)] } else { Vec::new() } } }
-    pub fn none() -> Self { Self { device: Device::Cpu, cards: Vec::new() } }
-    pub fn device(&self) -> Device { self.device }
-    pub(crate) fn wait(&self) -> Result<&[Card], NoCard> { if self.cards.is_empty() { Err(NoCard::NotWanted) } else { Ok(&self.cards) } }
-    pub fn unavailable(&self) -> Option<NoCard> { self.wait().err() }
+    /// Begins to open the cards that `device` means, to use up to `memory` of each. With `fault`, their lanes fail when
+    /// it says.
+    pub fn open(device: Device, memory: Option<ByteSize>, fault: Option<Fault>) -> Self {
+        match device {
+            Device::Cpu => return Self::none(),
+            Device::Simulated { .. } => {
+                let cards = vec![Card::Simulated(SimulatedCard::default())];
+                return Self::settled(device, Ok(with_fault(cards, fault)));
+            }
+            _ => {}
+        }
+        let opened = Opened::default();
+        let shared = Arc::clone(&opened);
+        let open = move || {
+            // Whoever waits must get an answer, even if a driver lacks a function and cudarc panics.
+            let found = catch_unwind(AssertUnwindSafe(|| open_all(device, memory)));
+            let found = found.unwrap_or_else(|_| Err(NoCard::Failed("it lacks a function".to_owned())));
+            let cards = shared.get_or_init(|| found.map(|cards| with_fault(cards, fault)));
+            // The first merge waits for its kernels if they are not done by then.
+            cards.iter().flatten().for_each(load_merge);
+        };
+        let thread = thread::Builder::new().name("cards".to_owned()).spawn(open);
+        match thread {
+            Ok(thread) => Self { device, opened, thread: Some(thread) },
+            Err(error) => Self::settled(device, Err(NoCard::Failed(format!("no thread to open the cards in: {error}")))),
+        }
+    }
+
+    /// No cards: all is done on the processor.
+    pub fn none() -> Self {
+        Self::settled(Device::Cpu, Err(NoCard::NotWanted))
+    }
+
+    /// Cards that are there already.
     #[cfg(test)]
-    pub(crate) fn simulated(device: Device, cards: Vec<Card>) -> Self { Self { device, cards } }
+    pub(crate) fn of(device: Device, cards: Vec<Card>, fault: Option<Fault>) -> Self {
+        Self::settled(device, Ok(with_fault(cards, fault)))
+    }
+
+    fn settled(device: Device, cards: Result<Vec<Card>, NoCard>) -> Self {
+        Self { device, opened: Arc::new(OnceLock::from(cards)), thread: None }
+    }
+
+    /// The cards, at least one, once they are open; or why there are none.
+    pub(crate) fn wait(&self) -> Result<&[Card], NoCard> {
+        self.opened.wait().as_ref().map(|cards| &cards[..]).map_err(NoCard::clone)
+    }
+
+    /// Why there are no cards, once that is known; waits for it.
+    pub fn unavailable(&self) -> Option<NoCard> {
+        self.wait().err()
+    }
+
+    /// What was asked for.
+    pub fn device(&self) -> Device {
+        self.device
+    }
 }
-#[derive(Debug, Clone)]
-pub struct Fault(());
-impl std::str::FromStr for Fault { type Err = String; fn from_str(_: &str) -> Result<Self, String> { Ok(Self(())) } }
+
+impl Drop for Cards {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Opens each of the cards in a thread of its own: a context takes a while.
+fn open_all(device: Device, memory: Option<ByteSize>) -> Result<Vec<Card>, NoCard> {
+    let numbers = driver::find(device)?;
+    let opened: Vec<Result<CudaCard, NoCard>> = thread::scope(|scope| {
+        let threads: Vec<_> =
+            numbers.iter().map(|number| scope.spawn(move || CudaCard::open(*number, memory))).collect();
+        let failed = |_| Err(NoCard::Failed("opening a card failed".to_owned()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(failed)).collect()
+    });
+    let (open, failed): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+    match failed.into_iter().find_map(Result::err) {
+        Some(reason) if open.is_empty() => Err(reason),
+        _ => Ok(open.into_iter().flatten().map(Card::Cuda).collect()),
+    }
+}
+
+fn with_fault(cards: Vec<Card>, fault: Option<Fault>) -> Vec<Card> {
+    match fault.map(Faults::new) {
+        None => cards,
+        Some(faults) => cards.into_iter().map(|card| Card::Faulty(Box::new(card), Arc::clone(&faults))).collect(),
+    }
+}
+
+fn load_merge(card: &Card) {
+    match card {
+        Card::Cuda(card) => card.load_merge(),
+        Card::Faulty(card, _) => load_merge(card),
+        Card::Simulated(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::simulated::SimulatedCard;
+
+    fn shared<T: Sync>(_: &T) {}
+
+    #[test]
+    fn without_cards_the_reason_is_given() {
+        let cards = Cards::none();
+        shared(&cards);
+        assert_eq!(cards.device(), Device::Cpu);
+        assert_eq!(cards.wait().err(), Some(NoCard::NotWanted));
+        assert_eq!(Cards::open(Device::Cpu, None, None).wait().err(), Some(NoCard::NotWanted));
+        let none = Cards::open(Device::One(usize::MAX), None, None);
+        assert!(none.wait().is_err() && none.wait().is_err(), "asked twice");
+    }
+
+    #[test]
+    fn cards_that_are_dropped_at_once_leave_no_thread() {
+        drop(Cards::open(Device::Auto, Some(ByteSize(1 << 30)), None));
+    }
+
+    #[test]
+    fn a_fault_is_one_for_all_cards() {
+        let card = || Card::Simulated(SimulatedCard { capacity: 256 });
+        let cards = Cards::of(Device::All, vec![card(), card()], Some("value@2".parse().unwrap()));
+        let cards = cards.wait().unwrap();
+        assert!(cards.iter().all(|card| matches!(card, Card::Faulty(..))));
+        assert_eq!(cards.len(), 2);
+    }
+}

@@ -1,7 +1,8 @@
 //! Host memory that files are written from and cards copy to: page-aligned, and pinned once a card uses it. One of the
 //! rooms with `unsafe`.
 
-use super::card::{Card, Pin};
+use super::card::Card;
+use super::memory::Pin;
 
 /// Alignment of the memory: a page, which is also what direct I/O wants.
 pub(crate) const ALIGN: usize = 4096;

@@ -3,17 +3,29 @@
 
 mod assist;
 mod block;
+mod budget;
 mod card;
 mod cards;
 mod choice;
+mod driver;
+mod fault;
 mod host;
+mod kernels;
+mod lane;
+mod memory;
 mod resident;
 mod simulated;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod upload;
 
 pub(crate) use assist::{Assist, Tally};
 pub(crate) use block::{Block, Encoding, Importance, Lane, Measured, Source, Stages, Trouble, source_row};
 pub(crate) use card::Card;
-pub use cards::{Cards, Fault, NoCard};
+pub use cards::Cards;
 pub use choice::Device;
+pub use driver::NoCard;
+pub use fault::Fault;
 pub(crate) use host::{ALIGN, HostMemory};
 pub(crate) use resident::Resident;

@@ -6,27 +6,34 @@ use crate::gguf::encode::encode;
 use crate::gguf::{ErrorSums, TensorType, first_bad_scale};
 use crate::merge::{Float, Vector};
 
-/// Most elements of a block: few, so that a small tensor makes several.
-const CAPACITY: usize = 1 << 16;
-
 /// A card that is none.
-pub(crate) struct SimulatedCard;
+pub(crate) struct SimulatedCard {
+    /// Most elements of a block.
+    pub(crate) capacity: usize,
+}
 
-impl SimulatedCard {
-    pub(crate) fn lane(&self) -> Box<dyn Lane + '_> {
-        Box::new(SimulatedLane)
+impl Default for SimulatedCard {
+    /// With a capacity so small that a small tensor makes several blocks.
+    fn default() -> Self {
+        Self { capacity: 1 << 16 }
     }
 }
 
-struct SimulatedLane;
+impl SimulatedCard {
+    pub(crate) fn lane(&self) -> Box<dyn Lane + '_> {
+        Box::new(SimulatedLane(self.capacity))
+    }
+}
+
+struct SimulatedLane(usize);
 
 impl Lane for SimulatedLane {
     fn capacity(&self) -> usize {
-        CAPACITY
+        self.0
     }
 
     fn run(&mut self, block: &Block<'_>, out: &mut [u8]) -> Result<Vec<ErrorSums>, Trouble> {
-        debug_assert!(block.elements.len() <= CAPACITY, "a block of {} elements", block.elements.len());
+        debug_assert!(block.elements.len() <= self.0, "a block of {} elements", block.elements.len());
         let (bytes, float) = made(block)?;
         let mut values = vec![0.0; block.elements.len()];
         float.widen(&bytes, &mut values);

@@ -3,6 +3,7 @@
 
 mod float;
 mod kernel;
+mod parts;
 mod vector;
 
 use std::borrow::Cow;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub use float::Float;
+pub(crate) use parts::Parts;
 pub use vector::Vector;
 
 /// A matrix of floats somewhere in a tensor's bytes. Strides are in elements, so that a transposed factor or the slice
@@ -211,11 +213,15 @@ impl<'a> Merge<'a> {
     }
 
     fn ready<'s>(&'s self, term: &'s LowRank<'a>) -> Term<'s> {
-        let right = match &self.widened {
+        let right = self.widened_right(term);
+        Term { rows: term.rows.clone(), left: &term.left, right, rank: term.rank, scale: term.scale }
+    }
+
+    fn widened_right(&self, term: &LowRank<'a>) -> Cow<'_, [f32]> {
+        match &self.widened {
             Some(widened) => Cow::Borrowed(&widened[..]),
             None => Cow::Owned(term.widen_right(self.columns)),
-        };
-        Term { rows: term.rows.clone(), left: &term.left, right, rank: term.rank, scale: term.scale }
+        }
     }
 
     /// Replaces rows by values of `float`.
@@ -242,17 +248,7 @@ impl<'a> Merge<'a> {
         self
     }
 
-    /// The type that values are rounded to.
-    pub(crate) fn output(&self) -> Float {
-        self.out_float
-    }
-
-    /// Length of a row.
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// Number of rows.
+    /// Rows of the base.
     pub(crate) fn rows(&self) -> usize {
         self.base.len().checked_div(self.base_float.size() * self.columns).unwrap_or(0)
     }
