@@ -43,3 +43,40 @@ __device__ __forceinline__ int nearest(float value) {
     int rounded = (int)(__float_as_uint(value + 12582912.0f) & 0x7fffffu) - 0x400000;
     return value == value ? rounded : 0;
 }
+
+// Adding it leaves a float's integer part, rounded to even, in the low mantissa bits.
+#define MAGIC 12582912.0f
+
+// `nearest` held between two small integers, plus MAGIC: its bits count integers too.
+__device__ __forceinline__ float round_shifted(float value, float low, float high) {
+    float wrapped = __uint_as_float((__float_as_uint(value + MAGIC) & 0x7fffffu) | 0x4b000000u);
+    float shifted = value == value ? wrapped : MAGIC;
+    return fminf(fmaxf(shifted, low + MAGIC), high + MAGIC);
+}
+
+// The code of a value: `nearest` held between two small integers, counted from the lower.
+__device__ __forceinline__ u32 code(float value, float low, float high) {
+    return __float_as_uint(round_shifted(value, low, high)) - __float_as_uint(low + MAGIC);
+}
+
+// Where the importance of the values from element `at` of a tensor on lies, up to the end of their row. Rows share the
+// importance of their matrix, and matrices take turns where there is more than one (experts).
+__device__ __forceinline__ const float *importance_at(const float *importance, u64 at, u64 columns,
+                                                      u64 rows_per_matrix, u64 importance_len) {
+    u64 row = at / columns;
+    return importance + row / rows_per_matrix * columns % importance_len + at % columns;
+}
+
+// The sum of the squares of a super-block in order, `N` values in each of `THREADS_BESIDE` threads side by side. Every
+// thread adds its own to every sum so far, and the one whose turn it is hands on the result.
+template <int THREADS_BESIDE, int N>
+__device__ __forceinline__ float sum_of_squares(const float (&x)[N], u32 lanes) {
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int j = 0; j < THREADS_BESIDE; j++) {
+#pragma unroll
+        for (int i = 0; i < N; i++) sum = sum + x[i] * x[i];
+        sum = __shfl_sync(lanes, sum, j, THREADS_BESIDE);
+    }
+    return sum;
+}
