@@ -161,22 +161,14 @@ search_affine(const float (&x)[32], const float (&w)[32], float sum_w, float &sc
         sum_x = sum_x + w[i] * x[i];
     }
     min = 0.0f < min ? 0.0f : min;
-    float lowest = min, floor = min;
+    float lowest = min, floor = min, inverse = 0.0f, best = 0.0f;
     bool varied = max > min;
-    float inverse = HIGH / (max - min), best = 0.0f;
-    scale = 1.0f / inverse;
-    inverse = codable(inverse);
-#pragma unroll
-    for (int i = 0; i < 32; i++) {
-        float code = round_shifted(inverse * (x[i] - min), 0.0f, HIGH) - MAGIC;
-        float difference = scale * code + min - x[i];
-        best = best + w[i] * (difference * difference);
-    }
+    // The first round is that of the whole range, whose scale and minimum are taken as they are.
 #pragma unroll 1
-    for (int step = 0; step <= 36; step++) {
+    for (int round = 0; round < 38; round++) {
         // The range is measured from the minimum of the best candidate so far, not from that of the values.
-        float spread = -0.9f + 0.05f * (float)step + HIGH;
-        float this_inverse = codable(spread / (max - min));
+        float spread = round == 0 ? HIGH : -0.9f + 0.05f * (float)(round - 1) + HIGH;
+        float exact_inverse = spread / (max - min), this_inverse = codable(exact_inverse);
         float sum_l = 0.0f, sum_l2 = 0.0f, sum_xl = 0.0f, tried[32];
 #pragma unroll
         for (int i = 0; i < 32; i++) {
@@ -189,15 +181,16 @@ search_affine(const float (&x)[32], const float (&w)[32], float sum_w, float &sc
         }
         float determinant = sum_w * sum_l2 - sum_l * sum_l;
         float this_min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
-        float this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-        if (this_min > 0.0f) this_min = 0.0f, this_scale = sum_xl / sum_l2;
-        float error = 0.0f;
+        float above = sum_w * sum_xl - sum_x * sum_l, below = determinant;
+        if (this_min > 0.0f) this_min = 0.0f, above = sum_xl, below = sum_l2;
+        if (round == 0) this_min = min, above = 1.0f, below = exact_inverse;
+        float this_scale = above / below, error = 0.0f;
 #pragma unroll
         for (int i = 0; i < 32; i++) {
             float difference = this_scale * tried[i] + this_min - x[i];
             error = error + w[i] * (difference * difference);
         }
-        if (error < best && determinant > 0.0f) {
+        if (round == 0 || (error < best && determinant > 0.0f)) {
             best = error, inverse = this_inverse, floor = min, scale = this_scale, min = this_min;
         }
     }
@@ -217,7 +210,7 @@ search_symmetric(const float (&x)[32], const float (&w)[32], float &scale, u32 (
 #pragma unroll
     for (int i = 0; i < 32; i++) wx[i] = w[i] * x[i];
     scale = 0.0f;
-    // The first round is that of no step, which counts unless it has no weight at all.
+    // The first round is that of no step.
 #pragma unroll 1
     for (int round = 0; round < 19; round++) {
         int step = round > 9 ? round - 9 : round - 10;
@@ -229,10 +222,10 @@ search_symmetric(const float (&x)[32], const float (&w)[32], float &scale, u32 (
             lx = lx + wx[i] * code;
             l2 = l2 + w[i] * code * code;
         }
-        bool better = round == 0 ? l2 != 0.0f : l2 > 0.0f && lx * lx > best * l2;
-        if (better) scale = lx / l2, best = scale * lx;
-        if (better || round == 0) inverse = this_inverse;
-        if (round == 0) best = scale * lx;
+        // Without weight the first scale is 0.
+        if (round == 0 || (l2 > 0.0f && lx * lx > best * l2)) {
+            scale = l2 != 0.0f ? lx / l2 : 0.0f, best = scale * lx, inverse = this_inverse;
+        }
     }
     bool nothing = fabsf(max) < 1e-15f;
     scale = nothing ? 0.0f : scale;
