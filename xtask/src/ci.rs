@@ -4,22 +4,43 @@ use std::time::Instant;
 
 use anyhow::{anyhow, ensure};
 
-use crate::shell;
+use crate::{ptx, shell};
 
 /// One thing to pass.
 struct Section {
     name: &'static str,
-    line: &'static str,
-    variable: Option<(&'static str, &'static str)>,
+    check: Check,
     remedy: &'static str,
 }
 
-/// A section that needs no environment variable.
+/// How a section is checked.
+enum Check {
+    /// By a command that succeeds, with an environment variable perhaps.
+    Line(&'static str, Option<(&'static str, &'static str)>),
+    /// By a chore of this program.
+    Chore(fn() -> anyhow::Result<()>),
+}
+
+impl Check {
+    fn run(&self) -> anyhow::Result<()> {
+        match *self {
+            Self::Line(line, variable) => shell::run(shell::command(line).envs(variable)),
+            Self::Chore(chore) => chore(),
+        }
+    }
+}
+
+/// A section whose command needs no environment variable.
 const fn section(name: &'static str, line: &'static str, remedy: &'static str) -> Section {
-    Section { name, line, variable: None, remedy }
+    Section { name, check: Check::Line(line, None), remedy }
 }
 
 const FORMAT: Section = section("format", "cargo fmt --all --check", "run `cargo fmt --all`");
+const KERNELS: Section = Section {
+    name: "kernels",
+    check: Check::Chore(ptx::check),
+    remedy: "run `cargo xtask ptx` and commit the .ptx files",
+};
 const LINTS: Section = section(
     "lints",
     "cargo clippy --workspace --all-targets -- -D warnings",
@@ -34,8 +55,10 @@ const NEXTEST: [Section; 2] = [
 const TESTS: [Section; 1] = [section("tests", "cargo test --workspace", REPEAT)];
 const DOCUMENTATION: Section = Section {
     name: "documentation",
-    line: "cargo doc --no-deps --workspace --document-private-items",
-    variable: Some(("RUSTDOCFLAGS", "-D warnings")),
+    check: Check::Line(
+        "cargo doc --no-deps --workspace --document-private-items",
+        Some(("RUSTDOCFLAGS", "-D warnings")),
+    ),
     remedy: "mend the documentation comments that are named above",
 };
 
@@ -43,14 +66,12 @@ const DOCUMENTATION: Section = Section {
 pub(crate) fn run(args: &[String]) -> anyhow::Result<()> {
     ensure!(args.is_empty(), "ci takes no options");
     let tests = if shell::succeeds("cargo nextest --version") { &NEXTEST[..] } else { &TESTS };
-    let sections = [&FORMAT, &LINTS].into_iter().chain(tests).chain([&DOCUMENTATION]);
+    let sections = [&FORMAT, &KERNELS, &LINTS].into_iter().chain(tests).chain([&DOCUMENTATION]);
     let mut timings = Vec::new();
     for section in sections {
         println!("\n== {} ==", section.name);
         let started = Instant::now();
-        let mut command = shell::command(section.line);
-        command.envs(section.variable);
-        shell::run(&mut command).map_err(|error| anyhow!("{error}\n  remedy: {}", section.remedy))?;
+        section.check.run().map_err(|error| anyhow!("{error}\n  remedy: {}", section.remedy))?;
         timings.push((section.name, started.elapsed().as_secs_f64()));
     }
     println!("\n== passed ==");

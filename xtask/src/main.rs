@@ -8,6 +8,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod options;
+mod ptx;
 mod shell;
 mod synth;
 
@@ -22,11 +23,11 @@ struct Task {
     run: fn(&[String]) -> anyhow::Result<()>,
 }
 
-const TASKS: [Task; 5] = [
+const TASKS: [Task; 6] = [
     Task {
         words: &["ci"],
         options: "",
-        about: "everything that a change must pass: format, lints, tests, documentation",
+        about: "everything that a change must pass: format, kernels, lints, tests, documentation",
         run: ci::run,
     },
     Task {
@@ -47,6 +48,12 @@ const TASKS: [Task; 5] = [
                   [--threads N] [--qft BINARY]",
         about: "time GGUF outputs of such a model against llama-quantize, and against PEFT and llama.cpp's converter",
         run: bench::gguf,
+    },
+    Task {
+        words: &["ptx"],
+        options: "[--nvrtc LIBNVRTC.so.12]",
+        about: "compile the kernels of src/gpu/kernels to the PTX beside them, with NVRTC 12.4",
+        run: ptx::run,
     },
     Task {
         words: &["fuzz"],
