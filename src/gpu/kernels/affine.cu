@@ -5,29 +5,25 @@
 #include "affine.cuh"
 #include "levels.cuh"
 
-// Values of a super-block, and super-blocks of a thread block: twice as many are a warp, which finds all levels at once.
-#define LEN 256
-#define BLOCKS 16
+// Values of a super-block, and super-blocks of a thread block: one warp finds the levels of all scales and minimums.
+constexpr int LEN = 256, BLOCKS = 16;
 
 struct SearchQ2K {
+    static constexpr float LOW = -0.5f, STEP = 0.1f;
     static constexpr int LAST = 15;
     static constexpr bool ABSOLUTE = true;
-    static __device__ __forceinline__ float low() { return -0.5f; }
-    static __device__ __forceinline__ float step() { return 0.1f; }
 };
 
 struct SearchQ4K {
+    static constexpr float LOW = -1.0f, STEP = 0.1f;
     static constexpr int LAST = 20;
     static constexpr bool ABSOLUTE = false;
-    static __device__ __forceinline__ float low() { return -1.0f; }
-    static __device__ __forceinline__ float step() { return 0.1f; }
 };
 
 struct SearchQ5K {
+    static constexpr float LOW = -0.5f, STEP = 0.1f;
     static constexpr int LAST = 15;
     static constexpr bool ABSOLUTE = false;
-    static __device__ __forceinline__ float low() { return -0.5f; }
-    static __device__ __forceinline__ float step() { return 0.1f; }
 };
 
 // What was found for a thread block's sub-blocks, and the bytes of its super-blocks. A sub-block's number comes first
@@ -63,8 +59,8 @@ __device__ __forceinline__ float weigh_32(const float (&x)[32], float (&w)[32]) 
     return sum;
 }
 
-// Writes sub-block `j`'s part of the 12 bytes of eight pairs of six-bit levels, and gives what a decoder will read. Levels
-// above 63 spill into their neighbours as they do in ggml-quants.c.
+// Writes sub-block `j`'s part of the 12 bytes of eight pairs of six-bit levels, and gives what a decoder will read.
+// Levels above 63 spill into their neighbours as they do in ggml-quants.c.
 __device__ __forceinline__ uint2 pack_pair(const u8 *scales, const u8 *mins, int j, u8 *out) {
     int k = j & 3;
     u32 scale = scales[k], min = mins[k], other_scale = scales[k + 4], other_min = mins[k + 4];
@@ -80,14 +76,14 @@ __device__ __forceinline__ uint2 pack_pair(const u8 *scales, const u8 *mins, int
     return {(rest & 15u) | scale >> 6 << 4, rest >> 4 | min >> 6 << 4};
 }
 
-// What sets a type apart from the others: values of a sub-block, bytes of a super-block, the largest code of a value and
-// the largest level that a search aims at, what cuts off the levels that absurd weights bring above, mean squares in
-// the weights of known importance, the place of the units, and the search where importance is unknown.
+// What sets a type apart from the others: values of a sub-block, bytes of a super-block, the largest code of a value,
+// the largest level that is aimed at, where levels that absurd weights bring above are cut off, the place of the units,
+// and the search and weights where importance is unknown. SQUARES is mean squares in the weights of importance.
 struct Q2K {
     static constexpr int S = 16, BYTES = 84, TOP = 3, TOP_LEVEL = 15, UNITS = 80;
     static constexpr u32 HELD = 255, HELD_WEIGHTED = 255;
     typedef SearchQ2K Plain;
-    static __device__ __forceinline__ float squares() { return 1.0f; }
+    static constexpr float SQUARES = 1.0f;
 
     static __device__ __forceinline__ float weigh(const float (&x)[16], float (&w)[16]) {
         float sum = 0.0f;
@@ -121,7 +117,7 @@ struct Q4K {
     // With importance, this type alone lets levels above 63 through.
     static constexpr u32 HELD = 63, HELD_WEIGHTED = 255;
     typedef SearchQ4K Plain;
-    static __device__ __forceinline__ float squares() { return 2.0f; }
+    static constexpr float SQUARES = 2.0f;
     static __device__ __forceinline__ float weigh(const float (&x)[32], float (&w)[32]) { return weigh_32(x, w); }
 
     static __device__ __forceinline__ uint2 write_levels(const u8 *scales, const u8 *mins, int j, u8 *out) {
@@ -143,7 +139,7 @@ struct Q5K {
     static constexpr int S = 32, BYTES = 176, TOP = 31, TOP_LEVEL = 63, UNITS = 0;
     static constexpr u32 HELD = 63, HELD_WEIGHTED = 63;
     typedef SearchQ5K Plain;
-    static __device__ __forceinline__ float squares() { return 2.0f; }
+    static constexpr float SQUARES = 2.0f;
     static __device__ __forceinline__ float weigh(const float (&x)[32], float (&w)[32]) { return weigh_32(x, w); }
 
     static __device__ __forceinline__ uint2 write_levels(const u8 *scales, const u8 *mins, int j, u8 *out) {
@@ -179,7 +175,7 @@ __device__ __forceinline__ float weigh_by_importance(
         squares = squares + v.z * v.z;
         squares = squares + v.w * v.w;
     }
-    float sigma2 = K::squares() * squares / 256.0f;
+    float sigma2 = K::SQUARES * squares / 256.0f;
 #pragma unroll
     for (int i = 0; i < K::S; i++) {
         w[i] = importance[i] * sqrtf(sigma2 + x[i] * x[i]);
@@ -271,12 +267,13 @@ __device__ __forceinline__ void encode(
     for (u32 i = threadIdx.x; i < halves; i += THREADS) to[i] = ((const u16 *)shared.image)[i];
 }
 
+// At least 512 threads share a multiprocessor, so that a thread has up to 128 registers.
 #define KERNELS(NAME, K, THREADS) \
-    extern "C" __global__ void __launch_bounds__(THREADS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) \
     encode_##NAME(const float *values, u64 count, u8 *out, u32 *fault) { \
         encode<K, false>(values, count, out, fault, nullptr, 0, 0, 0, 0); \
     } \
-    extern "C" __global__ void __launch_bounds__(THREADS) encode_##NAME##_weighted( \
+    extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) encode_##NAME##_weighted( \
         const float *values, u64 count, u8 *out, u32 *fault, const float *importance, u64 columns, \
         u64 rows_per_matrix, u64 importance_len, u64 first \
     ) { \

@@ -9,16 +9,15 @@ struct Fit {
 };
 
 // Candidates of a search, and the error that it makes small: candidate `i` spreads the values over
-// `top + low() + step() * i` codes, up to candidate LAST; ABSOLUTE sums differences, not their squares.
+// `top + LOW + STEP * i` codes, up to candidate LAST; ABSOLUTE sums differences, not their squares.
 struct SearchWeighted {
+    static constexpr float LOW = -0.9f, STEP = 0.05f;
     static constexpr int LAST = 36;
     static constexpr bool ABSOLUTE = false;
-    static __device__ __forceinline__ float low() { return -0.9f; }
-    static __device__ __forceinline__ float step() { return 0.05f; }
 };
 
 // Adding it leaves a float's integer part, rounded to even, in the low mantissa bits.
-#define MAGIC 12582912.0f
+constexpr float MAGIC = 12582912.0f;
 
 // `nearest` held between 0 and `top`, as a float.
 __device__ __forceinline__ float code_of(float value, float top) {
@@ -46,7 +45,7 @@ __device__ __forceinline__ Fit fit_affine(const float (&x)[S], const float (&w)[
     // The first round takes the plain spread, without a fit.
 #pragma unroll 1
     for (int step = -1; step <= Search::LAST; step++) {
-        float spread = step < 0 ? top : Search::low() + Search::step() * (float)step + top;
+        float spread = step < 0 ? top : Search::LOW + Search::STEP * (float)step + top;
         // The range is measured from the minimum of the best candidate so far, not from that of the values.
         float inverse = spread / (max - min);
         float code[S];

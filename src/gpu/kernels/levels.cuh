@@ -1,7 +1,7 @@
-// Levels: the small integers that code the scales and minimums of a super-block's sub-blocks, with one unit for all, bit
-// for bit as src/gguf/encode/k/levels.rs. A thread does one super-block's scales or minimums.
+// Levels: the small integers that code the scales and minimums of a super-block's sub-blocks, with one unit for all,
+// bit for bit as src/gguf/encode/k/levels.rs. A thread does one super-block's scales or minimums.
 //
-// `x` and `w` are in steps of X and W floats; a level goes to consecutive bytes. All give the value of level one.
+// `x` and `w` are X and W floats apart, and levels a byte. All give the value of level one.
 #pragma once
 #include "common.cuh"
 
@@ -30,8 +30,8 @@ __device__ __forceinline__ float largest_levels(const float *x, int top, u32 hel
     return max / (float)top;
 }
 
-// Levels up to `top` with small weighted squares of differences: a search for the unit, then up to five rounds of single
-// steps (`make_qp_quants` of ggml-quants.c). None is stored above `held`.
+// Levels up to `top` with small weighted squares of differences: a search for the unit, then up to five rounds of
+// single steps (`make_qp_quants` of ggml-quants.c). None is stored above `held`.
 template <int COUNT, int X, int W>
 __device__ __forceinline__ float fit_levels(const float *x, const float *w, int top, u32 held, u8 *levels) {
     float max = 0.0f;
@@ -51,7 +51,8 @@ __device__ __forceinline__ float fit_levels(const float *x, const float *w, int 
         float unit = 1.0f / tried, error = 0.0f;
 #pragma unroll
         for (int j = 0; j < COUNT; j++) {
-            float level = round == 0 ? wrap(round_below(tried * x[j * X], 4194303)) : round_below(tried * x[j * X], top);
+            float level = round_below(tried * x[j * X], round == 0 ? 4194303 : top);
+            level = round == 0 ? wrap(level) : level;
             float difference = x[j * X] - unit * level;
             error = error + w[j * W] * difference * difference;
         }
