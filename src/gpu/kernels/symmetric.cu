@@ -16,9 +16,33 @@ struct Fit {
     bool nothing;
 };
 
-// Searches scales (`make_qx_quants` of ggml-quants.c) for codes from `-half` up to `half - 1`. `WILD` values may be
-// infinite or NaN; others are finite, so that none exceeds half + 1 when scaled.
-template <bool WILD>
+// The best of the candidates of a search so far.
+struct Search {
+    float scale = 0.0f, best = 0.0f, inverse = 0.0f;
+
+    // Candidate `k` of 19: the middle comes first, and is taken for what it is.
+    static __device__ __forceinline__ float candidate(int k, float half, float max) {
+        int step = k == 0 ? 0 : k < 10 ? k - 10 : k - 9;
+        return -(half + 0.1f * (float)step) / max;
+    }
+
+    // Takes a candidate if it is better: `lx` and `l2` are its sums of `w * x * code` and of `w * code^2`.
+    __device__ __forceinline__ void take(int k, float tried, float lx, float l2) {
+        if (k == 0 || (l2 > 0.0f && lx * lx > best * l2)) {
+            scale = l2 != 0.0f ? lx / l2 : 0.0f;
+            best = scale * lx;
+            inverse = tried;
+        }
+    }
+
+    __device__ __forceinline__ Fit found(float max) const {
+        bool nothing = fabsf(max) < NOTHING;
+        return {nothing ? 0.0f : scale, inverse, nothing};
+    }
+};
+
+// Searches scales (`make_qx_quants` of ggml-quants.c) for codes from `-half` up to `half - 1`. Values are finite, so
+// that none exceeds half + 1 when scaled, and rounding need not wrap.
 __device__ __forceinline__ Fit fit(const float (&x)[S], const float (&w)[S], float half) {
     float max = 0.0f, wx[S];
 #pragma unroll
@@ -26,35 +50,19 @@ __device__ __forceinline__ Fit fit(const float (&x)[S], const float (&w)[S], flo
         max = fabsf(x[i]) > fabsf(max) ? x[i] : max;
         wx[i] = w[i] * x[i];
     }
-    float scale = 0.0f, best = 0.0f, inverse = 0.0f;
-    // The middle is tried first, and taken for what it is.
+    Search search;
 #pragma unroll 1
     for (int k = 0; k < 19; k++) {
-        int step = k == 0 ? 0 : k < 10 ? k - 10 : k - 9;
-        float tried = -(half + 0.1f * (float)step) / max;
-        float lx = 0.0f, l2 = 0.0f;
+        float tried = Search::candidate(k, half, max), lx = 0.0f, l2 = 0.0f;
 #pragma unroll
         for (int i = 0; i < S; i++) {
-            float scaled = tried * x[i];
-            float shifted = WILD ? round_shifted(scaled, -half, half - 1.0f)
-                                 : fminf(fmaxf(scaled + MAGIC, MAGIC - half), MAGIC + half - 1.0f);
-            float l = shifted - MAGIC;
+            float l = fminf(fmaxf(tried * x[i] + MAGIC, MAGIC - half), MAGIC + half - 1.0f) - MAGIC;
             lx = lx + wx[i] * l;
             l2 = l2 + w[i] * l * l;
         }
-        if (k == 0 || (l2 > 0.0f && lx * lx > best * l2)) {
-            scale = l2 != 0.0f ? lx / l2 : 0.0f;
-            best = scale * lx;
-            inverse = tried;
-        }
+        search.take(k, tried, lx, l2);
     }
-    bool nothing = fabsf(max) < NOTHING;
-    return {nothing ? 0.0f : scale, inverse, nothing};
-}
-
-// The code that a search means.
-__device__ __forceinline__ u32 searched_code(const Fit &fit, float x, float half) {
-    return fit.nothing ? 0u : code(fit.inverse * x, -half, half - 1.0f);
+    return search.found(max);
 }
 
 // A thread's place: its sub-block in the super-block, the super-block in the thread block, and the lanes that share it.
@@ -85,12 +93,45 @@ __device__ __forceinline__ float extreme_scale(float scale, u32 lanes) {
     return extreme;
 }
 
-// The words of a sub-block's codes, which `code_at` gives.
-template <class Code>
-__device__ __forceinline__ void put_codes(u32 *codes, Code code_at) {
+// As `fit`, of the scales of a super-block, which may be infinite or NaN, with codes from -32 to 31. A thread sums for
+// one or two candidates, and all threads choose.
+__device__ __forceinline__ Fit fit_scales(const float *scales, const float *weights, float max, const Place &place) {
+    float lx[2], l2[2];
 #pragma unroll
-    for (int i = 0; i < S / 4; i++) {
-        codes[i] = code_at(4 * i) | code_at(4 * i + 1) << 8 | code_at(4 * i + 2) << 16 | code_at(4 * i + 3) << 24;
+    for (int turn = 0; turn < 2; turn++) {
+        float tried = Search::candidate(place.sub + S * turn, 32.0f, max);
+        lx[turn] = l2[turn] = 0.0f;
+#pragma unroll 4
+        for (int j = 0; j < S; j++) {
+            float l = round_shifted(tried * scales[j], -32.0f, 31.0f) - MAGIC;
+            lx[turn] = lx[turn] + weights[j] * scales[j] * l;
+            l2[turn] = l2[turn] + weights[j] * l * l;
+        }
+    }
+    Search search;
+#pragma unroll 1
+    for (int k = 0; k < 19; k++) {
+        float this_lx = __shfl_sync(place.lanes, k < S ? lx[0] : lx[1], k % S, S);
+        float this_l2 = __shfl_sync(place.lanes, k < S ? l2[0] : l2[1], k % S, S);
+        search.take(k, Search::candidate(k, 32.0f, max), this_lx, this_l2);
+    }
+    return search.found(max);
+}
+
+// Puts the codes of a sub-block where the super-block's are, four a word: those of values over `stored`, the scale that
+// a decoder will see, or what `searched` gives where that is zero. A value that `searched` gives counts as scaled.
+template <class Searched>
+__device__ __forceinline__ void put_codes(const float (&x)[S], float stored, float half, u32 kept, Searched searched,
+                                          u32 *codes) {
+#pragma unroll
+    for (int i = 0; i < S; i += 4) {
+        u32 word = 0;
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            float scaled = stored == 0.0f ? searched(i + b) : x[i + b] / stored;
+            word |= code(scaled, -half, half - 1.0f) << 8 * b;
+        }
+        codes[i / 4] = word & kept;
     }
 }
 
@@ -115,10 +156,8 @@ __device__ __forceinline__ void encode_q6(const float (&x)[S], const Fit &found,
     signed char held = empty ? 0 : level < 127 ? level : 127;
     ((signed char *)block)[192 + place.sub] = held;
     float stored = unit * (float)held;
-    put_codes(codes + 4 * place.sub, [&](int i) {
-        if (empty) return 0u;
-        return stored == 0.0f ? searched_code(found, x[i], 32.0f) : code(x[i] / stored, -32.0f, 31.0f);
-    });
+    bool lowest = empty || (stored == 0.0f && found.nothing);
+    put_codes(x, stored, 32.0f, lowest ? 0u : ~0u, [&](int i) { return found.inverse * x[i]; }, codes + 4 * place.sub);
     __syncwarp(place.lanes);
     // Half a super-block has four runs of 32 codes: low nibbles of two share bytes, and the upper bits of all four.
     for (u32 w = place.sub; w < 32; w += S) {
@@ -171,20 +210,18 @@ __device__ __forceinline__ float refine(const float (&x)[S], float (&codes)[S]) 
     return sum_l2 > 0.0f ? sum_lx / sum_l2 : 0.0f;
 }
 
-// Writes a super-block of Q3_K. `level` of the sub-block counts from zero on; `searched` gives a code where the stored
-// scale is zero.
-template <class Code>
-__device__ __forceinline__ void encode_q3(const float (&x)[S], float unit, u32 level, Code searched, const Place &place,
-                                          u8 *out, u32 *fault) {
+// Writes a super-block of Q3_K. `level` of the sub-block counts from zero on; where the stored scale is zero, codes are
+// the lowest if there is `nothing`, or else what `searched` gives.
+template <class Searched>
+__device__ __forceinline__ void encode_q3(const float (&x)[S], float unit, u32 level, bool nothing, Searched searched,
+                                          const Place &place, u8 *out, u32 *fault) {
     __shared__ u32 all_codes[SUPERS][64], blocks[SUPERS][28];
     __shared__ u8 all_levels[SUPERS][S];
     u32 *codes = all_codes[place.super], *block = blocks[place.super];
     u8 *levels = all_levels[place.super];
     levels[place.sub] = (u8)level;
     float stored = store_f16(unit, (u8 *)block + 108, fault) * ((float)level - 32.0f);
-    put_codes(codes + 4 * place.sub, [&](int i) {
-        return stored == 0.0f ? searched(i) : code(x[i] / stored, -4.0f, 3.0f);
-    });
+    put_codes(x, stored, 4.0f, stored == 0.0f && nothing ? 0u : ~0u, searched, codes + 4 * place.sub);
     __syncwarp(place.lanes);
     // Bit 2 of the eight runs of 32 codes, then the low bits of the four runs of each half.
     u32 words = place.sub % 8, bits = 0, low = 0;
@@ -215,14 +252,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     signed char wrapped = (signed char)nearest(inverse * scale);
     int level = (wrapped < -32 ? -32 : wrapped > 31 ? 31 : wrapped) + 32;
     bool empty = max == 0.0f;
-    encode_q3(x, empty ? 0.0f : 1.0f / inverse, empty ? 0 : level, [&](int i) { return code(codes[i], -4.0f, 3.0f); },
-              place, out, fault);
+    encode_q3(x, empty ? 0.0f : 1.0f / inverse, empty ? 0 : level, false, [&](int i) { return codes[i]; }, place, out,
+              fault);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     encode_q3_k_weighted(const float *values, u64 count, u8 *out, u32 *fault, const float *importance, u64 columns,
                          u64 rows_per_matrix, u64 importance_len, u64 first) {
-    alignas(16) __shared__ float all_scales[SUPERS][S], all_sums[SUPERS][S];
+    __shared__ float all_scales[SUPERS][S], all_sums[SUPERS][S];
     Place place;
     u64 at = (place.block * S + place.sub) * S;
     if (at >= count) return;
@@ -235,20 +272,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         w[i] = weights[i] * sqrtf(sigma2 + x[i] * x[i]);
         sum = sum + w[i];
     }
-    Fit found = fit<false>(x, w, 4.0f);
-    // The scales of a super-block are fitted as the values of a sub-block are, by each of its threads.
+    Fit found = fit(x, w, 4.0f);
+    // The scales of a super-block are fitted as the values of a sub-block are.
     all_scales[place.super][place.sub] = found.scale;
     all_sums[place.super][place.sub] = sum;
     __syncwarp(place.lanes);
-    Fit unit;
-    {
-        float scales[S], sums[S];
-        load(all_scales[place.super], scales);
-        load(all_sums[place.super], sums);
-        unit = fit<true>(scales, sums, 32.0f);
-    }
-    encode_q3(x, unit.scale, searched_code(unit, found.scale, 32.0f),
-              [&](int i) { return searched_code(found, x[i], 4.0f); }, place, out, fault);
+    float max = extreme_scale(found.scale, place.lanes);
+    Fit unit = fit_scales(all_scales[place.super], all_sums[place.super], max, place);
+    u32 level = unit.nothing ? 0u : code(unit.inverse * found.scale, -32.0f, 31.0f);
+    encode_q3(x, unit.scale, level, found.nothing, [&](int i) { return found.inverse * x[i]; }, place, out, fault);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -260,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     load(values + at, x);
 #pragma unroll
     for (int i = 0; i < S; i++) w[i] = x[i] * x[i];
-    encode_q6(x, fit<false>(x, w, 32.0f), place, out, fault);
+    encode_q6(x, fit(x, w, 32.0f), place, out, fault);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -274,5 +306,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float *weights = importance_at(importance, first + at, columns, rows_per_matrix, importance_len);
 #pragma unroll
     for (int i = 0; i < S; i++) w[i] = weights[i];
-    encode_q6(x, fit<false>(x, w, 32.0f), place, out, fault);
+    encode_q6(x, fit(x, w, 32.0f), place, out, fault);
 }
