@@ -81,7 +81,8 @@ __device__ __forceinline__ bool finite(float value) { return (__float_as_uint(va
 
 // `(value - least) / scale + offset`, rounded down, at most `TOP`.
 template <u32 TOP>
-__device__ __forceinline__ void choose_codes(const float (&x)[32], float least, float scale, float offset, u32 (&codes)[32]) {
+__device__ __forceinline__ void
+choose_codes(const float (&x)[32], float least, float scale, float offset, u32 (&codes)[32]) {
     float inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
     // Where the scale or its inverse overflows, codes are 0.
     u32 mask = finite(scale) && finite(inverse) ? TOP : 0u;
@@ -200,8 +201,8 @@ search_affine(const float (&x)[32], const float (&w)[32], float sum_w, float &sc
         codes[i] = __float_as_uint(round_shifted(inverse * (x[i] - floor), 0.0f, HIGH)) & 0xffu;
 }
 
-// Searches the scale (`make_qx_quants` of ggml-quants.c) for codes from `-half` up to `half - 1`; gives them counted from
-// 0.
+// Searches the scale (`make_qx_quants` of ggml-quants.c) for codes from `-HALF` up to `HALF - 1`; gives codes counted
+// from 0.
 template <u32 TOP>
 __device__ __forceinline__ void
 search_symmetric(const float (&x)[32], const float (&w)[32], float &scale, u32 (&codes)[32]) {
@@ -238,7 +239,8 @@ search_symmetric(const float (&x)[32], const float (&w)[32], float &scale, u32 (
 
 // The mean squares of the rows that the thread block has values of, summed in order, a warp a row. Other thread blocks
 // may sum the same row: waiting for the last addition costs more than the additions.
-__device__ __forceinline__ void mean_squares(const float *values, u64 first_row, u64 last_row, u64 columns, float *means) {
+__device__ __forceinline__ void
+mean_squares(const float *values, u64 first_row, u64 last_row, u64 columns, float *means) {
     __shared__ float4 tiles[THREADS / 32][32];
     u32 lane = threadIdx.x % 32;
     float4 *tile = tiles[threadIdx.x / 32];
@@ -270,8 +272,9 @@ __device__ __forceinline__ void mean_squares(const float *values, u64 first_row,
 
 // As `encode`, with importance.
 template <bool AFFINE, u32 TOP, u32 BYTES>
-__device__ __forceinline__ void encode_weighted(const float *values, u64 count, u8 *out, u32 *fault, const float *importance,
-                                                u64 columns, u64 rows_per_matrix, u64 importance_len, u64 first) {
+__device__ __forceinline__ void
+encode_weighted(const float *values, u64 count, u8 *out, u32 *fault, const float *importance, u64 columns,
+                u64 rows_per_matrix, u64 importance_len, u64 first) {
     __shared__ u16 staged[THREADS * BYTES / 2];
     __shared__ float means[THREADS];
     u64 start = (u64)blockIdx.x * SPAN, end = count - start < SPAN ? count : start + SPAN;
@@ -311,8 +314,8 @@ __device__ __forceinline__ void encode_weighted(const float *values, u64 count, 
         encode<AFFINE, TOP, BYTES>(values, count, out, fault);                                                         \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
-    encode_##NAME##_weighted(const float *values, u64 count, u8 *out, u32 *fault, const float *importance, u64 columns, \
-                             u64 rows_per_matrix, u64 importance_len, u64 first) {                                     \
+    encode_##NAME##_weighted(const float *values, u64 count, u8 *out, u32 *fault, const float *importance,             \
+                             u64 columns, u64 rows_per_matrix, u64 importance_len, u64 first) {                        \
         encode_weighted<AFFINE, TOP, BYTES>(values, count, out, fault, importance, columns, rows_per_matrix,           \
                                             importance_len, first);                                                    \
     }

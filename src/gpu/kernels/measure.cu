@@ -1,8 +1,8 @@
 // How far encoded values are from those that they stand for: the sums of src/gguf/quality.rs over chunks of the values,
 // addition for addition, with decoders of single values that mirror src/gguf/decode.
 //
-// The first chunk has `first_len` values (or all), every other `chunk_len` (the last what is left). A chunk is summed in
-// pieces of 256 values: 16 lanes in f32, and those in f64. Sums that are NaN may have other bits than a processor's.
+// The first chunk has `first_len` values (or all), every other `chunk_len`, at least 1 (the last what is left). A chunk
+// is summed in pieces of 256 values: 16 lanes in f32, and those in f64. A NaN may have other bits than a processor's.
 #include "common.cuh"
 
 // Threads of a thread block, and its pieces.
@@ -268,7 +268,7 @@ fold_sums(const Sums *partial, u64 count, u64 first_len, u64 chunk_len, Sums *ou
     if (sum > 4 || (chunk > 0 && start >= count)) return;
     u64 len = chunk == 0 ? first : count - start < chunk_len ? count - start : chunk_len;
     u64 pieces = (len + PIECE - 1) / PIECE;
-    const u64 in_first = (first + PIECE - 1) / PIECE, in_chunk = (chunk_len + PIECE - 1) / PIECE;
+    u64 in_first = (first + PIECE - 1) / PIECE, in_chunk = (chunk_len + PIECE - 1) / PIECE;
     if (chunk > 0) partial += in_first + (chunk - 1) * in_chunk;
     if (sum < 4) {
         double total = 0.0;
