@@ -20,10 +20,10 @@ struct Term {
     const float *left, *right;
 };
 
-// Round to nearest, ties to even; NaNs are not looked after.
+// Rounds to the nearest bf16, ties to even; a NaN stays one.
 __device__ __forceinline__ u32 f32_to_bf16(float value) {
-    u32 bits = __float_as_uint(value);
-    return bits + (0x7fffu + (bits >> 16 & 1u)) >> 16;
+    u32 bits = __float_as_uint(value), rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return value == value ? rounded : bits >> 16 | 0x40u;
 }
 
 __device__ __forceinline__ float widen_bits(u64 type, u32 bits) {
