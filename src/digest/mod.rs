@@ -1,5 +1,7 @@
 //! Digests: SHA-256 of files, which anyone can check with sha256sum, and BLAKE3 of the base's tensors, which costs less
-//! than half and has no such tool to please; and many files at once.
+//! than half and has no such tool to please; and many files at once. `tree` joins a BLAKE3 digest from pieces.
+
+mod tree;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,6 +12,8 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::Mapping;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+
+pub use tree::{PIECE, PieceTree};
 
 /// A digest as lower-case hex.
 pub type Hex = String;
