@@ -42,7 +42,7 @@ impl FromStr for Fault {
 }
 
 /// A fault, and how many blocks the lanes of all cards have begun.
-pub(super) struct Faults {
+pub(crate) struct Faults {
     fault: Fault,
     begun: AtomicU64,
 }

@@ -13,7 +13,8 @@ use super::budget::{PIECE, Region, Regions, SUMS, SUMS_START};
 use super::card::{Card, CudaCard};
 use super::host::HostMemory;
 use super::kernels::{FOLD_SUMS, Kernel, Kernels, MERGE, ROW_GAINS, WIDEN};
-use super::stage::{Staged, stage};
+use super::memory::DeviceMemory;
+use super::stage::{GROUP, Staged, stage};
 use super::upload::{Factors, Weights};
 use crate::gguf::ErrorSums;
 use crate::merge::{Float, Merge};
@@ -28,7 +29,7 @@ type Held = Vec<Arc<dyn Any + Send + Sync>>;
 pub(super) struct CudaLane<'c> {
     card: &'c CudaCard,
     stream: Arc<CudaStream>,
-    memory: super::memory::DeviceMemory,
+    memory: DeviceMemory,
     regions: Regions,
     /// Base bytes, on their way up.
     input: HostMemory,
@@ -43,7 +44,7 @@ impl<'c> CudaLane<'c> {
     /// A lane of `card`, which is in `pinning`.
     pub(super) fn open(card: &'c CudaCard, pinning: &Card) -> Result<Self, Trouble> {
         let regions = Regions::of(card.budget.capacity);
-        let memory = super::memory::DeviceMemory::new(&card.context, regions.len)?;
+        let memory = DeviceMemory::new(&card.context, regions.len)?;
         let stream = card.context.new_stream()?;
         let event = || card.context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
         let events = [event()?, event()?, event()?, event()?];
@@ -177,10 +178,10 @@ impl<'c> CudaLane<'c> {
         }
         let (out_float, count) = (merge.output(), elements.len() as u64);
         let out = self.address(self.regions.out);
-        // Without an encoding, bytes lie as the elements do, so that the kernel's stores are aligned.
+        // Without an encoding, bytes lie in groups as the elements do, so that the kernel's stores are aligned.
         let (values, bytes) = match block.encoding {
             Some(_) => (self.address(self.regions.values), 0),
-            None => (0, out + ((elements.start - staged_start(elements.start)) * out_float.size()) as u64),
+            None => (0, out + (elements.start % GROUP * out_float.size()) as u64),
         };
         let arguments = [
             base, base_float, base_first, elements.start as u64, count, width, terms, term_count, all_rows, heads,
@@ -303,11 +304,6 @@ impl Lane for CudaLane<'_> {
     fn stages(&self) -> Stages {
         self.stages
     }
-}
-
-/// The element that bytes which lie as the elements from `first` on would begin with, were they 16 bytes a group.
-fn staged_start(first: usize) -> usize {
-    first / super::stage::GROUP * super::stage::GROUP
 }
 
 /// Bytes that `count` values, whole blocks, are encoded as.
