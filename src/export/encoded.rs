@@ -100,6 +100,14 @@ impl EncodedTensor {
     }
 }
 
+/// The types that tensors of `parts` are encoded as.
+pub(super) fn kinds<'p>(parts: impl Iterator<Item = &'p GgufPart>) -> Vec<TensorType> {
+    let mut kinds: Vec<TensorType> = parts.flat_map(|part| &part.tensors).map(|tensor| tensor.kind).collect();
+    kinds.sort();
+    kinds.dedup();
+    kinds
+}
+
 /// The float type that a GGUF type is, if it is one of qft's three.
 pub(super) fn float_of(kind: TensorType) -> Option<Float> {
     match kind {

@@ -122,6 +122,7 @@ fn production<'a>(plan: &'a ExportPlan, names: &[&str], how: &Run<'_>) -> Result
     Ok(Production {
         works,
         inputs: base.chain(adapters).collect(),
+        kinds: encoded::kinds(plan.gguf.iter().flat_map(|output| &output.parts)),
         identity: identity(plan)?,
         disk_bytes: plan.disk_bytes(),
     })

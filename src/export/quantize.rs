@@ -76,6 +76,7 @@ pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
     let production = Production {
         works: parts.iter().map(work).collect::<Result<_>>()?,
         inputs: Vec::new(),
+        kinds: kinds(parts.iter()),
         identity: sha256(json!([inputs, headers, plan.overflow, plan.measure]).to_string().as_bytes()),
         disk_bytes: plan.output.bytes() + (1 << 16),
     };

@@ -90,7 +90,7 @@ pub(super) fn find(device: Device) -> Result<Vec<usize>, NoCard> {
         }
     };
     match device {
-        Device::Cpu => Err(NoCard::NotWanted),
+        Device::Cpu | Device::Simulated { .. } => Err(NoCard::NotWanted),
         Device::Cuda => {
             count()?;
             check_card(0).map(|()| vec![0])

@@ -21,7 +21,7 @@ mod tests;
 mod upload;
 
 pub(crate) use assist::{Assist, Tally};
-pub(crate) use block::{Block, Encoding, Importance, Lane, Measured, Source, Stages, Trouble, source_row};
+pub(crate) use block::{Block, Encoding, Importance, Lane, Measured, Source, Stages, source_row};
 pub(crate) use card::Card;
 pub use cards::Cards;
 pub use choice::Device;

@@ -21,6 +21,7 @@ pub(crate) use workers::{BLOCK_LEN, Input};
 
 use crate::digest::Hex;
 use crate::error::{Error, Result};
+use crate::gguf::TensorType;
 use crate::gpu::{Assist, Cards};
 use crate::merge::Vector;
 use crate::progress::Progress;
@@ -75,6 +76,8 @@ pub(crate) struct Production<'a> {
     pub(crate) works: Vec<Box<dyn Work + 'a>>,
     /// Inputs to digest as they stream past, in about the order in which the files use them.
     pub(crate) inputs: Vec<Input<'a>>,
+    /// Types that tensors are encoded as.
+    pub(crate) kinds: Vec<TensorType>,
     /// Digest of all that decides the bytes of the files.
     pub(crate) identity: Hex,
     /// Bytes that the whole output will need on disk.
@@ -146,6 +149,7 @@ fn fill(
         directory: staging.dir(),
         jobs: how.jobs,
         cards: how.cards,
+        kinds: &production.kinds,
         cancel: how.cancel,
         progress: how.progress,
         finished: &|work, digest| journal.finished(fresh[work].1, digest),

@@ -50,6 +50,8 @@ pub(super) struct FileState {
     /// Segments filled and not yet digested.
     filled: BTreeMap<usize, Arc<Buffer>>,
     pub(super) chain: Chain,
+    /// Threads that are writing to it.
+    pub(super) writers: usize,
     /// Segments written.
     pub(super) written: usize,
     pub(super) finished: bool,
@@ -61,7 +63,7 @@ pub(super) struct State {
     pub(super) inputs: Vec<Chain>,
     /// Inputs before this one are digested.
     first_input: usize,
-    pub(super) to_write: VecDeque<Segment>,
+    to_write: VecDeque<Segment>,
     in_flight: usize,
     spare: Vec<Buffer>,
     filled_bytes: u64,
@@ -103,6 +105,7 @@ impl State {
             next: 0,
             filled: BTreeMap::new(),
             chain: Chain::new(Hasher::sha256()),
+            writers: 0,
             written: 0,
             finished: false,
         };
@@ -121,6 +124,10 @@ impl State {
             cards: CardUse::default(),
             outputs,
         }
+    }
+
+    pub(super) fn describe(&self) -> String {
+        format!("in flight {} towrite {} pending {} chains out {} filled {:.2} inputs {:.2} done {}", self.in_flight, self.to_write.len(), self.files.iter().map(|f| f.filled.len()).sum::<usize>(), self.files.iter().filter(|f| f.chain.hasher.is_none() && f.chain.digest.is_none()).count(), self.filled_bytes as f64/1e9, self.input_bytes as f64/1e9, self.files.iter().filter(|f| f.finished).count())
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -201,6 +208,16 @@ impl State {
         self.filled_bytes += buffer.bytes().len() as u64;
         self.to_write.push_back(Segment { file, number, buffer: Arc::clone(&buffer) });
         self.files[file].filled.insert(number, buffer);
+    }
+
+    /// A segment to write, the oldest of those whose file has the fewest writers: filesystems let one write at a time, or
+    /// few, to a file.
+    pub(super) fn next_write(&mut self) -> Option<Segment> {
+        let writers = |segment: &Segment| self.files[segment.file].writers;
+        let (at, _) = self.to_write.iter().enumerate().min_by_key(|(at, segment)| (writers(segment), *at))?;
+        let segment = self.to_write.remove(at)?;
+        self.files[segment.file].writers += 1;
+        Some(segment)
     }
 
     /// Takes a buffer back from the second of its two readers; whether this was the second.

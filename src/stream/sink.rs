@@ -102,6 +102,9 @@ fn open_direct(_: &Path, _: u64) -> Option<File> {
 fn reserve(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     use rustix::io::Errno;
+    if in_memory(file) {
+        return file.set_len(len);
+    }
     loop {
         match fallocate(file, FallocateFlags::empty(), 0, len.next_multiple_of(ALIGN as u64)) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
@@ -109,6 +112,14 @@ fn reserve(file: &File, len: u64) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Whether the file lies in memory: reserving its space would allocate every page of it, one after the other, while all
+/// else waits.
+#[cfg(target_os = "linux")]
+fn in_memory(file: &File) -> bool {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|system| i64::from(system.f_type) == TMPFS_MAGIC)
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -15,6 +15,7 @@ use super::sink::{Buffer, Sink};
 use super::{Work, open_files, writers};
 use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result};
+use crate::gguf::TensorType;
 use crate::gpu::{Assist, Card, Cards, Tally};
 use crate::progress::Progress;
 
@@ -37,6 +38,8 @@ pub(super) struct Job<'a> {
     pub(super) directory: &'a Path,
     pub(super) jobs: usize,
     pub(super) cards: &'a Cards,
+    /// Types that tensors will be encoded as: cards prepare for them.
+    pub(super) kinds: &'a [TensorType],
     pub(super) cancel: &'a AtomicBool,
     pub(super) progress: &'a dyn Progress,
     /// Called with each file's place in `works` and its digest, once it is complete and on disk.
@@ -122,6 +125,7 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
             scope.spawn(|| stream.run_thread(Crew::Writer, Stream::next_write));
         }
         scope.spawn(|| stream.open_lanes(scope));
+        if std::env::var_os("QFT_TRACE").is_some() { scope.spawn(|| stream.trace()); }
         for _ in 1..job.jobs.max(1) {
             scope.spawn(|| stream.run_thread(Crew::Worker, Stream::next_work));
         }
@@ -229,6 +233,7 @@ impl<'j, 'a> Stream<'j, 'a> {
     fn open_lanes<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         let Ok(cards) = self.job.cards.wait() else { return };
         for card in cards {
+            scope.spawn(|| card.prepare(self.job.kinds));
             for _ in 0..card.lanes() {
                 scope.spawn(|| self.run_lane(card));
             }
@@ -290,8 +295,18 @@ impl<'j, 'a> Stream<'j, 'a> {
         self.ring_all();
     }
 
+    fn trace(&self) {
+        let t = Instant::now();
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let s = self.lock();
+            if s.error.is_some() || s.is_done() { break; }
+            eprintln!("T {:.2} lanes {} {}", t.elapsed().as_secs_f64(), s.lanes, s.describe());
+        }
+    }
+
     fn next_write<'s>(&'s self, state: &mut State) -> Option<Step<'s>> {
-        let segment = state.to_write.pop_front()?;
+        let segment = state.next_write()?;
         Some(Box::new(move |timings| self.write(segment, timings)))
     }
 
@@ -358,6 +373,7 @@ impl<'j, 'a> Stream<'j, 'a> {
         if state.release(buffer) {
             self.ring_fillers(&state);
         }
+        state.files[file].writers -= 1;
         state.files[file].written += 1;
         self.finish(file, state, timings)
     }

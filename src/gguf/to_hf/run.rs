@@ -36,6 +36,7 @@ pub fn run(plan: &ToHfPlan, how: &Run<'_>) -> Result<ToHfReport> {
     let production = Production {
         works: plan.shards.iter().map(work).collect(),
         inputs: Vec::new(),
+        kinds: Vec::new(),
         identity: identity(plan)?,
         disk_bytes: plan.disk_bytes(),
     };
