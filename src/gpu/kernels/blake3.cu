@@ -72,8 +72,8 @@ __device__ __forceinline__ void load(const u8 *at, u32 length, u32 *words) {
 }
 
 // Chaining values, none of them a root's, of the pieces of `len` bytes that begin with chunk `first_chunk` of a longer
-// input: 32 bytes a piece of `piece_chunks` chunks, a power of two up to 128 that divides `first_chunk`. The last piece,
-// and its last chunk, may be short. A block makes 128 chunks; `out` is aligned to 4 bytes.
+// input: 32 bytes a piece of `piece_chunks` chunks, a power of two up to 128 that divides `first_chunk`. The last
+// piece, and its last chunk, may be short. A block makes 128 chunks; `out` is aligned to 4 bytes.
 extern "C" __global__ void __launch_bounds__(THREADS)
     blake3_pieces(const u8 *bytes, u64 len, u64 first_chunk, u64 piece_chunks, u8 *out) {
     __shared__ u32 tree[8][THREADS];
