@@ -23,7 +23,7 @@ struct Task {
     run: fn(&[String]) -> anyhow::Result<()>,
 }
 
-const TASKS: [Task; 6] = [
+const TASKS: [Task; 7] = [
     Task {
         words: &["ci"],
         options: "",
@@ -48,6 +48,12 @@ const TASKS: [Task; 6] = [
                   [--threads N] [--qft BINARY]",
         about: "time GGUF outputs of such a model against llama-quantize, and against PEFT and llama.cpp's converter",
         run: bench::gguf,
+    },
+    Task {
+        words: &["bench", "gpu"],
+        options: "[--layers N] [--runs N] [--dir DIR] [--python PYTHON] [--tokenizer DIR] [--qft BINARY]",
+        about: "time exports on an NVIDIA card against the processor, a copy with SHA-256, and PEFT on the card",
+        run: bench::gpu,
     },
     Task {
         words: &["ptx"],

@@ -1,6 +1,7 @@
 //! The model that the benchmarks export: Qwen2.5-7B with as many layers as asked for, its LoRA and its tokenizer. Made
 //! once and kept.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ const QWEN: Shape = Shape {
     kv_heads: 4,
     qkv_bias: true,
 };
+/// A model for trying things out.
+const TINY: Shape = Shape { layers: 1, hidden: 256, intermediate: 512, vocab: 512, heads: 8, kv_heads: 4, ..QWEN };
 /// Files that a tokenizer may consist of.
 const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
@@ -49,9 +52,16 @@ pub(super) struct Data {
 impl Data {
     /// Makes the model below `dir`, if it is not there yet.
     pub(super) fn prepare(dir: &Path, layers: usize) -> anyhow::Result<Self> {
-        let name = format!("qwen2.5-7b-{layers}-layers");
-        let shape = Shape { layers, ..QWEN };
-        let model = dir.join(&name);
+        Self::prepare_shape(dir, &format!("qwen2.5-7b-{layers}-layers"), &Shape { layers, ..QWEN })
+    }
+
+    /// The same for a model of under a million weights.
+    pub(super) fn prepare_tiny(dir: &Path) -> anyhow::Result<Self> {
+        Self::prepare_shape(dir, "tiny", &TINY)
+    }
+
+    fn prepare_shape(dir: &Path, name: &str, shape: &Shape) -> anyhow::Result<Self> {
+        let model = dir.join(name);
         let out = model.join("out");
         if out.exists() {
             fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
@@ -59,17 +69,24 @@ impl Data {
         if !model.exists() {
             println!("making {}", model.display());
             let unfinished = dir.join(format!("{name}.unfinished"));
-            make(&unfinished, &shape)?;
+            make(&unfinished, shape)?;
             fs::rename(&unfinished, &model).with_context(|| format!("cannot create {}", model.display()))?;
         }
         let (base, adapter) = (model.join("base"), model.join("adapter"));
-        let mut data = Self { dir: dir.to_owned(), base, adapter, out, layers, bytes: 0, weights: shape.weights() };
+        let mut data =
+            Self { dir: dir.to_owned(), base, adapter, out, layers: shape.layers, bytes: 0, weights: shape.weights() };
         data.bytes = data.files(&data.base)?.iter().map(|(_, bytes)| bytes).sum();
         Ok(data)
     }
 
-    /// Gives the base the tokenizer of `from`, or else the synthetic one.
-    pub(super) fn put_tokenizer(&self, from: Option<&Path>) -> anyhow::Result<()> {
+    /// Whether it has every layer, so that seconds can be held against those of the real model.
+    pub(super) fn is_whole(&self) -> bool {
+        self.layers == QWEN.layers
+    }
+
+    /// Gives the base the tokenizer of `from`, or else the synthetic one. Gives the options that qft then needs to write
+    /// GGUF files.
+    pub(super) fn put_tokenizer(&self, from: Option<&Path>) -> anyhow::Result<Vec<OsString>> {
         for name in TOKENIZER_FILES {
             let file = self.base.join(name);
             if file.exists() {
@@ -81,9 +98,11 @@ impl Data {
         }
         if from.is_some() {
             ensure!(self.base.join("tokenizer.json").exists(), "the directory of --tokenizer holds no tokenizer.json");
-            return Ok(());
+            return Ok(vec![]);
         }
-        synth::write_tokenizer(&self.base)
+        synth::write_tokenizer(&self.base)?;
+        // qft could not recognize it.
+        Ok(vec!["--pre".into(), "qwen2".into()])
     }
 
     /// The files of the base that hold its tokenizer.

@@ -17,8 +17,18 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 pub(super) struct Run {
     pub(super) seconds: f64,
     pub(super) memory: Memory,
-    /// The last line that it printed.
-    pub(super) said: String,
+    /// What it printed.
+    pub(super) printed: String,
+    /// What it printed as errors.
+    pub(super) complaints: String,
+}
+
+impl Run {
+    /// The last line that it printed, the heads and rows of lists aside.
+    pub(super) fn said(&self) -> &str {
+        let listed = |line: &str| line.starts_with(' ') || line.ends_with(':');
+        self.printed.lines().rfind(|line| !listed(line)).unwrap_or_default()
+    }
 }
 
 /// The most memory that was seen, in KiB.
@@ -69,10 +79,10 @@ pub(super) fn settle(dir: &Path) -> anyhow::Result<()> {
 
 /// Runs `lines` one after the other.
 pub(super) fn run(lines: &[Vec<OsString>]) -> anyhow::Result<Run> {
-    let mut total = Run { seconds: 0.0, memory: Memory::default(), said: String::new() };
+    let mut total = Run { seconds: 0.0, memory: Memory::default(), printed: String::new(), complaints: String::new() };
     for line in lines {
-        let Run { seconds, memory, said } = run_one(line)?;
-        total = Run { seconds: total.seconds + seconds, memory: total.memory.max(memory), said };
+        let run = run_one(line)?;
+        total = Run { seconds: total.seconds + run.seconds, memory: total.memory.max(run.memory), ..run };
     }
     Ok(total)
 }
@@ -92,10 +102,9 @@ fn run_one(line: &[OsString]) -> anyhow::Result<Run> {
         (output, seconds, sampler.join().unwrap_or_default())
     });
     let output = output.with_context(|| format!("{name} was lost"))?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name}: {}\n{}", output.status, error.trim_end());
-    let said = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
-    Ok(Run { seconds, memory, said })
+    let [printed, complaints] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    ensure!(output.status.success(), "{name}: {}\n{}", output.status, complaints.trim_end());
+    Ok(Run { seconds, memory, printed, complaints })
 }
 
 /// Looks at a process's memory until `done`.

@@ -1,9 +1,11 @@
 //! `cargo xtask bench`: qft against its peers, all in one run on one machine. What the benchmarks share is here and in
-//! `data`, `machine` and `measure`; each benchmark is a directory of its own.
+//! `contender`, `data`, `machine` and `measure`; each benchmark is a directory of its own.
 
+mod contender;
 mod data;
 mod export;
 mod gguf;
+mod gpu;
 mod machine;
 mod measure;
 
@@ -18,6 +20,7 @@ use crate::shell::{self, root};
 
 pub(crate) use export::export;
 pub(crate) use gguf::gguf;
+pub(crate) use gpu::gpu;
 
 /// The peer that merges.
 const SCRIPT: &str = include_str!("peft_merge.py");
@@ -64,7 +67,17 @@ fn qft(options: &Options) -> anyhow::Result<PathBuf> {
 
 /// Fails unless `python` has what the peer that merges needs.
 fn check_python(python: &str) -> anyhow::Result<()> {
-    let output = Command::new(python).args(["-c", "import torch, transformers, peft"]).output();
+    check_python_runs(python, "import torch, transformers, peft")
+}
+
+/// Fails unless `python` has it and a card, too.
+fn check_python_on_card(python: &str) -> anyhow::Result<()> {
+    let card = "assert torch.cuda.is_available(), 'its torch finds no card'";
+    check_python_runs(python, &format!("import torch, transformers, peft\n{card}"))
+}
+
+fn check_python_runs(python: &str, code: &str) -> anyhow::Result<()> {
+    let output = Command::new(python).args(["-c", code]).output();
     let output = output.with_context(|| format!("{python} could not be started: name a Python with --python"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(

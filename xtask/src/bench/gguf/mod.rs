@@ -35,8 +35,8 @@ pub(crate) fn gguf(args: &[String]) -> anyhow::Result<()> {
     let dir = data_dir(&options);
     let peers = Peers::find(&options);
     let data = Data::prepare(&dir, options.count("layers", 2)?)?;
-    data.put_tokenizer(options.text("tokenizer").map(Path::new))?;
-    let words = words(&data, &qft(&options)?, &peers, options.text("tokenizer").is_some());
+    let pre = data.put_tokenizer(options.text("tokenizer").map(Path::new))?;
+    let words = words(&data, &qft(&options)?, &peers, pre);
     let mut contests = contests::all(&words, &peers, &threads, cores);
     let machine = machine::describe(&dir)?;
     data.read_once()?;
@@ -56,9 +56,7 @@ pub(crate) fn gguf(args: &[String]) -> anyhow::Result<()> {
 }
 
 /// What the words of the contests' command lines stand for.
-fn words(data: &Data, qft: &Path, peers: &Peers, real_tokenizer: bool) -> Words {
-    // The synthetic tokenizer is none that qft could recognize.
-    let pre = if real_tokenizer { vec![] } else { vec!["--pre".into(), "qwen2".into()] };
+fn words(data: &Data, qft: &Path, peers: &Peers, pre: Vec<OsString>) -> Words {
     let (quantize, chain) = (peers.quantize.as_ref().ok(), peers.chain.as_ref().ok());
     Words(vec![
         ("BASE", vec![data.base.clone().into()]),
