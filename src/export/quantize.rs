@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::encoded::{GgufPart, GgufWork};
+use super::encoded::{GgufPart, GgufWork, kinds};
 use super::gguf::{GgufOptions, GgufOutput, of_gguf};
 use super::{Report, file_identity};
 use crate::digest::sha256;

@@ -23,7 +23,7 @@ const OF_FREE: (u64, u64) = (4, 5);
 /// A card that blocks can be made on.
 pub(crate) enum Card {
     /// One of NVIDIA's.
-    Cuda(CudaCard),
+    Cuda(Box<CudaCard>),
     /// One whose lanes fail when they are told to.
     Faulty(Box<Card>, Arc<Faults>),
     /// None that is real.
@@ -71,9 +71,7 @@ impl Card {
     pub(crate) fn lane(&self) -> Result<Box<dyn Lane + '_>, Trouble> {
         match self {
             Self::Cuda(card) => Ok(Box::new(CudaLane::open(card, self)?)),
-            Self::Faulty(card, faults) => {
-                Ok(Box::new(Faulty { lane: card.lane()?, faults: Arc::clone(faults) }))
-            }
+            Self::Faulty(card, faults) => Ok(Box::new(Faulty { lane: card.lane()?, faults: Arc::clone(faults) })),
             Self::Simulated(card) => Ok(card.lane()),
         }
     }
@@ -152,9 +150,10 @@ impl CudaCard {
     }
 
     fn prepare(&self, kinds: &[TensorType]) {
-        let kernels = || kinds.iter().filter_map(|kind| Kernels::of(*kind));
+        let of_kinds = kinds.iter().filter_map(|kind| Kernels::of(*kind));
+        let kernels = of_kinds.flat_map(|row| [Some(row.encode), row.measure]).flatten();
         std::thread::scope(|scope| {
-            for kernel in kernels().map(|row| row.encode).chain(kernels().filter_map(|row| row.measure)).chain([MERGE]) {
+            for kernel in kernels.chain([MERGE]) {
                 scope.spawn(move || self.modules.load(&self.context, kernel));
             }
         });

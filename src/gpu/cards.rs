@@ -45,7 +45,9 @@ impl Cards {
         let thread = thread::Builder::new().name("cards".to_owned()).spawn(open);
         match thread {
             Ok(thread) => Self { device, opened, thread: Some(thread) },
-            Err(error) => Self::settled(device, Err(NoCard::Failed(format!("no thread to open the cards in: {error}")))),
+            Err(error) => {
+                Self::settled(device, Err(NoCard::Failed(format!("no thread to open the cards in: {error}"))))
+            }
         }
     }
 
@@ -100,7 +102,7 @@ fn open_all(device: Device, memory: Option<ByteSize>) -> Result<Vec<Card>, NoCar
     let (open, failed): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
     match failed.into_iter().find_map(Result::err) {
         Some(reason) if open.is_empty() => Err(reason),
-        _ => Ok(open.into_iter().flatten().map(Card::Cuda).collect()),
+        _ => Ok(open.into_iter().flatten().map(|card| Card::Cuda(Box::new(card))).collect()),
     }
 }
 

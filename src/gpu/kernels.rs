@@ -180,14 +180,7 @@ impl Modules {
         let grid = u32::try_from(blocks).map_err(|_| Trouble::Unsupported)?;
         // SAFETY: the function is of a loaded module, all its parameters have 64 bits, and the caller vouches for them.
         unsafe {
-            result::launch_kernel(
-                function,
-                (grid, 1, 1),
-                (kernel.threads, 1, 1),
-                0,
-                stream.cu_stream(),
-                &mut places,
-            )
+            result::launch_kernel(function, (grid, 1, 1), (kernel.threads, 1, 1), 0, stream.cu_stream(), &mut places)
         }?;
         Ok(())
     }
@@ -239,9 +232,10 @@ mod tests {
         for kernel in all.chain([MERGE, ROW_GAINS, WIDEN, FOLD_SUMS]) {
             let (module, name, ptx) = MODULES[kernel.module as usize];
             assert_eq!(module, kernel.module);
-            let entry = ptx.split(".entry ").skip(1).find(|entry| {
-                entry.split(|c: char| !c.is_alphanumeric() && c != '_').next() == Some(kernel.name)
-            });
+            let entry = ptx
+                .split(".entry ")
+                .skip(1)
+                .find(|entry| entry.split(|c: char| !c.is_alphanumeric() && c != '_').next() == Some(kernel.name));
             let entry = entry.unwrap_or_else(|| panic!("{name}.ptx has no kernel {}", kernel.name));
             let threads = entry.split(".maxntid ").nth(1).and_then(|rest| rest.split([',', '\n']).next());
             assert_eq!(threads.map(str::trim), Some(&kernel.threads.to_string()[..]), "{}", kernel.name);

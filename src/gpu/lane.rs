@@ -160,33 +160,29 @@ impl<'c> CudaLane<'c> {
         stage(&parts, heads, &staged, &mut self.input.bytes_mut()[..len])?;
         self.stages.read += start.elapsed().as_secs_f64();
         self.upload(len)?;
-        let base = self.address(self.regions.base);
         let gains = if has_norms { self.address(self.regions.gains) } else { 0 };
         let heads = heads.map_or(0, |heads| heads.max(1) as u64);
         let rounded_first = parts.rounded_first.map_or(NO_FLOAT, |float| float as u64);
-        let (base_float, base_first) = (parts.base_float as u64, staged.first as u64);
-        let (first_row, row_count, all_rows) = (rows.start as u64, rows.len() as u64, parts.rows as u64);
-        let (terms, term_count, width) = (factors.terms, factors.term_count as u64, columns as u64);
+        // What both kernels begin with, and what they have after the rows or elements to make.
+        let base = [self.address(self.regions.base), parts.base_float as u64, staged.first as u64];
+        let (terms, term_count) = (factors.terms, factors.term_count as u64);
+        let change = [columns as u64, terms, term_count, parts.rows as u64, heads, rounded_first];
+        let first_row = rows.start as u64;
         if has_norms {
-            let arguments = [
-                base, base_float, base_first, first_row, row_count, width, terms, term_count, all_rows, heads,
-                rounded_first, factors.magnitude, gains,
-            ];
+            let arguments = [&base[..], &[first_row, rows.len() as u64], &change, &[factors.magnitude, gains]].concat();
             // SAFETY: as row_gains of merge.cu takes them: whole rows are staged, there is a magnitude for each row of
             // the tensor, and `gains` has room for one a row of the block.
             unsafe { self.launch(ROW_GAINS, rows.len(), &arguments) }?;
         }
-        let (out_float, count) = (merge.output(), elements.len() as u64);
-        let out = self.address(self.regions.out);
+        let (out, out_float) = (self.address(self.regions.out), merge.output());
         // Without an encoding, bytes lie in groups as the elements do, so that the kernel's stores are aligned.
         let (values, bytes) = match block.encoding {
             Some(_) => (self.address(self.regions.values), 0),
             None => (0, out + (elements.start % GROUP * out_float.size()) as u64),
         };
-        let arguments = [
-            base, base_float, base_first, elements.start as u64, count, width, terms, term_count, all_rows, heads,
-            rounded_first, gains, first_row, factors.column_gains, out_float as u64, values, bytes, self.fault(),
-        ];
+        let gains = [gains, first_row, factors.column_gains];
+        let made = [out_float as u64, values, bytes, self.fault()];
+        let arguments = [&base[..], &[elements.start as u64, elements.len() as u64], &change, &gains, &made].concat();
         // SAFETY: as merge of merge.cu takes them: the elements' base is staged from `base_first` on, terms and gains
         // cover what they say, and `values` and `out` have room for the card's capacity.
         unsafe { self.launch(MERGE, elements.len(), &arguments) }?;
@@ -206,7 +202,8 @@ impl<'c> CudaLane<'c> {
         if let Some(importance) = &importance {
             let (first, len) = (block.elements.start, importance.weights.len());
             let whole = |n: usize| n.is_multiple_of(columns.max(1));
-            if columns == 0 || len == 0 || importance.rows_per_matrix == 0 || ![first, count, len].into_iter().all(whole) {
+            let none = columns == 0 || len == 0 || importance.rows_per_matrix == 0;
+            if none || ![first, count, len].into_iter().all(whole) {
                 return Err(Trouble::Unsupported);
             }
             let weights = Weights::of(importance, self.card)?;

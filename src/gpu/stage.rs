@@ -42,12 +42,7 @@ impl Staged {
 
 /// Copies the base's values of `staged` to the front of `into`, row by row where `heads` reorder rows or rows are
 /// overwritten.
-pub(super) fn stage(
-    parts: &Parts<'_>,
-    heads: Option<usize>,
-    staged: &Staged,
-    into: &mut [u8],
-) -> Result<(), Trouble> {
+pub(super) fn stage(parts: &Parts<'_>, heads: Option<usize>, staged: &Staged, into: &mut [u8]) -> Result<(), Trouble> {
     let (size, columns) = (parts.base_float.size(), parts.columns.max(1));
     let Range { start, end } = staged.elements;
     let place = |element: usize| (element - staged.first) * size;

@@ -90,7 +90,7 @@ fn families(count: usize) -> Vec<(&'static str, Vec<f32>)> {
         made("below a search's threshold", &mut |_, v| v * 1e-16),
         made("denormal", &mut |_, v| v * 1e-40),
         made("smallest", &mut |i, _| f32::from_bits(1 | (i as u32 & 1) << 31)),
-        made("mixed magnitudes", &mut |i, v| v * 10f32.powi((i / 16 % 40) as i32 - 36)),
+        made("mixed magnitudes", &mut |i, v| v * 1e-36 * 10f32.powi(i32::from((i / 16 % 40) as u8))),
         made("large", &mut |_, v| v * 60_000.0),
         made("beyond scales", &mut |_, v| v * 1e9),
         made("extreme", &mut |i, v| if i % 2 == 0 { v * f32::MAX } else { -f32::MAX }),
@@ -276,7 +276,8 @@ fn encoders_with_importance_give_the_processors_bytes() {
                     let bytes = narrowed(Float::F32, &values);
                     let mut block = stored(&bytes, Float::F32, Encoding { importance, ..plain(kind, columns) });
                     block.elements = first_row * columns..(first_row + 7) * columns;
-                    let case = format!("{kind}, {name}, {columns} columns, {matrices} x {rows_per_matrix}, row {first_row}");
+                    let case =
+                        format!("{kind}, {name}, {columns} columns, {matrices} x {rows_per_matrix}, row {first_row}");
                     wrong.extend(check(&mut *lane, &case, &block).err());
                     cases += 1;
                 }
@@ -295,9 +296,13 @@ fn measured_sums_are_the_processors() {
         let unit = kind.block_len();
         for (name, values) in families(5 * 8192) {
             let bytes = narrowed(Float::F32, &values);
-            for (skipped, first, chunk) in
-                [(0, 8192, 8192), (unit, 0, 8192), (3 * unit, 4096 - 3 * unit, 4096), (0, 1 << 20, 4096), (0, 100 * unit, 32768)]
-            {
+            for (skipped, first, chunk) in [
+                (0, 8192, 8192),
+                (unit, 0, 8192),
+                (3 * unit, 4096 - 3 * unit, 4096),
+                (0, 1 << 20, 4096),
+                (0, 100 * unit, 32768),
+            ] {
                 let measured = Some(Measured { skipped, first, chunk });
                 let block = stored(&bytes, Float::F32, Encoding { measured, ..plain(kind, 8192) });
                 let case = format!("{kind}, {name}, {skipped} skipped, {first} first, chunks of {chunk}");
@@ -383,7 +388,8 @@ fn memory_is_bounded_by_what_was_asked_for() {
     let left = Factor::new(&right, Float::Bf16, layout(rank), 1, rank).unwrap();
     let right = Factor::new(&right, Float::Bf16, layout(columns), rank, columns).unwrap();
     let terms = vec![LowRank { rows: 0..1, left, right, rank, scale: 1.0 }];
-    let merge = Merge::cast(&base, Float::Bf16, Float::Bf16, columns, Overflow::Refuse, Vector::detect()).add_terms(terms);
+    let merge =
+        Merge::cast(&base, Float::Bf16, Float::Bf16, columns, Overflow::Refuse, Vector::detect()).add_terms(terms);
     let factors = Resident::default();
     let source = Source::Merged { merge: &merge, factors: &factors, heads: None };
     let block = Block { source, elements: 0..64, encoding: None, wanted: 0..128 };

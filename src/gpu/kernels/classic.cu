@@ -6,8 +6,6 @@
 constexpr u32 THREADS = 128;
 // Values of a thread block.
 constexpr u32 SPAN = 32 * THREADS;
-// The sum with this number has the nearest integer, ties to even, in its last bits.
-constexpr float MAGIC = 12582912.0f;
 
 // Loads 32 values from where 16-byte loads may.
 __device__ __forceinline__ void load(const float *values, float (&x)[32]) {
@@ -135,13 +133,6 @@ __device__ __forceinline__ void encode(const float *values, u64 count, u8 *out, 
         store_codes<(TOP > 15)>(codes, to + (AFFINE ? 2 : 1));
     }
     flush<BYTES>(staged, count, out);
-}
-
-// The nearest integer, ties to even, held between two small integers, plus MAGIC. Wraps past 2^22 as `nearest` does;
-// the value must not be NaN.
-__device__ __forceinline__ float round_shifted(float value, float low, float high) {
-    float shifted = __uint_as_float((__float_as_uint(value + MAGIC) & 0x7fffffu) | 0x4b000000u);
-    return fminf(fmaxf(shifted, low + MAGIC), high + MAGIC);
 }
 
 // The inverse of a scale, and where it overflows what gives the same codes, without products that are NaN: 0.

@@ -53,11 +53,24 @@ fn each_merge(shape: Shape, each: &mut dyn FnMut(&str, &Merge<'_>, Option<usize>
         let low_rank = || cast().finite().add_terms(vec![whole(0.5)]);
         each(&format!("rank {rank}"), &low_rank(), None);
         each(&format!("rank {rank} by heads"), &low_rank(), Some(2));
-        let transposed = LowRank { rows: 0..rows, left: down.transposed(), right: across.transposed(), rank, scale: -1.7 };
-        each(&format!("rank {rank}, transposed, twice"), &cast().finite().add_terms(vec![whole(0.3), transposed]), None);
+        let transposed =
+            LowRank { rows: 0..rows, left: down.transposed(), right: across.transposed(), rank, scale: -1.7 };
+        each(
+            &format!("rank {rank}, transposed, twice"),
+            &cast().finite().add_terms(vec![whole(0.3), transposed]),
+            None,
+        );
         each(&format!("rank {rank}, DoRA of rows"), &low_rank().scale_to(&magnitudes.factor(), NormAxis::Row), None);
-        each(&format!("rank {rank}, DoRA of rows by heads"), &low_rank().scale_to(&magnitudes.factor(), NormAxis::Row), Some(2));
-        each(&format!("rank {rank}, DoRA of columns"), &low_rank().scale_to(&magnitudes.factor(), NormAxis::Column), None);
+        each(
+            &format!("rank {rank}, DoRA of rows by heads"),
+            &low_rank().scale_to(&magnitudes.factor(), NormAxis::Row),
+            Some(2),
+        );
+        each(
+            &format!("rank {rank}, DoRA of columns"),
+            &low_rank().scale_to(&magnitudes.factor(), NormAxis::Column),
+            None,
+        );
     }
     let rank = 5;
     let (left, right) = (Matrix::new(5, factor, rows, rank), Matrix::new(6, factor, rank, columns));
@@ -65,7 +78,11 @@ fn each_merge(shape: Shape, each: &mut dyn FnMut(&str, &Merge<'_>, Option<usize>
     let third = rows / 3;
     let experts = || vec![part(0..third, 1.0), part(third..2 * third, 2.0), part(third + 1..rows, 0.125)];
     each("terms of some rows", &cast().finite().add_terms(experts()), None);
-    each("terms of some rows, DoRA", &cast().finite().add_terms(experts()).scale_to(&magnitudes.factor(), NormAxis::Row), Some(4));
+    each(
+        "terms of some rows, DoRA",
+        &cast().finite().add_terms(experts()).scale_to(&magnitudes.factor(), NormAxis::Row),
+        Some(4),
+    );
     each("DoRA alone", &cast().finite().scale_to(&magnitudes.factor(), NormAxis::Row), None);
     each("rounded first", &cast().finite().rounded_first(Float::Bf16).add_terms(experts()), None);
     each("rounded first to f16", &cast().finite().rounded_first(Float::F16).add_terms(experts()), Some(2));
@@ -79,7 +96,13 @@ fn each_merge(shape: Shape, each: &mut dyn FnMut(&str, &Merge<'_>, Option<usize>
 }
 
 /// Holds blocks of a merge against the processor: ranges and encodings that the shape allows.
-fn check_merge(lane: &mut dyn Lane, case: &str, merge: &Merge<'_>, heads: Option<usize>, wrong: &mut Vec<String>) -> usize {
+fn check_merge(
+    lane: &mut dyn Lane,
+    case: &str,
+    merge: &Merge<'_>,
+    heads: Option<usize>,
+    wrong: &mut Vec<String>,
+) -> usize {
     let (columns, len) = (merge.columns(), merge.rows() * merge.columns());
     let factors = Resident::default();
     let source = Source::Merged { merge, factors: &factors, heads };
@@ -90,7 +113,8 @@ fn check_merge(lane: &mut dyn Lane, case: &str, merge: &Merge<'_>, heads: Option
         wrong.extend(check(lane, &case, &Block { source, elements, encoding, wanted: 0..0 }).err());
         cases += 1;
     };
-    for elements in [0..len, 0..1, len - 1..len, len / 3..len / 3 + columns.min(3), columns / 2 + 1..len - columns / 3] {
+    for elements in [0..len, 0..1, len - 1..len, len / 3..len / 3 + columns.min(3), columns / 2 + 1..len - columns / 3]
+    {
         if !elements.is_empty() && elements.end <= len {
             block(elements.clone(), None);
             block(elements, Some(plain(TensorType::F32, columns)));
@@ -151,7 +175,8 @@ fn lanes_share_the_factors_of_a_large_merge() {
                     let rows = number * rows / 4..(number + 1) * rows / 4;
                     let importance = Some(Importance { weights, rows_per_matrix: 1536, resident });
                     let kind = [TensorType::Q4_K, TensorType::Q6_K, TensorType::Q5_0, TensorType::IQ4_XS][number];
-                    let encodings = [None, Some(plain(kind, columns)), Some(Encoding { importance, ..plain(kind, columns) })];
+                    let encodings =
+                        [None, Some(plain(kind, columns)), Some(Encoding { importance, ..plain(kind, columns) })];
                     for encoding in encodings {
                         let source = Source::Merged { merge, factors, heads: None };
                         let elements = rows.start * columns..rows.end * columns;

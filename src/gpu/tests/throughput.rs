@@ -1,4 +1,5 @@
 //! How fast kernels and lanes are, printed. Run with `--ignored --nocapture` on a machine with a card.
+#![expect(clippy::print_stdout, reason = "that is what it is for")]
 
 use std::time::Instant;
 
@@ -53,7 +54,7 @@ fn filled<T: Copy>(card: &CudaCard, pattern: &[T], bytes: usize) -> DeviceMemory
 fn throughput() {
     let Some(Card::Cuda(card)) = card() else { return };
     card.context.bind_to_thread().unwrap();
-    println!("{} weights of {COLUMNS} columns", COUNT);
+    println!("{COUNT} weights of {COLUMNS} columns");
     let fresh = Modules::default();
     for kind in Kernels::kinds() {
         let kernels = Kernels::of(kind).unwrap();
@@ -135,7 +136,8 @@ fn throughput_of_lanes() {
     let left = Factor::new(&left, Float::F32, layout(rank), rows, rank).unwrap();
     let right = Factor::new(&right, Float::F32, layout(COLUMNS), rank, COLUMNS).unwrap();
     let terms = vec![LowRank { rows: 0..rows, left, right, rank, scale: 0.5 }];
-    let merge = Merge::cast(&base, Float::Bf16, Float::Bf16, COLUMNS, Overflow::Refuse, Vector::detect()).add_terms(terms);
+    let merge =
+        Merge::cast(&base, Float::Bf16, Float::Bf16, COLUMNS, Overflow::Refuse, Vector::detect()).add_terms(terms);
     for encoding in [None, Some(plain(TensorType::Q4_K, COLUMNS)), Some(plain(TensorType::Q6_K, COLUMNS))] {
         for lanes in 1..=card.lanes() {
             let factors = Resident::default();
