@@ -233,10 +233,13 @@ impl<'j, 'a> Stream<'j, 'a> {
     fn open_lanes<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         let Ok(cards) = self.job.cards.wait() else { return };
         for card in cards {
-            scope.spawn(|| card.prepare(self.job.kinds));
-            for _ in 0..card.lanes() {
-                scope.spawn(|| self.run_lane(card));
-            }
+            scope.spawn(move || {
+                // Until its kernels are compiled, the workers fill.
+                card.prepare(self.job.kinds);
+                for _ in 0..card.lanes() {
+                    scope.spawn(|| self.run_lane(card));
+                }
+            });
         }
     }
 

@@ -16,9 +16,6 @@ struct SearchWeighted {
     static constexpr bool ABSOLUTE = false;
 };
 
-// Adding it leaves a float's integer part, rounded to even, in the low mantissa bits.
-constexpr float MAGIC = 12582912.0f;
-
 // `nearest` held between 0 and `top`, as a float.
 __device__ __forceinline__ float code_of(float value, float top) {
     float shifted = __uint_as_float((__float_as_uint(value + MAGIC) & 0x7fffffu) | 0x4b000000u);

@@ -45,7 +45,7 @@ __device__ __forceinline__ int nearest(float value) {
 }
 
 // Adding it leaves a float's integer part, rounded to even, in the low mantissa bits.
-#define MAGIC 12582912.0f
+constexpr float MAGIC = 12582912.0f;
 
 // `nearest` held between two small integers, plus MAGIC: its bits count integers too.
 __device__ __forceinline__ float round_shifted(float value, float low, float high) {

@@ -9,8 +9,9 @@ mod tokenizer;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::thread;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use safetensors::View;
 use serde_json::{Map, Value, json};
 
@@ -23,12 +24,17 @@ pub(crate) fn write_base(dir: &Path, shape: &Shape, files: usize) -> anyhow::Res
     let tensors = shape.base();
     let total = tensors.iter().map(|tensor| tensor.data_len()).sum();
     let shards = split(&tensors, total, files);
-    let mut weight_map = Map::new();
-    for (i, shard) in shards.iter().enumerate() {
-        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_tensors(&dir.join(&file), shard.iter().copied())?;
-        weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), Value::from(file.clone()))));
-    }
+    let file = |i| format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+    let weight_map: Map<String, Value> = (shards.iter().enumerate())
+        .flat_map(|(i, shard)| shard.iter().map(move |tensor| (tensor.name.clone(), Value::from(file(i)))))
+        .collect();
+    // Making noise takes longer than writing it.
+    thread::scope(|scope| {
+        let write = |(i, shard): (usize, &Vec<&Tensor>)| write_tensors(&dir.join(file(i)), shard.iter().copied());
+        let threads: Vec<_> = shards.iter().enumerate().map(|shard| scope.spawn(move || write(shard))).collect();
+        let failed = |_| Err(anyhow!("a thread that wrote {} panicked", dir.display()));
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(failed))
+    })?;
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
     write_json(&dir.join("model.safetensors.index.json"), &index)?;
     write_json(&dir.join("config.json"), &shape.config())
