@@ -191,7 +191,7 @@ mod tests {
     fn looking_for_cards_never_panics() {
         assert_eq!(find(Device::Cpu), Err(NoCard::NotWanted));
         for device in [Device::Auto, Device::Cuda, Device::All, Device::One(0)] {
-            assert!(find(device).is_ok_and(|numbers| !numbers.is_empty()) || find(device).is_err(), "{device}");
+            assert_ne!(find(device), Ok(Vec::new()), "{device}");
         }
         // SAFETY: as in `check_driver`.
         if !unsafe { sys::is_culib_present() } {

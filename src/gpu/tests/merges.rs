@@ -203,5 +203,5 @@ fn rows_of_another_type_are_left_to_the_processor() {
     let source = Source::Merged { merge: &merge, factors: &factors, heads: None };
     let block = |elements: Range<usize>| Block { source, wanted: 0..2 * elements.len(), elements, encoding: None };
     assert!(matches!(lane.run(&block(0..512), &mut [0; 1024]), Err(Trouble::Value)));
-    assert!(lane.run(&block(0..256), &mut [0; 512]).is_ok());
+    lane.run(&block(0..256), &mut [0; 512]).unwrap();
 }
