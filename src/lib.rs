@@ -12,6 +12,7 @@ pub mod export;
 pub mod gguf;
 pub mod inspect;
 pub mod merge;
+mod parallel;
 pub mod progress;
 pub mod size;
 mod stream;
