@@ -8,3 +8,15 @@ pub(crate) fn both<A: Send, B>(a: impl FnOnce() -> A + Send, b: impl FnOnce() ->
         (a.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), b)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::both;
+
+    #[test]
+    fn both_run_and_a_panic_comes_back() {
+        assert_eq!(both(|| 1, || 2), (1, 2));
+        let caught = std::panic::catch_unwind(|| both(|| panic!("of a"), || 2));
+        assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"of a"));
+    }
+}

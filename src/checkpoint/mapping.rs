@@ -137,3 +137,24 @@ pub fn report_lost_mappings() {
 /// Nothing to do: other systems report a shrunken file in their own way.
 #[cfg(not(unix))]
 pub fn report_lost_mappings() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn released_pages_are_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str, len: usize| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, (0..len).map(|i| (i % 251) as u8).collect::<Vec<_>>()).unwrap();
+            Mapping::open(&path).unwrap()
+        };
+        let mappings = [open("large", RELEASED + 5), open("small", 3), open("empty", 0)];
+        for jobs in [0, 1, 4] {
+            let before = mappings.each_ref().map(|m| m.bytes().to_vec());
+            release(&mappings.each_ref(), jobs);
+            assert!(mappings.each_ref().map(|m| m.bytes().to_vec()) == before, "{jobs} jobs");
+        }
+    }
+}
