@@ -4,11 +4,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
-use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::models::bpe::{BPE, BpeBuilder, BpeTrainer, Merges, Vocab};
 use tokenizers::{Model, Result, Token};
 
 use super::tables::Tables;
@@ -37,6 +38,8 @@ pub(super) struct Words<'t> {
     ranks: HashMap<[&'t str; 2], u32>,
     /// Bytes of the longest token.
     longest: usize,
+    /// The model of the whole vocabulary, once a word wants it.
+    whole: OnceLock<std::result::Result<BPE, String>>,
 }
 
 /// The settings of a model of BPE, as the `tokenizers` crate reads them.
@@ -76,7 +79,8 @@ impl<'t> Words<'t> {
         let texts: BTreeMap<u32, &str> = vocab.iter().map(|(text, id)| (*id, &**text)).collect();
         let longest = vocab.iter().map(|(text, _)| text.len()).max()?;
         let unique = ids.len() == vocab.len() && texts.len() == vocab.len();
-        (unique && all_known(merges, &ids)).then_some(Self { tables, settings, ids, texts, ranks, longest })
+        let words = Self { tables, settings, ids, texts, ranks, longest, whole: OnceLock::new() };
+        (unique && all_known(merges, &words.ids)).then_some(words)
     }
 
     /// Tokens by id.
@@ -84,36 +88,55 @@ impl<'t> Words<'t> {
         &self.texts
     }
 
-    /// The tokens that lie within `word`, and the one for what is unknown.
-    fn tokens<'w>(&'w self, word: &'w str) -> BTreeMap<&'w str, u32> {
-        let starts = word.char_indices().map(|(start, _)| &word[start..]);
+    /// The ids of `word`, as the crate's model gives them.
+    fn tokenize(&self, word: &str) -> Result<Vec<Token>> {
+        // What stands at both sides of an unknown character meets, and so more can matter than lies within the word.
+        let known = |c: char| self.ids.contains_key(&*c.encode_utf8(&mut [0; 4]));
+        if word.len() <= LONG && word.chars().all(known) {
+            return self.model(word)?.tokenize(word);
+        }
+        match self.whole.get_or_init(|| self.whole().map_err(|e| e.to_string())) {
+            Ok(model) => model.tokenize(word),
+            Err(problem) => Err(problem.clone().into()),
+        }
+    }
+
+    /// The tokens that lie within `word`.
+    fn tokens<'w>(&self, word: &'w str) -> BTreeMap<&'w str, u32> {
         let ends = |rest: &'w str| rest.char_indices().map(|(at, c)| at + c.len_utf8());
         let within = |rest: &'w str| ends(rest).take_while(|end| *end <= self.longest).map(move |end| &rest[..end]);
-        let unknown = self.settings.unk_token.as_deref();
-        let pieces = starts.flat_map(within).chain(unknown);
+        let pieces = word.char_indices().flat_map(|(start, _)| within(&word[start..]));
         pieces.filter_map(|piece| Some((piece, *self.ids.get(piece)?))).collect()
     }
 
     /// A model of what matters to `word`.
     fn model(&self, word: &str) -> Result<BPE> {
-        let owned = |parts: [&str; 2]| (parts[0].to_owned(), parts[1].to_owned());
-        let (vocab, merges) = if word.len() > LONG {
-            let Tables { vocab, merges } = self.tables;
-            let vocab = vocab.iter().map(|(text, id)| (text.to_string(), *id)).collect();
-            (vocab, merges.iter().map(|[left, right]| owned([left, right])).collect())
-        } else {
-            let tokens = self.tokens(word);
-            let rank = |parts: [&str; 2]| Some((*self.ranks.get(&parts)?, owned(parts)));
-            let mut merges: Vec<_> = tokens.keys().flat_map(|token| halves(token)).filter_map(rank).collect();
-            merges.sort_unstable();
-            let vocab = tokens.into_iter().map(|(text, id)| (text.to_owned(), id)).collect();
-            (vocab, merges.into_iter().map(|(_, parts)| parts).collect())
-        };
-        let Settings { unk_token, fuse_unk, ignore_merges, .. } = &self.settings;
-        let builder = BPE::builder().vocab_and_merges::<tokenizers::models::bpe::Vocab>(vocab, merges);
-        let builder = builder.fuse_unk(fuse_unk.unwrap_or(false)).ignore_merges(ignore_merges.unwrap_or(false));
-        unk_token.iter().cloned().fold(builder, |builder, token| builder.unk_token(token)).build()
+        let tokens = self.tokens(word);
+        let rank = |pair: [&str; 2]| Some((*self.ranks.get(&pair)?, owned(pair)));
+        let mut merges: Vec<_> = tokens.keys().flat_map(|token| halves(token)).filter_map(rank).collect();
+        merges.sort_unstable();
+        let vocab = tokens.into_iter().map(|(text, id)| (text.to_owned(), id)).collect();
+        self.build(vocab, merges.into_iter().map(|(_, pair)| pair).collect())
     }
+
+    /// The model of all tokens and merges.
+    fn whole(&self) -> Result<BPE> {
+        let Tables { vocab, merges } = self.tables;
+        let vocab = vocab.iter().map(|(text, id)| (text.to_string(), *id)).collect();
+        self.build(vocab, merges.iter().map(|[left, right]| owned([left, right])).collect())
+    }
+
+    fn build(&self, vocab: Vocab, merges: Merges) -> Result<BPE> {
+        let Settings { unk_token, fuse_unk, ignore_merges, .. } = &self.settings;
+        let builder = BPE::builder().vocab_and_merges(vocab, merges);
+        let builder = builder.fuse_unk(fuse_unk.unwrap_or(false)).ignore_merges(ignore_merges.unwrap_or(false));
+        unk_token.iter().cloned().fold(builder, BpeBuilder::unk_token).build()
+    }
+}
+
+fn owned(pair: [&str; 2]) -> (String, String) {
+    let [left, right] = pair.map(str::to_owned);
+    (left, right)
 }
 
 /// All ways to cut a token in two.
@@ -150,7 +173,7 @@ impl Model for AnyModel<'_> {
     fn tokenize(&self, word: &str) -> Result<Vec<Token>> {
         match self {
             Self::Whole(model) => model.tokenize(word),
-            Self::Words(words) => words.model(word)?.tokenize(word),
+            Self::Words(words) => words.tokenize(word),
         }
     }
 
