@@ -13,6 +13,7 @@ pub mod gguf;
 pub mod gpu;
 pub mod inspect;
 pub mod merge;
+mod parallel;
 pub mod progress;
 pub mod size;
 mod stream;

@@ -77,6 +77,11 @@ impl SafetensorsFile {
     }
 }
 
+/// Unmaps the pages of files that won't be read again, with at most `jobs` threads.
+pub(crate) fn release<'f>(files: impl Iterator<Item = &'f Arc<SafetensorsFile>>, jobs: usize) {
+    mapping::release(&files.map(|file| &file.mapping).collect::<Vec<_>>(), jobs);
+}
+
 /// A cheap handle for one tensor of a mapped file.
 #[derive(Debug, Clone)]
 pub struct Tensor {

@@ -34,7 +34,7 @@ pub fn read_small(path: &Path) -> Result<Vec<u8>> {
         let problem = format!("has {len} bytes; a file of its kind has no more than {MAX_TEXT}");
         return Err(Error::malformed(path, problem, "restore the file from its source"));
     }
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(len as usize + 1);
     file.take(MAX_TEXT).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     Ok(bytes)
 }

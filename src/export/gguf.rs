@@ -12,9 +12,10 @@ use crate::error::{Error, Result, escaped};
 use crate::gguf::arch::{self, Lineage};
 use crate::gguf::imatrix::Imatrix;
 use crate::gguf::mixture::{Candidate, Choice, Choices, Facts, check_codecs, choose, finish_metadata, order};
-use crate::gguf::vocab::{self, VocabOptions};
+use crate::gguf::vocab::{self, Vocab, VocabOptions};
 use crate::gguf::{GgufModel, HfTensor, Metadata, ModelFiles, Rows, TensorForm, TensorType, lay_out, split, trimmed};
 use crate::merge::Float;
+use crate::parallel::both;
 use crate::size::ByteSize;
 
 /// What the user chose for the GGUF files of a run.
@@ -68,32 +69,35 @@ struct Unplaced {
 }
 
 /// Plans the outputs of `options` for the model that `files` and `merged` are, whose tensors are in the order in which
-/// the converter would meet them. `stem` names a file by its mixture. Returns warnings too.
+/// the converter would meet them. `lineage` takes its time; `stem` names a file by its mixture. Returns warnings too.
 pub(super) fn of_model(
     files: &ModelFiles,
     merged: &[&OutputTensor],
-    lineage: &[Lineage],
+    lineage: impl FnOnce() -> Vec<Lineage> + Send,
     options: &GgufOptions,
     stem: &dyn Fn(&Choices) -> String,
 ) -> Result<(Vec<GgufOutput>, Vec<String>)> {
     let tensors = hf_tensors(merged);
     let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), *t)).collect();
-    let mut warnings = Vec::new();
+    let vocabulary = || {
+        let (recipe, vocab_size) = arch::vocabulary(&files.config)?;
+        vocab::convert(files, &VocabOptions { pre: options.pre.as_deref(), recipe, vocab_size })
+    };
+    let (lineage, vocabulary) = both(lineage, vocabulary);
+    let convert = |choices: &Choices| {
+        let (file_type, name) = (choices.mixture.file_type_id(), options.name.clone());
+        arch::convert(files, &tensors, &arch::Options { file_type, name, lineage: lineage.clone() })
+    };
+    let conversions = options.choices.iter().map(convert).collect::<Result<Vec<_>>>()?;
+    let Vocab { keys, mut warnings, .. } = vocabulary?;
+    // The last output takes the keys: they are hundreds of thousands of texts.
+    let mut keys = std::iter::repeat_n(keys, options.choices.len());
     let mut outputs = Vec::new();
-    for choices in &options.choices {
-        let wanted = arch::Options {
-            file_type: choices.mixture.file_type_id(),
-            name: options.name.clone(),
-            lineage: lineage.to_vec(),
-        };
-        let conversion = arch::convert(files, &tensors, &wanted)?;
-        let recipe =
-            VocabOptions { pre: options.pre.as_deref(), recipe: conversion.recipe, vocab_size: conversion.vocab_size };
-        let vocabulary = vocab::convert(files, &recipe)?;
-        let sections = [&conversion.before_vocab, &vocabulary.keys, &conversion.after_vocab];
-        let all = sections.iter().flat_map(|keys| keys.iter());
-        let metadata: Metadata = all.map(|(key, value)| (key.to_owned(), value.clone())).collect();
-        warnings.extend(conversion.warnings.into_iter().chain(vocabulary.warnings));
+    for (choices, conversion) in options.choices.iter().zip(conversions) {
+        let keys = keys.next().unwrap_or_default();
+        let sections = [conversion.before_vocab, keys, conversion.after_vocab];
+        let metadata: Metadata = sections.into_iter().flatten().collect();
+        warnings.extend(conversion.warnings);
         let unplaced = conversion.tensors.into_iter().map(|tensor| {
             let (source, values) = values_of(tensor.rows, &by_name)?;
             Ok(Unplaced { name: tensor.name, shape: tensor.shape, source, always_f32: tensor.always_f32, values })
@@ -101,7 +105,7 @@ pub(super) fn of_model(
         let unplaced = unplaced.collect::<Result<Vec<_>>>()?;
         // llama-quantize sorts; the converter, which makes the other types, does not.
         let quantized = choices.mixture.base_type().is_quantized();
-        outputs.push(place(unplaced, &metadata, quantized, choices, options, &stem(choices))?);
+        outputs.push(place(unplaced, metadata, quantized, choices, options, &stem(choices))?);
     }
     warnings.sort();
     warnings.dedup();
@@ -136,7 +140,7 @@ pub(super) fn of_gguf(
             let (name, shape) = (info.name.clone(), info.shape.clone());
             Unplaced { name, shape, source: info.kind, always_f32: false, values: Values::Stored(tensor.clone()) }
         });
-        place(unplaced.collect(), &model.metadata, true, choices, options, &stem(choices))
+        place(unplaced.collect(), model.metadata.clone(), true, choices, options, &stem(choices))
     };
     options.choices.iter().map(output).collect()
 }
@@ -144,17 +148,16 @@ pub(super) fn of_gguf(
 /// Chooses types and gives every tensor its place.
 fn place(
     mut tensors: Vec<Unplaced>,
-    metadata: &Metadata,
+    mut metadata: Metadata,
     as_quantize: bool,
     choices: &Choices,
     options: &GgufOptions,
     stem: &str,
 ) -> Result<GgufOutput> {
     let imatrix = options.imatrix.as_deref().filter(|_| choices.mixture.base_type().is_quantized());
-    let mut metadata = metadata.clone();
     if as_quantize {
         let info = imatrix.map(|(file, imatrix)| imatrix.info(file));
-        metadata = finish_metadata(&metadata, choices.mixture.file_type_id(), info.as_ref());
+        metadata = finish_metadata(metadata, choices.mixture.file_type_id(), info.as_ref());
     }
     let kinds = choose_all(&tensors, &metadata, choices, imatrix.is_some())?;
     if as_quantize {

@@ -38,10 +38,11 @@ pub(crate) use shard::{index, split};
 use serde_json::{Value, json};
 
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
-use crate::checkpoint::read_small;
+use crate::checkpoint::{read_small, release};
 use crate::digest::{Hasher, Hex, sha256};
 use crate::error::{Error, Result};
 use crate::gguf::Quality;
+use crate::parallel::both;
 use crate::stream::{Input, Produced, Production, Staging, Work, produce};
 pub use crate::stream::{CardUse, Run, Timings};
 use block::ShardWork;
@@ -97,7 +98,9 @@ pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     let staging = if plan.options.as_file { Staging::open_file(&plan.out) } else { Staging::open(&plan.out) }?;
     let names = inputs_in_order(plan);
     let production = production(plan, &names, how)?;
-    let produced = produce(&production, &staging, how, |produced| publish(plan, &staging, &names, produced))?;
+    let inputs = || plan.base.files.iter().chain(plan.adapters.iter().map(|adapter| &adapter.file));
+    let publish = |produced| both(|| release(inputs(), how.jobs), || publish(plan, &staging, &names, produced)).1;
+    let produced = produce(&production, &staging, how, publish)?;
     let first = plan.weight_files().next().filter(|_| plan.options.as_file);
     let out = first.map_or_else(|| plan.out.clone(), |(name, _)| plan.out.with_file_name(name));
     Ok(Report::new(&out, produced, started))

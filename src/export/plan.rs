@@ -20,6 +20,7 @@ use crate::gguf::ModelFiles;
 use crate::gguf::arch::Lineage;
 use crate::gguf::mixture::Choices;
 use crate::merge::{Float, Overflow};
+use crate::parallel::both;
 use crate::size::ByteSize;
 use crate::stream::check_destination;
 
@@ -116,31 +117,29 @@ impl ExportPlan {
         }
         let adapter_dirs: Vec<&Path> = adapters.iter().map(|a| a.dir.as_path()).collect();
         let companions = companions(&base.dir, &adapter_dirs)?;
-        warnings.extend(lint_companions(&companions));
         let shards = match options.max_shard {
             Some(max) => shard::split(merged.clone(), max.0),
             None => Vec::new(),
         };
-        let gguf = match &options.gguf {
-            None => Vec::new(),
-            Some(gguf) => {
-                let model = ModelFiles {
-                    directory: model_name(out, &base, options.as_file),
-                    config: config.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
-                    paths: small_files(&base, &adapters, &companions)?,
-                };
-                let ordered = in_converters_order(&merged, &shards, adapters.is_empty());
-                let stem = if options.as_file { Some(file_stem(out)?) } else { None };
-                let stem = |choices: &Choices| stem.clone().unwrap_or_else(|| format!("model-{}", choices.mixture));
-                let lineage = lineage(&base_provenance, &adapters);
-                let (outputs, notes) = of_model(&model, &ordered, &lineage, gguf, &stem)?;
-                warnings.extend(notes);
-                if options.as_file {
-                    outputs.iter().try_for_each(|output| check_files(out, output, &inputs, options.overwrite))?;
-                }
-                outputs
+        let gguf = || {
+            let Some(gguf) = &options.gguf else { return Ok((Vec::new(), Vec::new())) };
+            let model = ModelFiles {
+                directory: model_name(out, &base, options.as_file),
+                config: config.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
+                paths: small_files(&base, &adapters, &companions)?,
+            };
+            let ordered = in_converters_order(&merged, &shards, adapters.is_empty());
+            let stem = if options.as_file { Some(file_stem(out)?) } else { None };
+            let stem = |choices: &Choices| stem.clone().unwrap_or_else(|| format!("model-{}", choices.mixture));
+            let planned = of_model(&model, &ordered, || lineage(&base_provenance, &adapters), gguf, &stem)?;
+            if options.as_file {
+                planned.0.iter().try_for_each(|output| check_files(out, output, &inputs, options.overwrite))?;
             }
+            Ok(planned)
         };
+        let (lint, gguf) = both(|| lint_companions(&companions), gguf);
+        let (gguf, notes) = gguf?;
+        warnings.extend(lint.into_iter().chain(notes));
         let index = shard::index(&shards).map(|(name, text)| (name.to_owned(), text));
         let texts = config.map(|text| ("config.json".to_owned(), text)).into_iter().chain(index);
         let (texts, companions) = match options.max_shard {
@@ -253,7 +252,7 @@ fn in_converters_order<'m>(merged: &'m [OutputTensor], shards: &[Shard], as_base
     ordered
 }
 
-/// What a GGUF file says of its model's descent.
+/// What a GGUF file says of its model's descent. Reads the adapters' files.
 fn lineage(base: &Provenance, adapters: &[Adapter]) -> Vec<Lineage> {
     let of = |adapter: &Adapter| Lineage {
         base: base.repo.clone().or_else(|| adapter.config.base_model.clone()),

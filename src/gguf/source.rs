@@ -35,9 +35,12 @@ impl ModelFiles {
     /// File `name` as JSON; `None` if there is none.
     pub fn json(&self, name: &str) -> Result<Option<Value>> {
         let Some(text) = self.text(name)? else { return Ok(None) };
-        serde_json::from_str(&text).map(Some).map_err(|e| {
-            Error::malformed(&self.paths[name], format!("is no JSON: {e}"), "restore the file from its source")
-        })
+        serde_json::from_str(&text).map(Some).map_err(|e| self.no_json(name, &e))
+    }
+
+    /// Says that file `name`, which is there, holds no JSON.
+    pub(super) fn no_json(&self, name: &str, problem: &serde_json::Error) -> Error {
+        Error::malformed(&self.paths[name], format!("is no JSON: {problem}"), "restore the file from its source")
     }
 }
 

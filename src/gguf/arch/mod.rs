@@ -52,10 +52,6 @@ pub struct Options {
 pub struct Conversion {
     /// Keys before the vocabulary's.
     pub before_vocab: Metadata,
-    /// How the vocabulary's keys are made.
-    pub recipe: &'static Recipe,
-    /// How many tokens they have.
-    pub vocab_size: usize,
     /// Keys to set behind the vocabulary's: one that is there already gets the new value in its place.
     pub after_vocab: Metadata,
     /// Tensors in the converter's order.
@@ -82,10 +78,15 @@ pub fn convert(files: &ModelFiles, tensors: &[HfTensor], options: &Options) -> R
     let described = describe(files, parameters(&placed), options.name.as_deref(), &options.lineage, &mut warnings)?;
     described.iter().for_each(|(key, value)| before_vocab.set(key, value.clone()));
     keys::write(family, &settings, options.file_type, &mut before_vocab, &mut warnings)?;
-    let vocab_size = settings.require("vocab_size")? as usize;
     let mut after_vocab = Metadata::default();
     lineage_keys(&options.lineage).iter().for_each(|(key, value)| after_vocab.set(key, value.clone()));
-    Ok(Conversion { before_vocab, recipe: family.vocabulary, vocab_size, after_vocab, tensors: placed, warnings })
+    Ok(Conversion { before_vocab, after_vocab, tensors: placed, warnings })
+}
+
+/// How the vocabulary's keys of the model with this config.json are made, and how many tokens they have.
+pub fn vocabulary(config: &Json) -> Result<(&'static Recipe, usize)> {
+    let vocab_size = Settings::complete(config)?.require("vocab_size")?;
+    Ok((family(config)?.vocabulary, vocab_size as usize))
 }
 
 /// The number of values of all tensors.

@@ -122,7 +122,7 @@ fn files_have_the_keys_and_the_order_of_llama_quantize() {
     ] {
         let (source, expected) = (open(&format!("{source}.gguf")), open(&format!("{name}.gguf")));
         let info = imatrix.map(|(file, typed)| Imatrix::read(&fixtures("files").join(file)).unwrap().info(typed));
-        let finished = finish_metadata(source.metadata(), mixture.file_type_id(), info.as_ref());
+        let finished = finish_metadata(source.metadata().clone(), mixture.file_type_id(), info.as_ref());
         assert_eq!(&finished, expected.metadata(), "{name}");
 
         let names: Vec<_> = source.tensors().iter().map(|tensor| tensor.name.as_str()).collect();

@@ -11,8 +11,8 @@ const TEXT_MAX: usize = 127;
 
 /// The metadata of a quantized file: those of its source with `file_type` (a `general.file_type`) and what the
 /// importance matrix was. Keys that are set move to the end, as gguf.cpp's writer does it.
-pub fn finish_metadata(metadata: &Metadata, file_type: u32, imatrix: Option<&ImatrixInfo>) -> Metadata {
-    let mut finished: Metadata = metadata.iter().map(|(key, value)| (key.to_owned(), as_c(value))).collect();
+pub fn finish_metadata(metadata: Metadata, file_type: u32, imatrix: Option<&ImatrixInfo>) -> Metadata {
+    let mut finished: Metadata = metadata.into_iter().map(|(key, value)| (key, as_c(value))).collect();
     let mut append = |key: &str, value| {
         finished.remove(key);
         finished.set(key, value);
@@ -37,15 +37,14 @@ pub fn finish_metadata(metadata: &Metadata, file_type: u32, imatrix: Option<&Ima
 }
 
 /// A value as it passes through C: texts end at a zero.
-fn as_c(value: &Value) -> Value {
-    let cut = |text: &String| text.split('\0').next().unwrap_or_default().to_owned();
-    match value {
-        Value::String(text) => Value::String(cut(text)),
-        Value::Array(Array::String(texts)) if texts.iter().any(|text| text.contains('\0')) => {
-            Value::Array(Array::String(texts.iter().map(cut).collect()))
-        }
-        _ => value.clone(),
+fn as_c(mut value: Value) -> Value {
+    let cut = |text: &mut String| text.truncate(text.find('\0').unwrap_or(text.len()));
+    match &mut value {
+        Value::String(text) => cut(text),
+        Value::Array(Array::String(texts)) => texts.iter_mut().for_each(cut),
+        _ => {}
     }
+    value
 }
 
 /// `text` cut to what fits; a character that would be cut in two goes whole.
@@ -70,7 +69,7 @@ mod tests {
         .into_iter()
         .collect();
         let info = ImatrixInfo { file: "层".repeat(50), dataset: Some("calib.txt".to_owned()), entries: 3, chunks: 0 };
-        let finished = finish_metadata(&source, 15, Some(&info));
+        let finished = finish_metadata(source, 15, Some(&info));
         let keys: Vec<_> = finished.iter().map(|(key, _)| key).collect();
         assert_eq!(
             keys,

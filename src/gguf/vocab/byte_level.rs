@@ -5,19 +5,25 @@ use super::special::{ROLES, SpecialTokens};
 use super::tokenizer::HfTokenizer;
 use super::{MAX_TOKENS, Token, TokenType, Vocab, VocabOptions, added, pre, write_tokens};
 use crate::error::{Error, Result, escaped};
+use crate::parallel::both;
 
 /// Converts `tokenizer.json`; false if there is none.
-pub(super) fn convert(sources: &Sources, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
-    let Some(tokenizer) = HfTokenizer::open(sources)? else { return Ok(false) };
+pub(super) fn convert(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
+    if sources.tokenizer.is_none() {
+        return Ok(false);
+    }
+    let special = || SpecialTokens::read(sources, &ROLES, None, true);
+    let (special, tokenizer) = both(special, || HfTokenizer::open(sources));
+    let Some(tokenizer) = tokenizer? else { return Ok(false) };
     let name = pre_tokenizer(&tokenizer, options.pre, vocab)?;
     let tokens = tokens(&tokenizer, options.vocab_size)?;
     write_tokens(vocab, "gpt2", &name, tokens);
-    SpecialTokens::read(sources, &ROLES, None, true)?.write(vocab);
+    special?.write(vocab);
     Ok(true)
 }
 
 /// The name of the pre-tokenizer: given, or found by the digest of what the tokenizer makes of the check text.
-fn pre_tokenizer(tokenizer: &HfTokenizer, given: Option<&str>, vocab: &mut Vocab) -> Result<String> {
+fn pre_tokenizer(tokenizer: &HfTokenizer<'_>, given: Option<&str>, vocab: &mut Vocab) -> Result<String> {
     if let Some(name) = given {
         if !pre::is_known(name) && name != "default" {
             vocab.warnings.push(format!("no tokenizer is known whose pre-tokenizer is {}", escaped(name)));
@@ -35,7 +41,7 @@ fn pre_tokenizer(tokenizer: &HfTokenizer, given: Option<&str>, vocab: &mut Vocab
 }
 
 /// The tokens by id, up to `vocab_size`; places without one are padded.
-fn tokens(tokenizer: &HfTokenizer, vocab_size: usize) -> Result<Vec<Token>> {
+fn tokens(tokenizer: &HfTokenizer<'_>, vocab_size: usize) -> Result<Vec<Token>> {
     let texts = tokenizer.vocab();
     let highest = texts.keys().next_back().map_or(0, |id| *id as usize + 1);
     let size = if vocab_size == 0 { texts.len() } else { vocab_size };
@@ -49,20 +55,21 @@ fn tokens(tokenizer: &HfTokenizer, vocab_size: usize) -> Result<Vec<Token>> {
             "take tokenizer and config.json from the same model, or resize the model's embeddings to the tokenizer",
         ));
     }
+    let mut texts = texts.iter().peekable();
     let mut tokens = Vec::with_capacity(size);
     for id in 0..size {
         // Ids are below MAX_TOKENS.
-        let token = match texts.get(&(id as u32)) {
+        let token = match texts.next_if(|(next, _)| **next == id as u32) {
             None => Token::padding(id, 0.0),
-            Some(text) => token(tokenizer, text)?,
+            Some((id, text)) => token(tokenizer, *id, text)?,
         };
         tokens.push(token);
     }
     Ok(tokens)
 }
 
-fn token(tokenizer: &HfTokenizer, text: &str) -> Result<Token> {
-    let Some(token) = tokenizer.added(text) else {
+fn token(tokenizer: &HfTokenizer<'_>, id: u32, text: &str) -> Result<Token> {
+    let Some(token) = tokenizer.added(id) else {
         return Ok(Token { text: text.to_owned(), kind: TokenType::Normal, score: 0.0 });
     };
     // llama.cpp looks for added tokens in text as it stands, so they are written as they come back from the tokenizer.

@@ -54,7 +54,7 @@ impl Recipe {
 }
 
 /// Writes what comes before the vocabulary.
-pub(super) fn before(sources: &Sources, options: &VocabOptions, vocab: &mut Vocab) -> Result<()> {
+pub(super) fn before(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut Vocab) -> Result<()> {
     if !options.recipe.llama_keys {
         return Ok(());
     }
@@ -72,7 +72,7 @@ pub(super) fn before(sources: &Sources, options: &VocabOptions, vocab: &mut Voca
 }
 
 /// Writes what comes after it.
-pub(super) fn after(sources: &Sources, options: &VocabOptions, vocab: &mut Vocab) -> Result<()> {
+pub(super) fn after(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut Vocab) -> Result<()> {
     if !options.recipe.llama_keys {
         return Ok(());
     }

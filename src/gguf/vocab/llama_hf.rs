@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 const SCORE: f32 = -1_000.0;
 
 /// Converts `tokenizer.json`; false if there is none, or one of another kind.
-pub(super) fn convert(sources: &Sources, vocab: &mut Vocab) -> Result<bool> {
-    if !sources.tokenizer.as_ref().is_some_and(is_this_kind) {
+pub(super) fn convert(sources: &Sources<'_>, vocab: &mut Vocab) -> Result<bool> {
+    if !sources.tokenizer.as_ref().is_some_and(|tokenizer| is_this_kind(&tokenizer.rest)) {
         return Ok(false);
     }
     let Some(tokenizer) = HfTokenizer::open(sources)? else { return Ok(false) };
@@ -37,7 +37,7 @@ fn is_this_kind(tokenizer: &Value) -> bool {
 }
 
 /// The base vocabulary, and the added tokens beyond it.
-fn tokens(tokenizer: &HfTokenizer) -> Result<Vec<Token>> {
+fn tokens(tokenizer: &HfTokenizer<'_>) -> Result<Vec<Token>> {
     let specials: HashSet<u32> = tokenizer.special().iter().filter_map(|text| tokenizer.id(text)).collect();
     let base = tokenizer.base_len();
     let mut tokens = Vec::new();
@@ -52,11 +52,11 @@ fn tokens(tokenizer: &HfTokenizer) -> Result<Vec<Token>> {
             () if specials.contains(&(id as u32)) => TokenType::Control,
             () => TokenType::Normal,
         };
-        tokens.push(Token { text: text.clone(), kind, score: SCORE });
+        tokens.push(Token { text: text.to_string(), kind, score: SCORE });
     }
     for (id, text) in tokenizer.vocab().range(base as u32..) {
         let kind = if specials.contains(id) { TokenType::Control } else { TokenType::UserDefined };
-        tokens.push(Token { text: text.clone(), kind, score: SCORE });
+        tokens.push(Token { text: text.to_string(), kind, score: SCORE });
     }
     Ok(tokens)
 }

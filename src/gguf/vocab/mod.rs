@@ -10,8 +10,10 @@ mod sentencepiece;
 mod sources;
 mod special;
 mod spm;
+mod tables;
 mod template;
 mod tokenizer;
+mod words;
 
 pub use family::{Kind, LLAMA, QWEN, Recipe};
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
@@ -81,7 +83,8 @@ pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
             format!("config.json has a vocab_size of {}; no more than {MAX_TOKENS} is known", options.vocab_size);
         return Err(Error::refused(problem, "restore config.json from its source"));
     }
-    let sources = Sources::read(files)?;
+    let text = files.text("tokenizer.json")?;
+    let sources = Sources::read(files, text.as_deref())?;
     let mut vocab = Vocab::default();
     family::before(&sources, options, &mut vocab)?;
     for kind in options.recipe.order {

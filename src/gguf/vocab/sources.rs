@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::tables::TokenizerJson;
 use crate::error::Result;
 use crate::gguf::source::ModelFiles;
 
@@ -10,21 +11,21 @@ pub(super) struct Sources<'a> {
     /// All files.
     pub(super) files: &'a ModelFiles,
     /// `tokenizer.json`; `None` if there is none.
-    pub(super) tokenizer: Option<Value>,
+    pub(super) tokenizer: Option<TokenizerJson<'a>>,
     /// `tokenizer_config.json`; empty if there is none.
     pub(super) config: Map<String, Value>,
 }
 
 impl<'a> Sources<'a> {
-    /// Reads both.
-    pub(super) fn read(files: &'a ModelFiles) -> Result<Self> {
-        let tokenizer = files.json("tokenizer.json")?;
+    /// Reads both; `text` is that of `tokenizer.json`.
+    pub(super) fn read(files: &'a ModelFiles, text: Option<&'a str>) -> Result<Self> {
+        let tokenizer = text.map(TokenizerJson::parse).transpose().map_err(|e| files.no_json("tokenizer.json", &e))?;
         Ok(Self { files, tokenizer, config: members(files, "tokenizer_config.json")? })
     }
 
     /// The added tokens that `tokenizer.json` lists.
     pub(super) fn added_tokens(&self) -> &[Value] {
-        let tokens = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("added_tokens")?.as_array());
+        let tokens = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.rest.get("added_tokens")?.as_array());
         tokens.map_or(&[], Vec::as_slice)
     }
 }

@@ -1,10 +1,13 @@
 //! Special tokens, merges and templates: the keys after the vocabulary, in the order of `SpecialVocab` in
 //! `gguf-py/gguf/vocab.py`. What a post-processor says is in `roles`, chat templates are in `template`.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value as Json};
 
 use super::roles::Roles;
 use super::sources::{Sources, token_text};
+use super::tables::TokenizerJson;
 use super::{Vocab, template};
 use crate::error::{Error, Result};
 use crate::gguf::source::ModelFiles;
@@ -46,7 +49,7 @@ pub(super) struct SpecialTokens {
 impl SpecialTokens {
     /// Reads them. Ids must be below `limit`, where there is one.
     pub(super) fn read(
-        sources: &Sources,
+        sources: &Sources<'_>,
         names: &[&'static str],
         limit: Option<usize>,
         with_merges: bool,
@@ -55,11 +58,11 @@ impl SpecialTokens {
         let files = sources.files;
         let mut roles = Roles::new(sources.config.clone(), names);
         if let Some(tokenizer) = &sources.tokenizer {
-            roles.complete(tokenizer);
+            roles.complete(&tokenizer.rest);
             if with_merges {
                 special.merges = merges(tokenizer).ok_or_else(|| unknown_merges(files))?;
             }
-            special.normalizer(tokenizer.get("normalizer").unwrap_or(&Json::Null));
+            special.normalizer(tokenizer.rest.get("normalizer").unwrap_or(&Json::Null));
         }
         if with_merges && special.merges.is_empty() {
             special.merges = files.text("merges.txt")?.map(|text| merges_of_text(&text)).unwrap_or_default();
@@ -181,7 +184,18 @@ impl SpecialTokens {
 
 /// The merges of `tokenizer.json` as lines of two parts; `None` for a form that is not known. Parts in a list may hold
 /// spaces, which become byte-level BPE's mark for a space.
-fn merges(tokenizer: &Json) -> Option<Vec<String>> {
+fn merges(tokenizer: &TokenizerJson<'_>) -> Option<Vec<String>> {
+    let Some(tables) = &tokenizer.tables else { return merges_of_json(&tokenizer.rest) };
+    let marked = |part: &'_ Cow<'_, str>| part.replace(' ', "\u{120}");
+    let line = |pair: &[Cow<'_, str>; 2]| match pair.iter().any(|part| part.contains(' ')) {
+        true => pair.each_ref().map(marked).join(" "),
+        false => pair.join(" "),
+    };
+    Some(tables.merges.iter().map(line).collect())
+}
+
+/// The same, where they are no table.
+fn merges_of_json(tokenizer: &Json) -> Option<Vec<String>> {
     let Some(merges) = tokenizer.get("model").and_then(|model| model.get("merges")?.as_array()) else {
         return Some(Vec::new());
     };
@@ -220,7 +234,12 @@ mod tests {
 
     #[test]
     fn merges_are_lines_or_pairs() {
-        let of = |value: Json| merges(&json!({"model": {"merges": value}}));
+        let of = |value: Json| {
+            let table = json!({"model": {"vocab": {}, "merges": &value}}).to_string();
+            let of_table = merges(&TokenizerJson::parse(&table).unwrap());
+            assert_eq!(merges_of_json(&json!({"model": {"merges": value}})), of_table);
+            of_table
+        };
         assert_eq!(of(json!(["a b"])).unwrap(), ["a b"]);
         assert_eq!(of(json!([["a ", "b"], ["c", "d"]])).unwrap(), ["a\u{120} b", "c d"]);
         for bad in [json!([1]), json!([["a"]]), json!(["a b", ["c", "d"]]), json!([["a", 1]])] {

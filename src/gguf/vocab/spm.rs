@@ -17,7 +17,7 @@ const PADDING: f32 = -10_000.0;
 const ADDED: f32 = -1_000.0;
 
 /// Converts `tokenizer.model`; false if there is none.
-pub(super) fn convert(sources: &Sources, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
+pub(super) fn convert(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
     let files = sources.files;
     let Some(path) = files.paths.get("tokenizer.model") else { return Ok(false) };
     let Some(bytes) = files.bytes("tokenizer.model")? else { return Ok(false) };
@@ -70,7 +70,7 @@ fn add_listed(files: &ModelFiles, tokens: &mut [Token], vocab: &mut Vocab) -> Re
 }
 
 /// Tokens of `tokenizer_config.json`: id to text and properties.
-fn add_described(sources: &Sources, tokens: &mut [Token], vocab: &mut Vocab) -> Result<()> {
+fn add_described(sources: &Sources<'_>, tokens: &mut [Token], vocab: &mut Vocab) -> Result<()> {
     let listed = sources.config.get("added_tokens_decoder").and_then(Value::as_object);
     for (id, token) in listed.into_iter().flatten() {
         let text = token.get("content").and_then(Value::as_str);

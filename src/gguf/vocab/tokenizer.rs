@@ -1,34 +1,43 @@
 //! `tokenizer.json` as transformers opens it: with the tokens that `tokenizer_config.json` and its older companions add.
 //! Encoding and decoding are the `tokenizers` crate's.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper, PreTokenizerWrapper,
+    TokenizerBuilder, TokenizerImpl, TruncationParams,
+};
 
 use super::sources::{Sources, members, token_text};
+use super::tables::TokenizerJson;
+use super::words::{AnyModel, Words};
 use crate::error::{Error, Result, escaped, shown};
 
 /// The named tokens of transformers, in its order.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+type Tokenizer<'t> =
+    TokenizerImpl<AnyModel<'t>, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
 /// An open tokenizer.
-pub(super) struct HfTokenizer {
+pub(super) struct HfTokenizer<'t> {
     path: PathBuf,
-    tokenizer: Tokenizer,
-    vocab: BTreeMap<u32, String>,
-    added: BTreeMap<String, AddedToken>,
+    tokenizer: Tokenizer<'t>,
+    vocab: BTreeMap<u32, Cow<'t, str>>,
+    added: BTreeMap<u32, AddedToken>,
     special: Vec<String>,
 }
 
-impl HfTokenizer {
+impl<'t> HfTokenizer<'t> {
     /// Opens the tokenizer of a model; `None` if there is no `tokenizer.json`.
-    pub(super) fn open(sources: &Sources) -> Result<Option<Self>> {
-        let files = sources.files;
-        let Some(path) = files.paths.get("tokenizer.json") else { return Ok(None) };
-        let Some(bytes) = files.bytes("tokenizer.json")? else { return Ok(None) };
+    pub(super) fn open(sources: &'t Sources<'_>) -> Result<Option<Self>> {
+        let Some(path) = sources.files.paths.get("tokenizer.json") else { return Ok(None) };
+        let Some(json) = &sources.tokenizer else { return Ok(None) };
         let extra = ExtraTokens::read(sources)?;
         let refuse = |problem: String| {
             Error::malformed(
@@ -38,7 +47,7 @@ impl HfTokenizer {
             )
         };
         let opened = guarded(|| {
-            let mut tokenizer = Tokenizer::from_bytes(&bytes)?;
+            let mut tokenizer = by_words(json).map_or_else(|| serde_json::from_str(json.text), Ok)?;
             tokenizer.with_truncation(None)?;
             tokenizer.with_padding(None);
             let missing = extra.missing(&tokenizer);
@@ -47,12 +56,14 @@ impl HfTokenizer {
             Ok(tokenizer)
         });
         let tokenizer = opened.map_err(refuse)?;
-        let mut vocab: BTreeMap<u32, String> =
-            tokenizer.get_vocab(false).into_iter().map(|(text, id)| (id, text)).collect();
+        let mut vocab: BTreeMap<u32, Cow<'_, str>> = match tokenizer.get_model() {
+            AnyModel::Words(words) => words.texts().iter().map(|(id, text)| (*id, Cow::Borrowed(*text))).collect(),
+            AnyModel::Whole(_) => tokenizer.get_vocab(false).into_iter().map(|(text, id)| (id, text.into())).collect(),
+        };
         let mut added = BTreeMap::new();
         for (id, token) in tokenizer.get_added_tokens_decoder() {
-            vocab.insert(id, token.content.clone());
-            added.insert(token.content.clone(), token);
+            vocab.insert(id, token.content.clone().into());
+            added.insert(id, token);
         }
         Ok(Some(Self {
             path: path.clone(),
@@ -69,7 +80,7 @@ impl HfTokenizer {
     }
 
     /// Texts by id, added tokens among them.
-    pub(super) fn vocab(&self) -> &BTreeMap<u32, String> {
+    pub(super) fn vocab(&self) -> &BTreeMap<u32, Cow<'t, str>> {
         &self.vocab
     }
 
@@ -78,9 +89,9 @@ impl HfTokenizer {
         self.tokenizer.get_vocab_size(false)
     }
 
-    /// The added token with this text.
-    pub(super) fn added(&self, text: &str) -> Option<&AddedToken> {
-        self.added.get(text)
+    /// The added token with this id.
+    pub(super) fn added(&self, id: u32) -> Option<&AddedToken> {
+        self.added.get(&id)
     }
 
     /// The texts of the special tokens that the configuration names.
@@ -109,6 +120,32 @@ impl HfTokenizer {
     }
 }
 
+/// The tokenizer of a file with tables, as the crate would read it, but for a model that works word by word; `None` where
+/// something is odd, which is the crate's to judge.
+fn by_words<'t>(json: &'t TokenizerJson<'_>) -> Option<Tokenizer<'t>> {
+    fn part<T: DeserializeOwned>(json: &Value, name: &str) -> Option<Option<T>> {
+        json.get(name).map_or(Some(None), |part| serde_json::from_value(part.clone()).ok())
+    }
+    let rest = &json.rest;
+    let words = Words::new(json.tables.as_ref()?, rest.get("model")?)?;
+    let (_, _): (Option<TruncationParams>, Option<PaddingParams>) = (part(rest, "truncation")?, part(rest, "padding")?);
+    let listed = rest.get("added_tokens").map_or(Some(&[][..]), |tokens| Some(tokens.as_array()?.as_slice()))?;
+    let has_id = |token: &Value| token.get("id").and_then(Value::as_u64).is_some_and(|id| u32::try_from(id).is_ok());
+    if rest.get("version").is_some_and(|version| version != "1.0") || !listed.iter().all(has_id) {
+        return None;
+    }
+    let tokens: Vec<AddedToken> = part(rest, "added_tokens")?.unwrap_or_default();
+    let builder = TokenizerBuilder::new()
+        .with_model(AnyModel::Words(words))
+        .with_normalizer(part(rest, "normalizer")?)
+        .with_pre_tokenizer(part(rest, "pre_tokenizer")?)
+        .with_post_processor(part(rest, "post_processor")?)
+        .with_decoder(part(rest, "decoder")?);
+    let mut tokenizer = builder.build().ok()?;
+    tokenizer.add_tokens(tokens).ok()?;
+    Some(tokenizer)
+}
+
 /// Runs code of the `tokenizers` crate on input that nobody vouches for: a panic becomes an error.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
@@ -128,7 +165,7 @@ struct ExtraTokens {
 }
 
 impl ExtraTokens {
-    fn read(sources: &Sources) -> Result<Self> {
+    fn read(sources: &Sources<'_>) -> Result<Self> {
         let mut config = sources.config.clone();
         let mut listed = BTreeMap::new();
         if let Some(Value::Object(decoder)) = config.get("added_tokens_decoder") {
@@ -154,7 +191,7 @@ impl ExtraTokens {
     }
 
     /// The tokens to add: all that are listed, whose properties then hold, and of the others those that are nowhere.
-    fn missing(&self, tokenizer: &Tokenizer) -> Vec<AddedToken> {
+    fn missing(&self, tokenizer: &Tokenizer<'_>) -> Vec<AddedToken> {
         let mut tokens: Vec<AddedToken> = self.listed.values().cloned().collect();
         let there = tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content);
         let mut there: HashSet<String> = there.chain(tokens.iter().map(|token| token.content.clone())).collect();
@@ -197,4 +234,59 @@ fn added_token(value: &Value) -> Option<AddedToken> {
         .lstrip(flag("lstrip").unwrap_or(false))
         .rstrip(flag("rstrip").unwrap_or(false));
     Some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::vocab::pre::CHECK_TEXT;
+
+    /// Word by word, a tokenizer does what the crate makes of its file.
+    #[test]
+    fn words_are_tokenized_as_by_the_whole_model() {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/tokenizers");
+        let mut compared = 0;
+        for case in std::fs::read_dir(fixtures).unwrap() {
+            let path = case.unwrap().path().join("model/tokenizer.json");
+            let Ok(text) = std::fs::read_to_string(&path) else { continue };
+            let json = TokenizerJson::parse(&text).unwrap();
+            let Some(by_words) = by_words(&json) else { continue };
+            let whole: Tokenizer<'_> = serde_json::from_str(&text).unwrap();
+            assert!(matches!(whole.get_model(), AnyModel::Whole(_)));
+            let long = "ab".repeat(2000);
+            for input in [CHECK_TEXT, "", "Hello there, the end.", &long] {
+                for special in [false, true] {
+                    let ids = |tokenizer: &Tokenizer<'_>| tokenizer.encode(input, special).unwrap().get_ids().to_vec();
+                    assert_eq!(ids(&by_words), ids(&whole), "{}: {input:.20}", path.display());
+                    let text = |tokenizer: &Tokenizer<'_>| tokenizer.decode(&ids(&whole), false).unwrap();
+                    assert_eq!(text(&by_words), text(&whole), "{}", path.display());
+                }
+            }
+            assert_eq!(by_words.get_added_tokens_decoder(), whole.get_added_tokens_decoder());
+            assert_eq!(
+                (by_words.get_vocab(true), by_words.get_vocab_size(true)),
+                (whole.get_vocab(true), whole.get_vocab_size(true))
+            );
+            compared += 1;
+        }
+        assert!(compared >= 3, "only {compared} tokenizers");
+    }
+
+    #[test]
+    fn what_the_crate_would_refuse_is_left_to_it() {
+        let file = |model: &str, rest: &str| {
+            let text =
+                format!(r#"{{"model": {{"type": "BPE", "vocab": {{"a": 0, "b": 1, "ab": 2}}, {model}}}{rest}}}"#);
+            by_words(&TokenizerJson::parse(&text).unwrap()).is_some()
+        };
+        assert!(file(r#""merges": ["a b"]"#, ""));
+        assert!(!file(r#""merges": ["a c"]"#, ""), "an unknown part");
+        assert!(!file(r#""merges": ["b a"]"#, ""), "an unknown whole");
+        assert!(!file(r#""merges": [], "byte_fallback": true"#, ""), "bytes that are not within a word");
+        assert!(!file(r#""merges": [], "dropout": 0.5"#, "") && !file(r#""merges": [], "dropout": "x""#, ""));
+        assert!(!file(r#""merges": []"#, r#", "version": "2.0""#) && !file(r#""merges": []"#, r#", "truncation": 7"#));
+        assert!(!file(r#""merges": []"#, r#", "added_tokens": [{"content": "x"}]"#));
+        let twice = r#"{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}"#;
+        assert!(by_words(&TokenizerJson::parse(twice).unwrap()).is_none());
+    }
 }
