@@ -13,6 +13,7 @@ use crate::checkpoint::Mapping;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
+pub(crate) use tree::chaining_value;
 pub use tree::{PIECE, PieceTree};
 
 /// A digest as lower-case hex.

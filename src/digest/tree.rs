@@ -92,7 +92,7 @@ impl PieceTree {
 }
 
 /// The chaining value of piece `index`.
-fn chaining_value(index: usize, piece: &[u8]) -> ChainingValue {
+pub(crate) fn chaining_value(index: usize, piece: &[u8]) -> ChainingValue {
     blake3::Hasher::new().set_input_offset((index * PIECE) as u64).update(piece).finalize_non_root()
 }
 

@@ -39,11 +39,11 @@ use serde_json::{Value, json};
 
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::checkpoint::{read_small, release};
-use crate::digest::{Hasher, Hex, sha256};
+use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
 use crate::gguf::Quality;
 use crate::parallel::both;
-use crate::stream::{Input, Produced, Production, Staging, Work, produce};
+use crate::stream::{Input, InputDigest, Produced, Production, Staging, Work, produce};
 pub use crate::stream::{CardUse, Run, Timings};
 use block::ShardWork;
 use encoded::GgufWork;
@@ -120,8 +120,8 @@ fn production<'a>(plan: &'a ExportPlan, names: &[&str], how: &Run<'_>) -> Result
         }
     }
     let tensors = names.iter().map(|name| plan.base.tensors[*name].bytes());
-    let base = tensors.map(|bytes| Input { bytes, hasher: Hasher::blake3 });
-    let adapters = plan.adapters.iter().map(|a| Input { bytes: a.file.bytes(), hasher: Hasher::sha256 });
+    let base = tensors.map(|bytes| Input { bytes, digest: InputDigest::Blake3 });
+    let adapters = plan.adapters.iter().map(|a| Input { bytes: a.file.bytes(), digest: InputDigest::Sha256 });
     Ok(Production {
         works,
         inputs: base.chain(adapters).collect(),

@@ -58,6 +58,21 @@ impl<'l> Assist<'l> {
         None
     }
 
+    /// Hashes pieces of an input on the card, if there is one that can: whether it did.
+    pub(crate) fn hash(&mut self, bytes: &[u8], first: usize, values: &mut [u8]) -> bool {
+        let Some(lane) = self.lane.as_mut() else { return false };
+        match lane.hash(bytes, first, values) {
+            Ok(()) => return true,
+            Err(Trouble::Value | Trouble::Unsupported) => {}
+            Err(Trouble::Device(said)) => {
+                self.tally.stages = lane.stages();
+                self.lane = None;
+                self.lost = Some(said);
+            }
+        }
+        false
+    }
+
     /// What the driver said when the card failed.
     pub(crate) fn lost(&self) -> Option<&str> {
         self.lost.as_deref()
@@ -69,17 +84,5 @@ impl<'l> Assist<'l> {
             Some(lane) => Tally { stages: lane.stages(), ..self.tally },
             None => self.tally,
         }
-    }
-}
-
-impl Tally {
-    /// The sum of both.
-    pub(crate) fn add(&mut self, other: Self) {
-        self.made += other.made;
-        self.left += other.left;
-        self.stages.read += other.stages.read;
-        self.stages.upload += other.stages.upload;
-        self.stages.kernel += other.stages.kernel;
-        self.stages.download += other.stages.download;
     }
 }

@@ -9,7 +9,7 @@ use super::block::{Lane, Trouble};
 use super::budget::Budget;
 use super::driver::NoCard;
 use super::fault::{Faults, Faulty};
-use super::kernels::{Kernels, MERGE, Modules};
+use super::kernels::{Compiled, FOLD_SUMS, HASH, Kernels, MERGE, WIDEN};
 use super::lane::CudaLane;
 use super::memory::{Claim, Pin};
 use super::simulated::SimulatedCard;
@@ -107,7 +107,7 @@ pub(crate) struct CudaCard {
     name: String,
     pub(super) context: Arc<CudaContext>,
     pub(super) budget: Budget,
-    pub(super) modules: Modules,
+    pub(super) compiled: Compiled,
     /// What stays on the card is allocated and uploaded here.
     pub(super) uploads: Arc<CudaStream>,
     /// Bytes of that.
@@ -135,8 +135,8 @@ impl CudaCard {
         if context.has_async_alloc() {
             keep_freed_memory(&context, budget.resident as u64)?;
         }
-        let (modules, used) = (Modules::default(), Arc::default());
-        Ok(Self { number, name, context, budget, modules, uploads, used })
+        let (compiled, used) = (Compiled::default(), Arc::default());
+        Ok(Self { number, name, context, budget, compiled, uploads, used })
     }
 
     /// Claims bytes for what stays on the card.
@@ -146,15 +146,15 @@ impl CudaCard {
 
     /// Compiles the kernels of merges.
     pub(super) fn load_merge(&self) {
-        let _ = self.modules.load(&self.context, MERGE);
+        let _ = self.compiled.load(&self.context, MERGE);
     }
 
     fn prepare(&self, kinds: &[TensorType]) {
         let of_kinds = kinds.iter().filter_map(|kind| Kernels::of(*kind));
         let kernels = of_kinds.flat_map(|row| [Some(row.encode), row.measure]).flatten();
         std::thread::scope(|scope| {
-            for kernel in kernels.chain([MERGE]) {
-                scope.spawn(move || self.modules.load(&self.context, kernel));
+            for kernel in kernels.chain([MERGE, WIDEN, FOLD_SUMS, HASH]) {
+                scope.spawn(move || self.compiled.load(&self.context, kernel));
             }
         });
     }

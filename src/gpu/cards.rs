@@ -16,6 +16,8 @@ type Opened = Arc<OnceLock<Result<Vec<Card>, NoCard>>>;
 /// The cards that a job may use, or why there are none.
 pub struct Cards {
     device: Device,
+    /// Whether faults are injected.
+    faulty: bool,
     opened: Opened,
     thread: Option<JoinHandle<()>>,
 }
@@ -32,6 +34,7 @@ impl Cards {
             }
             _ => {}
         }
+        let faulty = fault.is_some();
         let opened = Opened::default();
         let shared = Arc::clone(&opened);
         let open = move || {
@@ -44,7 +47,7 @@ impl Cards {
         };
         let thread = thread::Builder::new().name("cards".to_owned()).spawn(open);
         match thread {
-            Ok(thread) => Self { device, opened, thread: Some(thread) },
+            Ok(thread) => Self { device, faulty, opened, thread: Some(thread) },
             Err(error) => {
                 Self::settled(device, Err(NoCard::Failed(format!("no thread to open the cards in: {error}"))))
             }
@@ -63,7 +66,7 @@ impl Cards {
     }
 
     fn settled(device: Device, cards: Result<Vec<Card>, NoCard>) -> Self {
-        Self { device, opened: Arc::new(OnceLock::from(cards)), thread: None }
+        Self { device, faulty: false, opened: Arc::new(OnceLock::from(cards)), thread: None }
     }
 
     /// The cards, at least one, once they are open; or why there are none.
@@ -74,6 +77,12 @@ impl Cards {
     /// Why there are no cards, once that is known; waits for it.
     pub fn unavailable(&self) -> Option<NoCard> {
         self.wait().err()
+    }
+
+    /// Whether the processor leaves the work to the cards from the start, instead of beginning it while they are being
+    /// opened: where they were asked for by name, or are tested.
+    pub(crate) fn work_alone(&self) -> bool {
+        self.faulty || matches!(self.device, Device::Simulated { .. }) || self.device.demands_card()
     }
 
     /// What was asked for.

@@ -82,6 +82,11 @@ impl Lane for Faulty<'_> {
         self.lane.run(block, out)
     }
 
+    fn hash(&mut self, bytes: &[u8], first: usize, values: &mut [u8]) -> Result<(), Trouble> {
+        self.faults.begin()?;
+        self.lane.hash(bytes, first, values)
+    }
+
     fn stages(&self) -> Stages {
         self.lane.stages()
     }

@@ -1,16 +1,17 @@
 //! The kernels by what they do: their names, their modules, and how their work is dealt to threads, which must be as
-//! in `kernels/*.cu`. A module is compiled by the driver when its first kernel is wanted, once a card. One of the rooms
-//! with `unsafe`.
+//! in `kernels/*.cu`. A kernel is compiled by the driver when it is wanted, once a card. One of the rooms with `unsafe`.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{self, CUjit_option_enum as JitOption};
 use cudarc::driver::{CudaContext, CudaStream, result};
 
 use super::block::Trouble;
 use super::budget::PIECE;
+use super::ptx;
 use crate::gguf::TensorType;
 
 /// A kernel.
@@ -36,6 +37,9 @@ pub(super) const ROW_GAINS: Kernel = kernel(Module::Merge, "row_gains", 128, 8);
 pub(super) const WIDEN: Kernel = kernel(Module::Merge, "widen", 128, 1024);
 /// Adds up the sums of pieces. A block handles this many chunks.
 pub(super) const FOLD_SUMS: Kernel = kernel(Module::Measure, "fold_sums", 256, 32);
+
+/// Hashes pieces of [`crate::digest::PIECE`] bytes. A block handles this many bytes.
+pub(super) const HASH: Kernel = kernel(Module::Blake3, "blake3_pieces", 128, 128 << 10);
 
 /// The kernels of a type.
 #[derive(Debug, Clone, Copy)]
@@ -117,10 +121,11 @@ enum Module {
     Symmetric,
     Iq4,
     Measure,
+    Blake3,
 }
 
 /// Their names and PTX, in the order of the enum.
-const MODULES: [(Module, &str, &str); 7] = [
+const MODULES: [(Module, &str, &str); 8] = [
     (Module::Merge, "merge", include_str!("kernels/merge.ptx")),
     (Module::Plain, "plain", include_str!("kernels/plain.ptx")),
     (Module::Classic, "classic", include_str!("kernels/classic.ptx")),
@@ -128,30 +133,34 @@ const MODULES: [(Module, &str, &str); 7] = [
     (Module::Symmetric, "symmetric", include_str!("kernels/symmetric.ptx")),
     (Module::Iq4, "iq4", include_str!("kernels/iq4.ptx")),
     (Module::Measure, "measure", include_str!("kernels/measure.ptx")),
+    (Module::Blake3, "blake3", include_str!("kernels/blake3.ptx")),
 ];
 
-/// A module on a card. It goes with the card's context.
-struct Loaded(sys::CUmodule);
+/// A kernel on a card. It goes with the card's context.
+#[derive(Clone, Copy)]
+struct Loaded(sys::CUfunction);
 
-// SAFETY: a module is a handle of the driver, whose calls any thread may make.
+// SAFETY: a function is a handle of the driver, whose calls any thread may make.
 unsafe impl Send for Loaded {}
 // SAFETY: as above.
 unsafe impl Sync for Loaded {}
 
-/// The modules of one card.
-#[derive(Default)]
-pub(super) struct Modules([OnceLock<Result<Loaded, String>>; MODULES.len()]);
+/// A kernel that is being compiled, or was.
+type Slot = Arc<OnceLock<Result<Loaded, String>>>;
 
-impl Modules {
-    /// Compiles and loads the module of `kernel`, if nobody did. Threads that want the same one wait; others don't.
+/// The kernels of one card, by name.
+#[derive(Default)]
+pub(super) struct Compiled(Mutex<HashMap<&'static str, Slot>>);
+
+impl Compiled {
+    /// Compiles and loads `kernel`, if nobody did. Threads that want the same one wait; others don't.
     pub(super) fn load(&self, context: &CudaContext, kernel: Kernel) -> Result<(), Trouble> {
-        self.module(context, kernel).map(|_| ())
+        self.function(context, kernel).map(|_| ())
     }
 
-    fn module(&self, context: &CudaContext, kernel: Kernel) -> Result<&Loaded, Trouble> {
-        let (_, name, ptx) = MODULES[kernel.module as usize];
-        let loaded = self.0[kernel.module as usize].get_or_init(|| load(context, name, ptx));
-        loaded.as_ref().map_err(|reason| Trouble::Device(reason.clone()))
+    fn function(&self, context: &CudaContext, kernel: Kernel) -> Result<Loaded, Trouble> {
+        let slot = Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(kernel.name).or_default());
+        slot.get_or_init(|| load(context, kernel)).clone().map_err(Trouble::Device)
     }
 
     /// Enqueues `kernel` for `work` (see [`Kernel::per_block`]) on `stream`, whose context is this card's and bound.
@@ -170,15 +179,11 @@ impl Modules {
         if blocks == 0 {
             return Ok(());
         }
-        let module = self.module(stream.context(), kernel)?;
-        let name = CString::new(kernel.name).map_err(|_| Trouble::Unsupported)?;
-        // SAFETY: the module was loaded and is never unloaded before its context is gone.
-        let function = unsafe { result::module::get_function(module.0, name) }
-            .map_err(|error| Trouble::Device(format!("kernel {}: {}", kernel.name, super::driver::said(error))))?;
+        let Loaded(function) = self.function(stream.context(), kernel)?;
         // The driver reads the arguments before it returns.
         let mut places: Vec<_> = arguments.iter().map(|argument| ptr::from_ref(argument).cast_mut().cast()).collect();
         let grid = u32::try_from(blocks).map_err(|_| Trouble::Unsupported)?;
-        // SAFETY: the function is of a loaded module, all its parameters have 64 bits, and the caller vouches for them.
+        // SAFETY: the function's module is never unloaded before its context is gone, all its parameters have 64 bits, and the caller vouches for them.
         unsafe {
             result::launch_kernel(function, (grid, 1, 1), (kernel.threads, 1, 1), 0, stream.cu_stream(), &mut places)
         }?;
@@ -186,15 +191,17 @@ impl Modules {
     }
 }
 
-/// Has the driver compile PTX for the card; on failure, says what the driver's compiler says.
-fn load(context: &CudaContext, name: &str, ptx: &str) -> Result<Loaded, String> {
+/// Has the driver compile a kernel for the card; on failure, says what the driver's compiler says.
+fn load(context: &CudaContext, kernel: Kernel) -> Result<Loaded, String> {
+    let (name, (_, module_name, ptx)) = (kernel.name, MODULES[kernel.module as usize]);
+    let ptx = ptx::only(ptx, name).ok_or_else(|| format!("{module_name}.ptx has no kernel {name}"))?;
     let failed = |error, log: &[u8]| {
         let log = String::from_utf8_lossy(log);
         let log = log.trim_end_matches('\0').split_whitespace().collect::<Vec<_>>().join(" ");
-        format!("the kernels of {name} don't load: {} {log}", super::driver::said(error)).trim_end().to_owned()
+        format!("the kernel {name} does not load: {} {log}", super::driver::said(error)).trim_end().to_owned()
     };
     context.bind_to_thread().map_err(|error| failed(error, &[]))?;
-    let image = CString::new(ptx).map_err(|_| format!("the kernels of {name} hold a zero byte"))?;
+    let image = CString::new(ptx).map_err(|_| format!("{module_name}.ptx holds a zero byte"))?;
     let mut log = vec![0u8; 2048];
     let mut options = [JitOption::CU_JIT_ERROR_LOG_BUFFER, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
     let mut values = [log.as_mut_ptr().cast(), ptr::without_provenance_mut(log.len())];
@@ -210,7 +217,11 @@ fn load(context: &CudaContext, name: &str, ptx: &str) -> Result<Loaded, String> 
             values.as_mut_ptr(),
         )
     };
-    loaded.result().map(|()| Loaded(module)).map_err(|error| failed(error, &log))
+    loaded.result().map_err(|error| failed(error, &log))?;
+    let name = CString::new(name).map_err(|_| format!("{module_name}.ptx holds a zero byte"))?;
+    // SAFETY: the module was just loaded.
+    let function = unsafe { result::module::get_function(module, name) };
+    function.map(Loaded).map_err(|error| failed(error, &[]))
 }
 
 #[cfg(test)]
@@ -229,9 +240,11 @@ mod tests {
     #[test]
     fn modules_have_the_kernels_of_the_table() {
         let all = KERNELS.iter().flat_map(|row| [Some(row.encode), row.weighted, row.measure]).flatten();
-        for kernel in all.chain([MERGE, ROW_GAINS, WIDEN, FOLD_SUMS]) {
+        for kernel in all.chain([MERGE, ROW_GAINS, WIDEN, FOLD_SUMS, HASH]) {
             let (module, name, ptx) = MODULES[kernel.module as usize];
             assert_eq!(module, kernel.module);
+            let ptx = ptx::only(ptx, kernel.name).unwrap_or_else(|| panic!("{name}.ptx has no kernel {}", kernel.name));
+            assert_eq!(ptx.matches(".entry ").count(), 1, "{}", kernel.name);
             let entry = ptx
                 .split(".entry ")
                 .skip(1)

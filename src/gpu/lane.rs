@@ -12,10 +12,11 @@ use super::block::{Block, Encoding, Lane, Measured, Source, Stages, Trouble};
 use super::budget::{PIECE, Region, Regions, SUMS, SUMS_START};
 use super::card::{Card, CudaCard};
 use super::host::HostMemory;
-use super::kernels::{FOLD_SUMS, Kernel, Kernels, MERGE, ROW_GAINS, WIDEN};
+use super::kernels::{FOLD_SUMS, HASH, Kernel, Kernels, MERGE, ROW_GAINS, WIDEN};
 use super::memory::DeviceMemory;
 use super::stage::{GROUP, Staged, stage};
 use super::upload::{Factors, Weights};
+use crate::digest;
 use crate::gguf::ErrorSums;
 use crate::merge::{Float, Merge};
 
@@ -65,13 +66,13 @@ impl<'c> CudaLane<'c> {
         self.address(self.regions.answer)
     }
 
-    /// Enqueues `kernel` for `work`, as [`super::kernels::Modules::launch`] takes it.
+    /// Enqueues `kernel` for `work`, as [`super::kernels::Compiled::launch`] takes it.
     ///
     /// # Safety
     /// As there.
     unsafe fn launch(&self, kernel: Kernel, work: usize, arguments: &[u64]) -> Result<(), Trouble> {
         // SAFETY: the caller vouches for the arguments; `run` has bound the card's context and waits for the stream.
-        unsafe { self.card.modules.launch(&self.stream, kernel, work, arguments) }
+        unsafe { self.card.compiled.launch(&self.stream, kernel, work, arguments) }
     }
 
     fn mark(&self, event: usize) -> Result<(), DriverError> {
@@ -247,6 +248,21 @@ impl<'c> CudaLane<'c> {
         Ok(chunks)
     }
 
+    /// Enqueues the hashing of `len` bytes of `input`, which are pieces from `first` on.
+    fn enqueue_hash(&mut self, len: usize, first: usize, values: &mut [u8]) -> Result<(), Trouble> {
+        const CHUNKS: usize = digest::PIECE / 1024;
+        self.upload(len)?;
+        let [base, out] = [self.regions.base, self.regions.out].map(|region| self.address(region));
+        let arguments = [base, len as u64, (first * CHUNKS) as u64, CHUNKS as u64, out];
+        // SAFETY: (bytes, len, first_chunk, piece_chunks, out) as blake3.cu takes them; `out` has room for 32 bytes a
+        // piece.
+        unsafe { self.launch(HASH, len, &arguments) }?;
+        self.mark(2)?;
+        // SAFETY: `out` holds as many values, and `hash` waits for the copy.
+        unsafe { result::memcpy_dtoh_async(values, out, self.stream.cu_stream()) }?;
+        Ok(self.mark(3)?)
+    }
+
     /// Adds up how long the card took for the block that was waited for.
     fn time(&mut self) -> Result<(), DriverError> {
         let seconds = |from: usize| Ok(f64::from(self.events[from].elapsed_ms(&self.events[from + 1])?) / 1e3);
@@ -296,6 +312,25 @@ impl Lane for CudaLane<'_> {
         }
         let sums = answer[SUMS_START..].chunks_exact(SUMS).zip(&chunks);
         Ok(sums.map(|(bytes, len)| sums_of(bytes, *len)).collect())
+    }
+
+    fn hash(&mut self, bytes: &[u8], first: usize, values: &mut [u8]) -> Result<(), Trouble> {
+        if bytes.is_empty() || bytes.len() > self.regions.base.len || values.len() > self.regions.out.len {
+            return Err(Trouble::Unsupported);
+        }
+        if values.len() != bytes.len().div_ceil(digest::PIECE) * 32 {
+            return Err(Trouble::Unsupported);
+        }
+        self.card.context.bind_to_thread()?;
+        let start = Instant::now();
+        self.input.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        self.stages.read += start.elapsed().as_secs_f64();
+        let enqueued = self.enqueue_hash(bytes.len(), first, values);
+        // As in `run`.
+        let waited = self.stream.synchronize();
+        enqueued?;
+        waited?;
+        Ok(self.time()?)
     }
 
     fn stages(&self) -> Stages {

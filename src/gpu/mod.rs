@@ -13,6 +13,7 @@ mod host;
 mod kernels;
 mod lane;
 mod memory;
+mod ptx;
 mod resident;
 mod simulated;
 mod stage;
@@ -21,7 +22,7 @@ mod tests;
 mod upload;
 
 pub(crate) use assist::{Assist, Tally};
-pub(crate) use block::{Block, Encoding, Importance, Lane, Measured, Source, Stages, source_row};
+pub(crate) use block::{Block, Encoding, Importance, Measured, Source, source_row};
 pub(crate) use card::Card;
 pub use cards::Cards;
 pub use choice::Device;

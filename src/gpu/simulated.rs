@@ -1,6 +1,7 @@
 //! A card for tests where there is none: its lanes make blocks with the processor's code.
 
 use super::block::{Block, Lane, Source, Stages, Trouble, source_row};
+use crate::digest::{PIECE, chaining_value};
 use crate::gguf::decode::decode;
 use crate::gguf::encode::encode;
 use crate::gguf::{ErrorSums, TensorType, first_bad_scale};
@@ -69,6 +70,14 @@ impl Lane for SimulatedLane {
         let first_sums = (first > 0).then(|| ErrorSums::of(&values[..first], &decoded[..first]));
         let rest = values[first..].chunks(measured.chunk).zip(decoded[first..].chunks(measured.chunk));
         Ok(first_sums.into_iter().chain(rest.map(|(x, y)| ErrorSums::of(x, y))).collect())
+    }
+
+    fn hash(&mut self, bytes: &[u8], first: usize, values: &mut [u8]) -> Result<(), Trouble> {
+        debug_assert!(bytes.len() <= self.0, "{} bytes", bytes.len());
+        for (i, (piece, value)) in bytes.chunks(PIECE).zip(values.as_chunks_mut().0).enumerate() {
+            *value = chaining_value(first + i, piece);
+        }
+        Ok(())
     }
 
     fn stages(&self) -> Stages {

@@ -2,6 +2,7 @@
 //! recorded, and all is published by rename. Knows no format: a file is a [`Work`] that can fill any range of itself.
 
 mod bounds;
+mod inputs;
 mod journal;
 mod schedule;
 mod sink;
@@ -17,7 +18,8 @@ use serde_json::Value;
 pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
 pub use workers::{CardUse, Timings};
 pub(crate) use bounds::{in_flight, open_files, writers};
-pub(crate) use workers::{BLOCK_LEN, Input};
+pub(crate) use inputs::{Input, InputDigest};
+pub(crate) use workers::BLOCK_LEN;
 
 use crate::digest::Hex;
 use crate::error::{Error, Result};

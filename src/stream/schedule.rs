@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::inputs::{InputDigest, Inputs, Step};
 use super::sink::Buffer;
 use super::workers::{CardUse, Job, Timings};
 use super::{BLOCK_LEN, Work, in_flight};
 use crate::digest::{Hasher, Hex};
 use crate::error::Error;
 
-/// Bytes of an input that one step digests.
-const INPUT_STEP: usize = 4 << 20;
 /// How far the digests of inputs may lag behind the segments made from them, so that their pages are read once.
 const MAX_LAG: u64 = 64 << 20;
 /// Segments in flight beyond those of the workers for each lane of a card: one being made, one waiting.
@@ -29,9 +28,9 @@ pub(super) fn range(work: &dyn Work, segment: usize) -> Range<usize> {
     start..(work.len() as usize).min(start + BLOCK_LEN)
 }
 
-/// One digest that is fed in order. The hasher is away while a worker feeds it.
+/// A file's digest, which is fed in order. The hasher is away while a worker feeds it.
 pub(super) struct Chain {
-    /// How much of it is fed: segments of a file, bytes of an input.
+    /// Segments that it was fed.
     pub(super) at: usize,
     pub(super) hasher: Option<Hasher>,
     pub(super) digest: Option<Hex>,
@@ -60,16 +59,15 @@ pub(super) struct FileState {
 /// Everything that the threads share.
 pub(super) struct State {
     pub(super) files: Vec<FileState>,
-    pub(super) inputs: Vec<Chain>,
-    /// Inputs before this one are digested.
-    first_input: usize,
+    pub(super) inputs: Inputs,
     to_write: VecDeque<Segment>,
     in_flight: usize,
     spare: Vec<Buffer>,
     filled_bytes: u64,
-    pub(super) input_bytes: u64,
-    /// Lanes of cards at work: while there are any, they fill the segments.
+    /// Lanes of cards at work: while there are any, they fill the segments and hash the inputs that are trees.
     pub(super) lanes: usize,
+    /// Whether the workers leave that to lanes which are still to come.
+    pub(super) lanes_awaited: bool,
     pub(super) error: Option<Error>,
     pub(super) timings: Timings,
     pub(super) cards: CardUse,
@@ -96,7 +94,13 @@ pub(super) struct Unfilled {
 pub(super) enum Task {
     Fill(Unfilled),
     Digest { file: usize, filled: Vec<Arc<Buffer>>, hasher: Hasher },
-    Input { input: usize, range: Range<usize>, hasher: Hasher },
+    Input(Step),
+}
+
+/// What a lane does next.
+pub(super) enum LaneTask {
+    Fill(Unfilled),
+    Input(Step),
 }
 
 impl State {
@@ -111,14 +115,13 @@ impl State {
         };
         Self {
             files: job.works.iter().map(file).collect(),
-            inputs: job.inputs.iter().map(|input| Chain::new((input.hasher)())).collect(),
-            first_input: 0,
+            inputs: Inputs::new(job.inputs),
             to_write: VecDeque::new(),
             in_flight: 0,
             spare: Vec::new(),
             filled_bytes: 0,
-            input_bytes: 0,
             lanes: 0,
+            lanes_awaited: job.cards.work_alone(),
             error: None,
             timings: Timings::default(),
             cards: CardUse::default(),
@@ -127,11 +130,11 @@ impl State {
     }
 
     pub(super) fn describe(&self) -> String {
-        format!("in flight {} towrite {} pending {} chains out {} filled {:.2} inputs {:.2} done {}", self.in_flight, self.to_write.len(), self.files.iter().map(|f| f.filled.len()).sum::<usize>(), self.files.iter().filter(|f| f.chain.hasher.is_none() && f.chain.digest.is_none()).count(), self.filled_bytes as f64/1e9, self.input_bytes as f64/1e9, self.files.iter().filter(|f| f.finished).count())
+        format!("in flight {} towrite {} pending {} chains out {} filled {:.2} inputs {:.2} done {}", self.in_flight, self.to_write.len(), self.files.iter().map(|f| f.filled.len()).sum::<usize>(), self.files.iter().filter(|f| f.chain.hasher.is_none() && f.chain.digest.is_none()).count(), self.filled_bytes as f64/1e9, self.inputs.digested() as f64/1e9, self.files.iter().filter(|f| f.finished).count())
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.files.iter().all(|s| s.finished) && self.inputs.iter().all(|chain| chain.digest.is_some())
+        self.inputs.is_done() && self.files.iter().all(|s| s.finished)
     }
 
     /// The next task of a worker, in the order of what holds others up: digests of outputs, since each is one chain of
@@ -140,13 +143,31 @@ impl State {
         if let Some(task) = self.next_digest(job) {
             return Some(task);
         }
-        if self.filled_bytes > self.input_bytes + MAX_LAG
-            && let Some(task) = self.next_input(job)
+        let with_lanes = self.lanes > 0 || self.lanes_awaited;
+        let only = with_lanes.then_some(InputDigest::Sha256);
+        if self.inputs_lag()
+            && let Some(step) = self.inputs.next(only)
         {
-            return Some(task);
+            return Some(Task::Input(step));
         }
-        let segment = if self.lanes == 0 { self.next_segment(job) } else { None };
-        segment.map(Task::Fill).or_else(|| self.next_input(job))
+        let segment = if with_lanes { None } else { self.next_segment(job) };
+        segment.map(Task::Fill).or_else(|| self.inputs.next(only).map(Task::Input))
+    }
+
+    /// The next task of a lane, likewise.
+    pub(super) fn next_lane_task(&mut self, job: &Job<'_>) -> Option<LaneTask> {
+        let only = Some(InputDigest::Blake3);
+        if self.inputs_lag()
+            && let Some(step) = self.inputs.next(only)
+        {
+            return Some(LaneTask::Input(step));
+        }
+        self.next_segment(job).map(LaneTask::Fill).or_else(|| self.inputs.next(only).map(LaneTask::Input))
+    }
+
+    /// Whether the digests of inputs are so far behind that their pages may be read twice.
+    fn inputs_lag(&self) -> bool {
+        self.filled_bytes > self.inputs.digested() + MAX_LAG
     }
 
     fn next_digest(&mut self, job: &Job<'_>) -> Option<Task> {
@@ -189,17 +210,6 @@ impl State {
         self.files[file].next += 1;
         self.in_flight += 1;
         Some(Unfilled { file, number, buffer: self.spare.pop() })
-    }
-
-    fn next_input(&mut self, job: &Job<'_>) -> Option<Task> {
-        while self.inputs.get(self.first_input).is_some_and(|chain| chain.digest.is_some()) {
-            self.first_input += 1;
-        }
-        let first = self.first_input;
-        let (input, chain) = self.inputs.iter_mut().enumerate().skip(first).find(|(_, c)| c.hasher.is_some())?;
-        let range = chain.at..job.inputs[input].bytes.len().min(chain.at + INPUT_STEP);
-        let hasher = chain.hasher.take()?;
-        Some(Task::Input { input, range, hasher })
     }
 
     /// A segment was filled: it is to be written and digested.

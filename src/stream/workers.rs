@@ -3,17 +3,17 @@
 //! fills them. What each does next is decided in `schedule`.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::schedule::{Segment, State, Task, Unfilled, range, segments};
+use super::inputs::{How, Input, Step as InputStep};
+use super::schedule::{LaneTask, Segment, State, Task, Unfilled, range, segments};
 use super::sink::{Buffer, Sink};
 use super::{Work, open_files, writers};
-use crate::digest::{Hasher, Hex};
+use crate::digest::{Hasher, Hex, PIECE};
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
 use crate::gpu::{Assist, Card, Cards, Tally};
@@ -21,13 +21,6 @@ use crate::progress::Progress;
 
 /// Bytes that are worked on at once: a segment of a file. Several fit the last-level cache.
 pub(crate) const BLOCK_LEN: usize = 2 << 20;
-
-/// Bytes to digest as they stream past, beside the files.
-pub(crate) struct Input<'a> {
-    pub(crate) bytes: &'a [u8],
-    /// Makes the digest.
-    pub(crate) hasher: fn() -> Hasher,
-}
 
 /// What to write and how.
 pub(super) struct Job<'a> {
@@ -136,7 +129,7 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
         Some(error) => Err(error),
         None => Ok(Streamed {
             files: state.files.into_iter().filter_map(|s| s.chain.digest).collect(),
-            inputs: state.inputs.into_iter().filter_map(|chain| chain.digest).collect(),
+            inputs: state.inputs.digests(),
             timings: state.timings,
             cards: state.cards,
         }),
@@ -231,7 +224,7 @@ impl<'j, 'a> Stream<'j, 'a> {
 
     /// Waits for the cards, and starts their lanes.
     fn open_lanes<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
-        let Ok(cards) = self.job.cards.wait() else { return };
+        let Ok(cards) = self.job.cards.wait() else { return self.await_no_lanes() };
         for card in cards {
             scope.spawn(move || {
                 // Until its kernels are compiled, the workers fill.
@@ -258,13 +251,16 @@ impl<'j, 'a> Stream<'j, 'a> {
         drop(state);
         let mut timings = Timings::default();
         while assist.lost().is_none() {
-            let Some(mut segment) = self.wait_for(Crew::Lane, &mut timings, |state| state.next_segment(self.job)) else {
-                break;
-            };
-            let mut buffer = segment.buffer.take().unwrap_or_else(|| Buffer::new(BLOCK_LEN));
-            buffer.memory.pin(card);
-            segment.buffer = Some(buffer);
-            self.note(self.fill(segment, &mut assist));
+            match self.wait_for(Crew::Lane, &mut timings, |state| state.next_lane_task(self.job)) {
+                None => break,
+                Some(LaneTask::Input(step)) => self.digest_input(step, &mut assist),
+                Some(LaneTask::Fill(mut segment)) => {
+                    let mut buffer = segment.buffer.take().unwrap_or_else(|| Buffer::new(BLOCK_LEN));
+                    buffer.memory.pin(card);
+                    segment.buffer = Some(buffer);
+                    self.note(self.fill(segment, &mut assist));
+                }
+            }
         }
         let Tally { made, left, stages } = assist.tally();
         timings.read += stages.read;
@@ -287,6 +283,7 @@ impl<'j, 'a> Stream<'j, 'a> {
     fn lose(&self, card: &Card, said: &str, opened: bool) {
         let mut state = self.lock();
         state.lanes -= usize::from(opened);
+        state.lanes_awaited &= state.lanes > 0;
         let warning = format!("{}: {said}", card.name());
         if self.job.cards.device().demands_card() {
             let remedy = "run again with --device auto, which goes on without the card, or with --device cpu";
@@ -295,6 +292,12 @@ impl<'j, 'a> Stream<'j, 'a> {
             state.cards.warnings.push(warning);
         }
         drop(state);
+        self.ring_all();
+    }
+
+    /// There will be no lanes: the workers do all.
+    fn await_no_lanes(&self) {
+        self.lock().lanes_awaited = false;
         self.ring_all();
     }
 
@@ -324,8 +327,10 @@ impl<'j, 'a> Stream<'j, 'a> {
             Task::Digest { file, filled, hasher } => {
                 Box::new(move |timings| self.digest(file, filled, hasher, timings))
             }
-            Task::Input { input, range, hasher } => Box::new(move |timings| {
-                self.digest_input(input, range, hasher, timings);
+            Task::Input(step) => Box::new(move |timings| {
+                let started = Instant::now();
+                self.digest_input(step, &mut Assist::none());
+                timings.input_digest += started.elapsed().as_secs_f64();
                 Ok(())
             }),
         })
@@ -412,21 +417,23 @@ impl<'j, 'a> Stream<'j, 'a> {
         Ok(sink)
     }
 
-    fn digest_input(&self, input: usize, range: Range<usize>, mut hasher: Hasher, timings: &mut Timings) {
-        let started = Instant::now();
-        let bytes: &'a [u8] = self.job.inputs[input].bytes;
-        hasher.update(&bytes[range.clone()]);
-        timings.input_digest += started.elapsed().as_secs_f64();
+    fn digest_input(&self, mut step: InputStep, assist: &mut Assist<'_>) {
+        let bytes: &'a [u8] = &self.job.inputs[step.input].bytes[step.range.clone()];
+        match &mut step.how {
+            How::Feed(hasher) => hasher.update(bytes),
+            How::Add(tree) => {
+                let first = step.range.start / PIECE;
+                let mut values = vec![0; bytes.len().div_ceil(PIECE) * 32];
+                if tree.takes_values() && assist.hash(bytes, first, &mut values) {
+                    tree.add_values(first, &values);
+                } else {
+                    tree.add_bytes(first, bytes);
+                }
+            }
+        }
         let mut state = self.lock();
-        state.input_bytes += range.len() as u64;
-        let chain = &mut state.inputs[input];
-        chain.at = range.end;
-        if range.end == bytes.len() {
-            chain.digest = Some(hasher.finish());
-            // It may have been the last.
+        if state.inputs.done(step) {
             self.ring_all();
-        } else {
-            chain.hasher = Some(hasher);
         }
     }
 }

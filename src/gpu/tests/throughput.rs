@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUevent_flags;
 
 use super::*;
 use crate::gpu::card::CudaCard;
-use crate::gpu::kernels::{Kernel, MERGE, Modules, ROW_GAINS};
+use crate::gpu::kernels::{Kernel, MERGE, Compiled, ROW_GAINS};
 use crate::gpu::memory::DeviceMemory;
 use crate::gpu::upload::{Factors, Weights};
 
@@ -25,7 +25,7 @@ fn seconds(card: &CudaCard, kernel: Kernel, work: usize, arguments: &[u64]) -> f
     let (start, end) = (event(), event());
     let launch = || {
         // SAFETY: the tests below allocate what they pass, for `COUNT` weights.
-        unsafe { card.modules.launch(stream, kernel, work, arguments) }.unwrap();
+        unsafe { card.compiled.launch(stream, kernel, work, arguments) }.unwrap();
     };
     launch();
     start.record(stream).unwrap();
@@ -55,7 +55,7 @@ fn throughput() {
     let Some(Card::Cuda(card)) = card() else { return };
     card.context.bind_to_thread().unwrap();
     println!("{COUNT} weights of {COLUMNS} columns");
-    let fresh = Modules::default();
+    let fresh = Compiled::default();
     for kind in Kernels::kinds() {
         let kernels = Kernels::of(kind).unwrap();
         for kernel in [Some(kernels.encode), kernels.measure].into_iter().flatten() {
