@@ -5,15 +5,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::golden::{cases, export_on};
 use crate::gguf::bench;
+use crate::golden::{cases, export_on};
 use crate::workbench::{Bench, Noise};
 
-/// Every type that qft encodes and every mixture of them.
-const MIXTURES: &str = "f32,f16,bf16,q4_0,q4_1,q5_0,q5_1,q8_0,q2_k,q3_k_s,q3_k_m,q3_k_l,q4_k_s,q4_k_m,q5_k_s,q5_k_m,q6_k,\
-                        iq4_nl,iq4_xs";
-/// Those of them that take an importance.
-const WEIGHTED: &str = "q4_0,q4_1,q5_0,q5_1,q8_0,q2_k,q2_k_s,q3_k_m,q4_k_m,q5_k_m,q6_k,iq4_nl,iq4_xs";
+/// Mixtures that have every type that qft encodes.
+const MIXTURES: &str = "f32,f16,bf16,q4_0,q4_1,q5_0,q5_1,q8_0,q2_k,q3_k_m,q4_k_m,q5_k_m,iq4_nl,iq4_xs";
+/// Mixtures that have every type that takes an importance.
+const WEIGHTED: &str = "q4_0,q4_1,q5_0,q5_1,q2_k,q3_k_m,q4_k_m,q5_k_m,iq4_nl,iq4_xs";
 
 /// The cards to hold against the processor: the simulated one, and a real one where it is there.
 fn cards() -> Vec<&'static str> {
@@ -67,16 +66,17 @@ fn write_imatrix(bench: &Bench) {
 #[test]
 fn every_type_is_the_same_on_every_device() {
     let cards = cards();
-    for llama in [false, true] {
+    let merge = "export --merge-lora --base base --adapter adapter --pre qwen2 --name Tiny";
+    for (llama, form, flags) in [
+        (true, "plain", format!("{merge} --max-shard 1MB --gguf {MIXTURES}")),
+        (true, "weighted", format!("{merge} --gguf {WEIGHTED} --imatrix imatrix.dat")),
+        (true, "unmerged", "export --base base --pre qwen2 --name Tiny --gguf q4_k_m,q8_0,f16,bf16".to_owned()),
+        (false, "biased", format!("{merge} --max-shard 1MB --gguf q4_k_m,q8_0")),
+        (false, "cast", format!("{merge} --dtype f16 --max-shard 1MB --gguf q4_k_m,f16,f32")),
+    ] {
         let bench = bench(llama);
         write_imatrix(&bench);
-        let pre = "--base base --adapter adapter --pre qwen2 --name Tiny";
-        for (form, flags) in [
-            ("plain", format!("export --merge-lora {pre} --max-shard 1MB --gguf {MIXTURES}")),
-            ("weighted", format!("export --merge-lora {pre} --gguf {WEIGHTED} --imatrix imatrix.dat")),
-            ("cast", format!("export --merge-lora {pre} --dtype f16 --max-shard 1MB --gguf q4_k_m,f16,f32")),
-            ("unmerged", "export --base base --pre qwen2 --name Tiny --gguf q4_k_m,q8_0,f16,bf16".to_owned()),
-        ] {
+        {
             bench.ok(&format!("{flags} --device cpu --out cpu-{form}/out"));
             for card in &cards {
                 bench.ok(&format!("{flags} --device {card} --out {card}-{form}/out"));
@@ -142,7 +142,8 @@ fn a_card_that_fails_costs_nothing_but_time() {
 fn where_a_card_is_demanded_its_failure_leaves_the_destination_untouched() {
     let bench = bench(false);
     let before = names(&bench);
-    let export = "export --merge-lora --base base --adapter adapter --pre qwen2 --name Tiny --gguf q4_k_m,q8_0 --out out";
+    let export =
+        "export --merge-lora --base base --adapter adapter --pre qwen2 --name Tiny --gguf q4_k_m,q8_0 --out out";
     for card in cards() {
         let demanded = if card == "cuda" { card } else { "simulated:demanded" };
         let flags = format!("{export} --device {demanded} --inject-fault lost@2");

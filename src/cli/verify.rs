@@ -179,8 +179,7 @@ impl Inputs {
             let bars = Bars::default();
             let cards = Cards::none();
             let vector = Vector::detect();
-            let found =
-                compare(&Run { jobs, vector, cards: &cards, resume: false, cancel: &CANCEL, progress: &bars });
+            let found = compare(&Run { jobs, vector, cards: &cards, resume: false, cancel: &CANCEL, progress: &bars });
             bars.clear();
             found
         };

@@ -12,9 +12,9 @@ use super::shard::OutputTensor;
 use crate::adapter::resolve;
 use crate::checkpoint::companions;
 use crate::error::{Error, Result, escaped, shown};
-use crate::gpu::Assist;
 use crate::gguf::imatrix::Imatrix;
 use crate::gguf::{GgufModel, GgufTensor, ModelFiles, ModelTensor, arch, trimmed};
+use crate::gpu::Assist;
 use crate::stream::BLOCK_LEN;
 
 /// Key of a file that was made with an imatrix.

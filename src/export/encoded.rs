@@ -282,7 +282,8 @@ impl<'a> Encoder<'a> {
             let several = next..units.end.min(next + at_once);
             let (bytes, wanted, place) = place(several.clone());
             let wanted = wanted.start - bytes.start..wanted.end - bytes.start;
-            let Some(found) = self.encode_on_card(&source, several.clone(), wanted, step, &mut scratch, &mut out[place], assist)
+            let Some(found) =
+                self.encode_on_card(&source, several.clone(), wanted, step, &mut scratch, &mut out[place], assist)
             else {
                 break;
             };

@@ -97,8 +97,8 @@ pub(crate) trait Lane {
     /// all of it is done.
     fn run(&mut self, block: &Block<'_>, out: &mut [u8]) -> Result<Vec<ErrorSums>, Trouble>;
 
-    /// Hashes `bytes`, which are whole pieces of an input from piece `first` on (see [`crate::digest::PieceTree`]), at most
-    /// as many as a block's elements: puts their chaining values into `values`, 32 bytes a piece.
+    /// Hashes `bytes`, which are whole pieces of an input from piece `first` on (see
+    /// [`crate::digest::PieceTree`]): puts their chaining values into `values`, 32 bytes a piece.
     fn hash(&mut self, bytes: &[u8], first: usize, values: &mut [u8]) -> Result<(), Trouble>;
 
     /// Seconds by stage since the lane was opened.

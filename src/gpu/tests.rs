@@ -11,6 +11,7 @@ use super::card::Card;
 use super::kernels::Kernels;
 use super::resident::Resident;
 use super::{Cards, Device, NoCard};
+use crate::digest::{PIECE, PieceTree};
 use crate::gguf::decode::decode;
 use crate::gguf::encode::encode;
 use crate::gguf::{ErrorSums, TensorType, first_bad_scale};
@@ -32,6 +33,25 @@ fn card() -> Option<&'static Card> {
             None
         }
     }
+}
+
+#[test]
+fn pieces_are_hashed_as_the_processor_hashes_them() {
+    let Some(card) = card() else { return };
+    let mut lane = card.lane().unwrap();
+    let bytes: Vec<u8> = (0..(2 << 20) + 70_003).map(|i: usize| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    for len in [PIECE + 1, 3 * PIECE, 3 * PIECE + 1023, 9 * PIECE + 1024, 2 << 20, bytes.len()] {
+        let tree = PieceTree::new(len as u64);
+        // In two calls, the second from a later piece on.
+        let cut = (len / PIECE / 2).max(1) * PIECE;
+        for (first, bytes) in [(0, &bytes[..cut]), (cut / PIECE, &bytes[cut..len])] {
+            let mut values = vec![0x55; bytes.len().div_ceil(PIECE) * 32];
+            lane.hash(bytes, first, &mut values).unwrap();
+            tree.add_values(first, &values);
+        }
+        assert_eq!(tree.finish(), Some(blake3::hash(&bytes[..len]).into()), "{len} bytes");
+    }
+    assert!(matches!(lane.hash(&bytes[..9], 0, &mut [0; 31]), Err(Trouble::Unsupported)), "too short for a value");
 }
 
 /// Past the test harness, which keeps what tests print.

@@ -15,11 +15,11 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 
-pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
-pub use workers::{CardUse, Timings};
 pub(crate) use bounds::{in_flight, open_files, writers};
 pub(crate) use inputs::{Input, InputDigest};
+pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
 pub(crate) use workers::BLOCK_LEN;
+pub use workers::{CardUse, Timings};
 
 use crate::digest::Hex;
 use crate::error::{Error, Result};
@@ -132,7 +132,9 @@ fn fill(
     finished: &BTreeMap<String, Finished>,
 ) -> Result<Produced> {
     if how.cards.device().demands_card() {
-        how.cards.wait().map_err(|why| Error::refused(why.to_string(), "use --device auto or --device cpu, which need no card"))?;
+        how.cards
+            .wait()
+            .map_err(|why| Error::refused(why.to_string(), "use --device auto or --device cpu, which need no card"))?;
     }
     staging.clear(|name| finished.contains_key(name) || (name == JOURNAL && !finished.is_empty()))?;
     let parts = || production.works.iter().map(AsRef::as_ref).enumerate();
@@ -168,7 +170,14 @@ fn fill(
         files.insert(work.name().to_owned(), (work.len(), digest));
         records.insert(work.name().to_owned(), record);
     }
-    Ok(Produced { files, records, inputs: streamed.inputs, resumed: finished.len(), timings: streamed.timings, cards: streamed.cards })
+    Ok(Produced {
+        files,
+        records,
+        inputs: streamed.inputs,
+        resumed: finished.len(),
+        timings: streamed.timings,
+        cards: streamed.cards,
+    })
 }
 
 /// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk failed it.

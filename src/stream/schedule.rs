@@ -130,7 +130,16 @@ impl State {
     }
 
     pub(super) fn describe(&self) -> String {
-        format!("in flight {} towrite {} pending {} chains out {} filled {:.2} inputs {:.2} done {}", self.in_flight, self.to_write.len(), self.files.iter().map(|f| f.filled.len()).sum::<usize>(), self.files.iter().filter(|f| f.chain.hasher.is_none() && f.chain.digest.is_none()).count(), self.filled_bytes as f64/1e9, self.inputs.digested() as f64/1e9, self.files.iter().filter(|f| f.finished).count())
+        format!(
+            "in flight {} towrite {} pending {} chains out {} filled {:.2} inputs {:.2} done {}",
+            self.in_flight,
+            self.to_write.len(),
+            self.files.iter().map(|f| f.filled.len()).sum::<usize>(),
+            self.files.iter().filter(|f| f.chain.hasher.is_none() && f.chain.digest.is_none()).count(),
+            self.filled_bytes as f64 / 1e9,
+            self.inputs.digested() as f64 / 1e9,
+            self.files.iter().filter(|f| f.finished).count()
+        )
     }
 
     pub(super) fn is_done(&self) -> bool {

@@ -118,7 +118,9 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
             scope.spawn(|| stream.run_thread(Crew::Writer, Stream::next_write));
         }
         scope.spawn(|| stream.open_lanes(scope));
-        if std::env::var_os("QFT_TRACE").is_some() { scope.spawn(|| stream.trace()); }
+        if std::env::var_os("QFT_TRACE").is_some() {
+            scope.spawn(|| stream.trace());
+        }
         for _ in 1..job.jobs.max(1) {
             scope.spawn(|| stream.run_thread(Crew::Worker, Stream::next_work));
         }
@@ -306,7 +308,9 @@ impl<'j, 'a> Stream<'j, 'a> {
         loop {
             std::thread::sleep(Duration::from_millis(100));
             let s = self.lock();
-            if s.error.is_some() || s.is_done() { break; }
+            if s.error.is_some() || s.is_done() {
+                break;
+            }
             eprintln!("T {:.2} lanes {} {}", t.elapsed().as_secs_f64(), s.lanes, s.describe());
         }
     }

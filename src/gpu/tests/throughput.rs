@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUevent_flags;
 
 use super::*;
 use crate::gpu::card::CudaCard;
-use crate::gpu::kernels::{Kernel, MERGE, Compiled, ROW_GAINS};
+use crate::gpu::kernels::{Compiled, Kernel, MERGE, ROW_GAINS};
 use crate::gpu::memory::DeviceMemory;
 use crate::gpu::upload::{Factors, Weights};
 
