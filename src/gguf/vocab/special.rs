@@ -187,9 +187,9 @@ impl SpecialTokens {
 fn merges(tokenizer: &TokenizerJson<'_>) -> Option<Vec<String>> {
     let Some(tables) = &tokenizer.tables else { return merges_of_json(&tokenizer.rest) };
     let marked = |part: &'_ Cow<'_, str>| part.replace(' ', "\u{120}");
-    let line = |pair: &[Cow<'_, str>; 2]| match pair.iter().any(|part| part.contains(' ')) {
-        true => pair.each_ref().map(marked).join(" "),
-        false => pair.join(" "),
+    let line = |pair: &[Cow<'_, str>; 2]| {
+        let has_space = pair.iter().any(|part| part.contains(' '));
+        if has_space { pair.each_ref().map(marked).join(" ") } else { pair.join(" ") }
     };
     Some(tables.merges.iter().map(line).collect())
 }

@@ -123,24 +123,25 @@ impl<'t> HfTokenizer<'t> {
 /// The tokenizer of a file with tables, as the crate would read it, but for a model that works word by word; `None` where
 /// something is odd, which is the crate's to judge.
 fn by_words<'t>(json: &'t TokenizerJson<'_>) -> Option<Tokenizer<'t>> {
-    fn part<T: DeserializeOwned>(json: &Value, name: &str) -> Option<Option<T>> {
-        json.get(name).map_or(Some(None), |part| serde_json::from_value(part.clone()).ok())
+    fn part<T: DeserializeOwned>(json: &Value, name: &str) -> serde_json::Result<Option<T>> {
+        json.get(name).map_or(Ok(None), |part| serde_json::from_value(part.clone()))
     }
     let rest = &json.rest;
     let words = Words::new(json.tables.as_ref()?, rest.get("model")?)?;
-    let (_, _): (Option<TruncationParams>, Option<PaddingParams>) = (part(rest, "truncation")?, part(rest, "padding")?);
+    let (_, _): (Option<TruncationParams>, Option<PaddingParams>) =
+        (part(rest, "truncation").ok()?, part(rest, "padding").ok()?);
     let listed = rest.get("added_tokens").map_or(Some(&[][..]), |tokens| Some(tokens.as_array()?.as_slice()))?;
     let has_id = |token: &Value| token.get("id").and_then(Value::as_u64).is_some_and(|id| u32::try_from(id).is_ok());
     if rest.get("version").is_some_and(|version| version != "1.0") || !listed.iter().all(has_id) {
         return None;
     }
-    let tokens: Vec<AddedToken> = part(rest, "added_tokens")?.unwrap_or_default();
+    let tokens: Vec<AddedToken> = part(rest, "added_tokens").ok()?.unwrap_or_default();
     let builder = TokenizerBuilder::new()
-        .with_model(AnyModel::Words(words))
-        .with_normalizer(part(rest, "normalizer")?)
-        .with_pre_tokenizer(part(rest, "pre_tokenizer")?)
-        .with_post_processor(part(rest, "post_processor")?)
-        .with_decoder(part(rest, "decoder")?);
+        .with_model(AnyModel::Words(Box::new(words)))
+        .with_normalizer(part(rest, "normalizer").ok()?)
+        .with_pre_tokenizer(part(rest, "pre_tokenizer").ok()?)
+        .with_post_processor(part(rest, "post_processor").ok()?)
+        .with_decoder(part(rest, "decoder").ok()?);
     let mut tokenizer = builder.build().ok()?;
     tokenizer.add_tokens(tokens).ok()?;
     Some(tokenizer)

@@ -23,7 +23,7 @@ const THREADS: usize = 8;
 /// A model of a tokenizer: any as the `tokenizers` crate reads it, or BPE word by word.
 pub(super) enum AnyModel<'t> {
     Whole(Box<ModelWrapper>),
-    Words(Words<'t>),
+    Words(Box<Words<'t>>),
 }
 
 /// BPE word by word.
