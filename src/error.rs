@@ -70,7 +70,13 @@ pub enum Error {
         /// The output type, as the command line names it.
         dtype: &'static str,
     },
-    /// The disk failed an export whose finished shards are worth keeping.
+    /// A card that was demanded failed.
+    #[error("{problem}\n  remedy: run again with --device auto, which goes on without the card, or with --device cpu")]
+    Card {
+        /// The card, and what its driver said.
+        problem: String,
+    },
+    /// The disk or a card failed an export whose finished shards are worth keeping.
     #[error("{cause}\n  {}", interrupted(Some(kept.as_path()), *.finished, *.shards))]
     Stopped {
         /// What failed.

@@ -3,6 +3,7 @@
 //! tested; and what needs a real one says that it was skipped.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use crate::gguf::bench;
@@ -23,7 +24,9 @@ fn cards() -> Vec<&'static str> {
     if said.code == Some(0) {
         return vec!["simulated", "cuda"];
     }
-    println!("skipped on a real card: {}", said.err.lines().next().unwrap_or_default());
+    // Past the test harness, which keeps what tests print.
+    let line = format!("skipped on a real card: {}\n", said.err.lines().next().unwrap_or_default());
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
     vec!["simulated"]
 }
 
@@ -57,7 +60,7 @@ fn write_imatrix(bench: &Bench) {
         bytes.extend((name.len() as i32).to_le_bytes());
         bytes.extend(name.as_bytes());
         bytes.extend(1i32.to_le_bytes());
-        bytes.extend((columns as i32).to_le_bytes());
+        bytes.extend(columns.to_le_bytes());
         (0..columns).for_each(|_| bytes.extend((noise.value(1.0).powi(2)).to_le_bytes()));
     }
     bench.write("imatrix.dat", bytes);
@@ -132,7 +135,7 @@ fn a_card_that_fails_costs_nothing_but_time() {
             let out = format!("{card}-{fault}/out");
             let said = bench.ok(&format!("{FLAGS} --device {lenient} --inject-fault {fault} --out {out}"));
             assert_eq!(difference(&bench.files("cpu/out"), &bench.files(&out)), None, "{fault} on {card}");
-            let warned = said.err.contains("a card failed, and the processor made the rest");
+            let warned = said.err.contains("other lanes or the processor made the rest");
             assert_eq!(warned, fault != "value@3", "{fault} on {card}: {}", said.err);
         }
     }
@@ -160,7 +163,7 @@ fn a_card_that_is_not_there_is_an_error_where_it_is_demanded() {
     let before = names(&bench);
     let said = bench.refuses(
         "export --merge-lora --base base --adapter adapter --device cuda:97 --out out",
-        &["remedy: use --device auto or --device cpu"],
+        &["remedy: use --device auto"],
     );
     assert!(said.err.contains("NVIDIA") || said.err.contains("97"), "{}", said.err);
     assert_eq!(names(&bench), before, "nothing is left behind");

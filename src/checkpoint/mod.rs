@@ -196,6 +196,11 @@ impl Checkpoint {
         Some(escaped(config.get("quant_method").and_then(|m| m.as_str()).unwrap_or("unknown method")))
     }
 
+    /// How many values all tensors have.
+    pub fn weights(&self) -> u64 {
+        self.tensors.values().map(|t| t.shape().iter().map(|length| *length as u64).product::<u64>()).sum()
+    }
+
     /// Bytes of all tensors.
     pub fn tensor_bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes().len() as u64).sum()

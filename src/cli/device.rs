@@ -2,22 +2,19 @@
 
 use clap::Args;
 use qft::export::CardUse;
-use qft::gpu::{Cards, Device, Fault};
+use qft::gpu::{Cards, Device, Effort, Fault};
 use qft::size::ByteSize;
 
 use super::note;
 
-/// Input bytes from which on a card pays for its start: half a second of a processor's work.
-const PAYS_FROM: u64 = 1_500_000_000;
-
 /// Where to merge and encode.
 #[derive(Debug, Args)]
 pub(super) struct DeviceArgs {
-    /// Where to merge and encode: auto, cpu, cuda, cuda:N or cuda:all. The bytes don't depend on it. auto takes a card
-    /// if one is there and the model is large enough, and goes on without it if it fails.
+    /// Where to merge and encode: auto, cpu, cuda, cuda:N or cuda:all. The bytes don't depend on it. auto takes NVIDIA
+    /// cards if some are there and the job is done sooner with them, and goes on without one that fails.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto, hide_default_value = true)]
     device: Device,
-    /// Most memory to use on a card [default: 2GiB, or what is free].
+    /// Most memory to use on a card [default: 2GiB, or most of what is free].
     #[arg(long, value_name = "SIZE")]
     device_memory: Option<ByteSize>,
     /// For tests: oom@N, lost@N or value@N fails the N-th block of the cards.
@@ -26,13 +23,13 @@ pub(super) struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The cards for a job that reads that many bytes of weights: opened in the background.
-    pub(super) fn open(&self, input_bytes: u64) -> Cards {
-        let pays = self.device.demands_card() || input_bytes >= PAYS_FROM || self.inject_fault.is_some();
+    /// The cards for a job of `jobs` threads, opened in the background.
+    pub(super) fn open(&self, jobs: usize, effort: &Effort) -> Cards {
+        let pays = self.inject_fault.is_some() || effort.pays(jobs);
         match self.device {
             Device::Cpu => Cards::none(),
             Device::Auto if !pays => Cards::none(),
-            device => Cards::open(device, self.device_memory, self.inject_fault.clone()),
+            device => Cards::open(device, self.device_memory, self.inject_fault),
         }
     }
 }
@@ -45,6 +42,19 @@ pub(super) fn warn(cards: &Cards, used: &CardUse) {
         note(&format!("on the processor: {why}"));
     }
     for warning in &used.warnings {
-        note(&format!("warning: a card failed, and the processor made the rest: {}", qft::error::escaped(warning)));
+        note(&format!("warning: {}; other lanes or the processor made the rest", qft::error::escaped(warning)));
+    }
+}
+
+/// What cards did, if they did anything: one line.
+pub(super) fn text(used: &CardUse) -> String {
+    let left = match used.left {
+        0 => String::new(),
+        left => format!(", {left} left to the processor"),
+    };
+    if used.names.is_empty() {
+        String::new()
+    } else {
+        format!("on {}: {} blocks{left}\n", used.names.join(", "), used.made)
     }
 }

@@ -8,6 +8,7 @@ use qft::export::GgufOptions;
 use qft::gguf::TensorType;
 use qft::gguf::imatrix::Imatrix;
 use qft::gguf::mixture::{Choices, FileType, TypeOverride};
+use qft::gpu::Effort;
 use qft::size::ByteSize;
 
 /// Which tensors get which types.
@@ -37,6 +38,12 @@ pub(super) struct EncodingArgs {
     /// Cut GGUF files into parts of at most so many tensor bytes, named as llama.cpp's loader finds them.
     #[arg(long, value_name = "SIZE")]
     split_max_size: Option<ByteSize>,
+}
+
+/// What it takes to encode that many bytes of weights as each of `mixtures`.
+pub(super) fn encoding_effort(input: u64, weights: u64, mixtures: &[FileType], args: &EncodingArgs) -> Effort {
+    let kinds = mixtures.iter().map(|mixture| mixture.base_type()).collect();
+    Effort { input, weights, rank: None, shard: None, kinds, weighted: args.imatrix.is_some() }
 }
 
 impl EncodingArgs {

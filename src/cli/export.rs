@@ -11,7 +11,7 @@ use qft::checkpoint::{Checkpoint, Locator};
 use qft::error::{Error, escaped, shown};
 use qft::export::{self, ExportPlan, GgufOptions, Options, Provenance, QualityReport, Report, Run};
 use qft::gguf::mixture::FileType;
-use qft::gpu::Cards;
+use qft::gpu::{Cards, Effort};
 use qft::merge::{Float, Overflow, Vector};
 use qft::size::ByteSize;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::bars::Bars;
 use super::device::{self, DeviceArgs};
 use super::encoded;
-use super::encoding::{ConversionArgs, EncodingArgs};
+use super::encoding::{ConversionArgs, EncodingArgs, encoding_effort};
 use super::models::{AdapterSpec, Found, find_adapters, find_base};
 use super::quality::{QualityArgs, quality};
 use super::table::{columns, count};
@@ -159,7 +159,8 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
     let found = if args.merge_lora { find_adapters(&locator, &args.adapter)? } else { Vec::new() };
     let (dir, provenance) = find_base(&locator, args.base.as_deref(), &found)?;
     let base = Checkpoint::open(&dir)?;
-    let cards = if args.dry_run { Cards::none() } else { args.device.open(base.tensor_bytes()) };
+    let cards =
+        if args.dry_run { Cards::none() } else { args.device.open(jobs(args.jobs), &effort(args, &base, &found)) };
     let out = args.out.clone().unwrap_or_else(|| default_out(&found, &dir, &provenance));
     let inputs: Vec<&Path> = found.iter().map(|found| found.adapter.dir.as_path()).chain([dir.as_path()]).collect();
     args.quality.check(&inputs, args.overwrite)?;
@@ -182,6 +183,20 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
     let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
     Ok((ExportPlan::new(base, provenance, adapters, &out, options)?, cards))
 }
+
+/// What the export will take.
+fn effort(args: &ExportArgs, base: &Checkpoint, found: &[Found]) -> Effort {
+    let ranks = found.iter().map(|found| found.adapter.config.uniform_rank().unwrap_or(UNEVEN_RANK));
+    let shard = args.max_shard.or_else(|| args.gguf.is_empty().then_some(DEFAULT_SHARD));
+    Effort {
+        rank: (!found.is_empty()).then(|| ranks.sum()),
+        shard: shard.map(|size| size.0),
+        ..encoding_effort(base.tensor_bytes(), base.weights(), &args.gguf, &args.encoding)
+    }
+}
+
+/// Taken for the rank of an adapter whose modules differ in it.
+const UNEVEN_RANK: u32 = 16;
 
 /// `<adapter>-merged` or `<base>-export`, beside it; in the working directory if it lies in a cache.
 fn default_out(found: &[Found], base: &Path, provenance: &Provenance) -> PathBuf {
@@ -300,6 +315,7 @@ fn report_text(plan: &ExportPlan, report: &Report, timings: bool) -> String {
         ByteSize(report.bytes),
         report.bytes as f64 / 1e9 / seconds
     );
+    text.push_str(&device::text(&report.cards));
     if report.resumed > 0 {
         let _ = writeln!(text, "{} taken over from the interrupted run", count(report.resumed, "shard"));
     }
@@ -311,6 +327,7 @@ fn report_text(plan: &ExportPlan, report: &Report, timings: bool) -> String {
             ("upload", t.upload),
             ("kernels", t.kernel),
             ("download", t.download),
+            ("lanes of cards, all", t.lanes),
             ("idle, lanes of cards", t.lane_idle),
             ("digest", t.digest),
             ("digest of inputs", t.input_digest),

@@ -12,7 +12,7 @@ use qft::merge::{Overflow, Vector};
 use super::bars::Bars;
 use super::device::{self, DeviceArgs};
 use super::encoded::{plan_json, plan_text, report_json, report_text};
-use super::encoding::EncodingArgs;
+use super::encoding::{EncodingArgs, encoding_effort};
 use super::quality::{QualityArgs, quality};
 use super::{CANCEL, handle_signals, jobs, note, print};
 
@@ -45,7 +45,7 @@ pub(super) struct FileJobArgs {
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
     #[command(flatten)]
-    pub(super) device: DeviceArgs,
+    device: DeviceArgs,
     #[command(flatten)]
     encoding: EncodingArgs,
     #[command(flatten)]
@@ -57,6 +57,14 @@ impl FileJobArgs {
     pub(super) fn options(&self, allow_requantize: bool) -> qft::Result<GgufOptions> {
         let options = self.encoding.options(&[self.mixture], allow_requantize)?;
         Ok(GgufOptions { measure: self.quality.wanted(), ..options })
+    }
+
+    /// The cards for reading that many bytes of that many weights.
+    pub(super) fn open_cards(&self, input: u64, weights: u64) -> Cards {
+        if self.dry_run {
+            return Cards::none();
+        }
+        self.device.open(jobs(self.jobs), &encoding_effort(input, weights, &[self.mixture], &self.encoding))
     }
 
     /// What happens to a finite value beyond the output type.

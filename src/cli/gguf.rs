@@ -32,7 +32,7 @@ pub(super) fn run(args: &GgufArgs) -> anyhow::Result<ExitCode> {
 fn plan(args: &GgufArgs) -> qft::Result<(ExportPlan, Cards)> {
     let (dir, provenance) = find_base(&Locator::from_env(), Some(&args.model), &[])?;
     let base = Checkpoint::open(&dir)?;
-    let cards = args.job.device.open(base.tensor_bytes());
+    let cards = args.job.open_cards(base.tensor_bytes(), base.weights());
     let options = Options {
         max_shard: None,
         dtype: None,

@@ -25,8 +25,9 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let job = &args.job;
     job.quality.check(&[&args.model], job.overwrite)?;
     let model = GgufModel::open(&args.model)?;
-    let cards =
-        job.device.open(model.files.iter().map(|file| file.path().metadata().map_or(0, |meta| meta.len())).sum());
+    let input = model.tensors.iter().map(|tensor| tensor.bytes().len() as u64).sum();
+    let weights = model.tensors.iter().map(|tensor| tensor.info().elements() as u64).sum();
+    let cards = job.open_cards(input, weights);
     let plan = QuantizePlan::new(model, &job.out, &job.options(args.allow_requantize)?, job.overflow(), job.overwrite)?;
     job.carry_out(std::slice::from_ref(&plan.output), &[], &cards, |how| quantize(&plan, how))
 }

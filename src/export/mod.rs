@@ -95,6 +95,7 @@ fn qualities(records: BTreeMap<String, Value>) -> BTreeMap<String, BTreeMap<Stri
 /// Runs `plan`. On any error the destination is as it was.
 pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     let started = Instant::now();
+    how.check_cards()?;
     let staging = if plan.options.as_file { Staging::open_file(&plan.out) } else { Staging::open(&plan.out) }?;
     let names = inputs_in_order(plan);
     let production = production(plan, &names, how)?;

@@ -66,6 +66,7 @@ pub(super) fn check_files(out: &Path, output: &GgufOutput, inputs: &[&Path], ove
 /// Runs `plan`. On any error the destination is as it was.
 pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
     let started = Instant::now();
+    how.check_cards()?;
     let staging = Staging::open_file(&plan.out)?;
     let parts = &plan.output.parts;
     let work = |part| -> Result<Box<dyn Work + '_>> {

@@ -79,7 +79,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// What `bytes` make; `None` if it is less than [`Self::LEAST`].
+    /// What `bytes` make; `None` if it is less than [`Self::least`].
     pub(super) fn within(bytes: usize) -> Option<Self> {
         let half = bytes / 2;
         let lanes = |capacity| half / Regions::of(capacity).len;

@@ -41,6 +41,7 @@ impl Card {
     }
 
     /// Its number, as the driver counts.
+    #[cfg(test)]
     pub(crate) fn number(&self) -> usize {
         match self {
             Self::Cuda(card) => card.number,
@@ -59,6 +60,7 @@ impl Card {
     }
 
     /// Most elements of a block of its lanes.
+    #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {
         match self {
             Self::Cuda(card) => card.budget.capacity,

@@ -31,7 +31,7 @@ pub enum NoCard {
     },
     /// There is a driver, but no card.
     #[error("the NVIDIA driver finds no card; see what nvidia-smi says and CUDA_VISIBLE_DEVICES, or use --device cpu")]
-    NoCard,
+    NoneFound,
     /// There are fewer cards than the number that was asked for.
     #[error("there is no card number {number}: there are {count}, counted from 0; choose another with --device cuda:N")]
     NoSuchCard {
@@ -66,7 +66,7 @@ pub enum NoCard {
 impl From<DriverError> for NoCard {
     fn from(error: DriverError) -> Self {
         match error.0 {
-            CUresult::CUDA_ERROR_NO_DEVICE => Self::NoCard,
+            CUresult::CUDA_ERROR_NO_DEVICE => Self::NoneFound,
             CUresult::CUDA_ERROR_STUB_LIBRARY => Self::NoDriver,
             _ => Self::Failed(said(error)),
         }
@@ -85,7 +85,7 @@ pub(super) fn find(device: Device) -> Result<Vec<usize>, NoCard> {
         check_driver()?;
         result::init()?;
         match usize::try_from(result::device::get_count()?) {
-            Ok(0) | Err(_) => Err(NoCard::NoCard),
+            Ok(0) | Err(_) => Err(NoCard::NoneFound),
             Ok(count) => Ok(count),
         }
     };
@@ -174,7 +174,7 @@ mod tests {
             NoCard::NotWanted,
             NoCard::NoDriver,
             check_version(11_080).unwrap_err(),
-            NoCard::NoCard,
+            NoCard::NoneFound,
             NoCard::NoSuchCard { number: 4, count: 2 },
             NoCard::OldCard { name: name(), capability: "7.5".to_owned() },
             NoCard::LittleMemory { name: name(), free: ByteSize(1_000_000), needed: ByteSize(16_000_000) },

@@ -213,7 +213,7 @@ impl<'c> CudaLane<'c> {
             arguments.extend(numbers);
             held.push(weights);
         }
-        // SAFETY: as the brief of encoders in kernels/common.cuh says: `values` has `count` values, whole blocks; `out`
+        // SAFETY: as kernels/common.cuh says of encoders: `values` has `count` values, whole blocks; `out`
         // has room for them; with importance, whole rows, and weights for every column of whole matrices.
         unsafe { self.launch(kernels.encoder(importance.is_some()), count, &arguments) }
     }

@@ -1,4 +1,4 @@
-//! Memory on a card, and host memory that cards copy from and to. One of the rooms with `unsafe`.
+//! Memory on a card, and pins, which make host memory fit for copies to and from cards. One of the rooms with `unsafe`.
 
 use std::fmt;
 use std::sync::Arc;

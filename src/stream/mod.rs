@@ -47,6 +47,18 @@ pub struct Run<'a> {
     pub progress: &'a dyn Progress,
 }
 
+impl Run<'_> {
+    /// Refuses where a card is demanded and there is none. To be called before anything is touched.
+    pub(crate) fn check_cards(&self) -> Result<()> {
+        let remedy = "use --device auto, which does the work on the processor where there is no card";
+        let demanded = self.cards.device().demands_card();
+        match if demanded { self.cards.unavailable() } else { None } {
+            Some(why) => Err(Error::refused(why.to_string(), remedy)),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A planned file.
 pub(crate) trait Work: Sync {
     /// Its name in the output directory.
@@ -131,11 +143,6 @@ fn fill(
     journal: &Journal<'_>,
     finished: &BTreeMap<String, Finished>,
 ) -> Result<Produced> {
-    if how.cards.device().demands_card() {
-        how.cards
-            .wait()
-            .map_err(|why| Error::refused(why.to_string(), "use --device auto or --device cpu, which need no card"))?;
-    }
     staging.clear(|name| finished.contains_key(name) || (name == JOURNAL && !finished.is_empty()))?;
     let parts = || production.works.iter().map(AsRef::as_ref).enumerate();
     let (kept, fresh): (Vec<_>, Vec<_>) = parts().partition(|(_, work)| finished.contains_key(work.name()));
@@ -190,7 +197,7 @@ fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, files: usize)
     }
     match error {
         Error::Interrupted { .. } if finished > 0 => Error::Interrupted { kept: Some(kept()), finished, shards: files },
-        Error::Io { .. } if finished > 0 => {
+        Error::Io { .. } | Error::Card { .. } if finished > 0 => {
             Error::Stopped { cause: Box::new(error), kept: kept(), finished, shards: files }
         }
         error => {

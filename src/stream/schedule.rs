@@ -129,54 +129,32 @@ impl State {
         }
     }
 
-    pub(super) fn describe(&self) -> String {
-        format!(
-            "in flight {} towrite {} pending {} chains out {} filled {:.2} inputs {:.2} done {}",
-            self.in_flight,
-            self.to_write.len(),
-            self.files.iter().map(|f| f.filled.len()).sum::<usize>(),
-            self.files.iter().filter(|f| f.chain.hasher.is_none() && f.chain.digest.is_none()).count(),
-            self.filled_bytes as f64 / 1e9,
-            self.inputs.digested() as f64 / 1e9,
-            self.files.iter().filter(|f| f.finished).count()
-        )
-    }
-
     pub(super) fn is_done(&self) -> bool {
         self.inputs.is_done() && self.files.iter().all(|s| s.finished)
     }
 
     /// The next task of a worker, in the order of what holds others up: digests of outputs, since each is one chain of
-    /// its whole file; digests of inputs that lag; segments, unless lanes fill them; digests of inputs.
+    /// its whole file; digests of inputs that lag; and what lanes do where there are some: segments, and the digests of
+    /// all other inputs.
     pub(super) fn next_task(&mut self, job: &Job<'_>) -> Option<Task> {
         if let Some(task) = self.next_digest(job) {
             return Some(task);
         }
-        let with_lanes = self.lanes > 0 || self.lanes_awaited;
-        let only = with_lanes.then_some(InputDigest::Sha256);
-        if self.inputs_lag()
-            && let Some(step) = self.inputs.next(only)
+        if self.filled_bytes > self.inputs.digested() + MAX_LAG
+            && let Some(step) = self.inputs.next(None)
         {
             return Some(Task::Input(step));
         }
-        let segment = if with_lanes { None } else { self.next_segment(job) };
-        segment.map(Task::Fill).or_else(|| self.inputs.next(only).map(Task::Input))
-    }
-
-    /// The next task of a lane, likewise.
-    pub(super) fn next_lane_task(&mut self, job: &Job<'_>) -> Option<LaneTask> {
-        let only = Some(InputDigest::Blake3);
-        if self.inputs_lag()
-            && let Some(step) = self.inputs.next(only)
-        {
-            return Some(LaneTask::Input(step));
+        if self.lanes > 0 || self.lanes_awaited {
+            return self.inputs.next(Some(InputDigest::Sha256)).map(Task::Input);
         }
-        self.next_segment(job).map(LaneTask::Fill).or_else(|| self.inputs.next(only).map(LaneTask::Input))
+        self.next_segment(job).map(Task::Fill).or_else(|| self.inputs.next(None).map(Task::Input))
     }
 
-    /// Whether the digests of inputs are so far behind that their pages may be read twice.
-    fn inputs_lag(&self) -> bool {
-        self.filled_bytes > self.inputs.digested() + MAX_LAG
+    /// The next task of a lane: a segment, or pieces of an input while enough segments are in flight.
+    pub(super) fn next_lane_task(&mut self, job: &Job<'_>) -> Option<LaneTask> {
+        let segment = self.next_segment(job).map(LaneTask::Fill);
+        segment.or_else(|| self.inputs.next(Some(InputDigest::Blake3)).map(LaneTask::Input))
     }
 
     fn next_digest(&mut self, job: &Job<'_>) -> Option<Task> {

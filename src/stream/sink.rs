@@ -118,8 +118,8 @@ fn reserve(file: &File, len: u64) -> io::Result<()> {
 /// else waits.
 #[cfg(target_os = "linux")]
 fn in_memory(file: &File) -> bool {
-    const TMPFS_MAGIC: i64 = 0x0102_1994;
-    rustix::fs::fstatfs(file).is_ok_and(|system| i64::from(system.f_type) == TMPFS_MAGIC)
+    const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC)
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -52,6 +52,8 @@ pub struct Timings {
     pub kernel: f64,
     /// Downloads of lanes.
     pub download: f64,
+    /// All that lanes did while they did not wait for others: the four above, and copying what does not change.
+    pub lanes: f64,
     /// Waiting of lanes for workers and writers.
     pub lane_idle: f64,
     /// Digests of outputs.
@@ -118,9 +120,6 @@ pub(super) fn run(job: &Job<'_>) -> Result<Streamed> {
             scope.spawn(|| stream.run_thread(Crew::Writer, Stream::next_write));
         }
         scope.spawn(|| stream.open_lanes(scope));
-        if std::env::var_os("QFT_TRACE").is_some() {
-            scope.spawn(|| stream.trace());
-        }
         for _ in 1..job.jobs.max(1) {
             scope.spawn(|| stream.run_thread(Crew::Worker, Stream::next_work));
         }
@@ -153,7 +152,7 @@ fn outputs(job: &Job<'_>) -> BTreeMap<usize, (usize, usize)> {
 /// A step that a thread has decided on, to be done without the lock.
 type Step<'s> = Box<dyn FnOnce(&mut Timings) -> Result<()> + 's>;
 
-impl<'j, 'a> Stream<'j, 'a> {
+impl<'a> Stream<'_, 'a> {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -206,7 +205,7 @@ impl<'j, 'a> Stream<'j, 'a> {
     }
 
     /// Ends the job if `result` is an error.
-    fn note(&self, result: Result<()>) {
+    fn end_on(&self, result: Result<()>) {
         if let Err(error) = result {
             self.lock().error.get_or_insert(error);
             self.ring_all();
@@ -218,7 +217,7 @@ impl<'j, 'a> Stream<'j, 'a> {
         let _guard = PanicGuard(self);
         let mut timings = Timings::default();
         while let Some(step) = self.wait_for(crew, &mut timings, |state| next(self, state)) {
-            self.note(step(&mut timings));
+            self.end_on(step(&mut timings));
         }
         self.lock().timings.add(timings);
         self.ring_all();
@@ -226,7 +225,7 @@ impl<'j, 'a> Stream<'j, 'a> {
 
     /// Waits for the cards, and starts their lanes.
     fn open_lanes<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
-        let Ok(cards) = self.job.cards.wait() else { return self.await_no_lanes() };
+        let Ok(cards) = self.job.cards.wait() else { return self.expect_no_lanes() };
         for card in cards {
             scope.spawn(move || {
                 // Until its kernels are compiled, the workers fill.
@@ -253,16 +252,19 @@ impl<'j, 'a> Stream<'j, 'a> {
         drop(state);
         let mut timings = Timings::default();
         while assist.lost().is_none() {
-            match self.wait_for(Crew::Lane, &mut timings, |state| state.next_lane_task(self.job)) {
+            let task = self.wait_for(Crew::Lane, &mut timings, |state| state.next_lane_task(self.job));
+            let started = Instant::now();
+            match task {
                 None => break,
                 Some(LaneTask::Input(step)) => self.digest_input(step, &mut assist),
                 Some(LaneTask::Fill(mut segment)) => {
                     let mut buffer = segment.buffer.take().unwrap_or_else(|| Buffer::new(BLOCK_LEN));
                     buffer.memory.pin(card);
                     segment.buffer = Some(buffer);
-                    self.note(self.fill(segment, &mut assist));
+                    self.end_on(self.fill(segment, &mut assist));
                 }
             }
+            timings.lanes += started.elapsed().as_secs_f64();
         }
         let Tally { made, left, stages } = assist.tally();
         timings.read += stages.read;
@@ -288,8 +290,7 @@ impl<'j, 'a> Stream<'j, 'a> {
         state.lanes_awaited &= state.lanes > 0;
         let warning = format!("{}: {said}", card.name());
         if self.job.cards.device().demands_card() {
-            let remedy = "run again with --device auto, which goes on without the card, or with --device cpu";
-            state.error.get_or_insert(Error::refused(warning, remedy));
+            state.error.get_or_insert(Error::Card { problem: warning });
         } else if !state.cards.warnings.contains(&warning) {
             state.cards.warnings.push(warning);
         }
@@ -298,21 +299,9 @@ impl<'j, 'a> Stream<'j, 'a> {
     }
 
     /// There will be no lanes: the workers do all.
-    fn await_no_lanes(&self) {
+    fn expect_no_lanes(&self) {
         self.lock().lanes_awaited = false;
         self.ring_all();
-    }
-
-    fn trace(&self) {
-        let t = Instant::now();
-        loop {
-            std::thread::sleep(Duration::from_millis(100));
-            let s = self.lock();
-            if s.error.is_some() || s.is_done() {
-                break;
-            }
-            eprintln!("T {:.2} lanes {} {}", t.elapsed().as_secs_f64(), s.lanes, s.describe());
-        }
     }
 
     fn next_write<'s>(&'s self, state: &mut State) -> Option<Step<'s>> {
@@ -409,7 +398,7 @@ impl<'j, 'a> Stream<'j, 'a> {
         Ok(())
     }
 
-    /// The file of a file, created when it is first asked for.
+    /// Where a file is written, created when it is first asked for.
     fn sink(&self, file: usize) -> Result<Arc<Sink>> {
         let mut slot = self.sinks[file].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sink) = &*slot {
@@ -462,6 +451,7 @@ impl Timings {
         self.upload += other.upload;
         self.kernel += other.kernel;
         self.download += other.download;
+        self.lanes += other.lanes;
         self.lane_idle += other.lane_idle;
         self.digest += other.digest;
         self.input_digest += other.input_digest;

@@ -1,4 +1,4 @@
-// BLAKE3 of the base's bytes as they pass through a card: chaining values of pieces of the input, which the host joins
+// BLAKE3 of the base's bytes, beside the merge: chaining values of pieces of the input, which the host joins
 // to a digest (src/digest/tree.rs). The function is that of the BLAKE3 paper, sections 2.1 to 2.5.
 #include "common.cuh"
 

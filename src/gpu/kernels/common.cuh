@@ -1,8 +1,13 @@
-// What the kernels share: half precision, rounding, and codes, bit for bit as src/gguf/float16.rs and
-// src/gguf/encode/lanes.rs have them. Compiled with --fmad=false, so that a product and a sum round twice, as there.
+// What the kernels share: half precision for all, rounding and codes for the encoders, bit for bit as
+// src/gguf/float16.rs and src/gguf/encode/lanes.rs have them. Compiled with --fmad=false, so that a product and a sum round twice, as there.
 //
 // Every parameter of a kernel is a pointer or a u64. `fault` is set to 1 where a block needs the processor's judgement:
 // a value or a scale that its type can't hold.
+//
+// Encoders take (values, count, out, fault): `count` finite values, whole blocks of the type, at an address that 16-byte
+// loads may read; `out` begins at an even address. Weighted ones also take (importance, columns, rows_per_matrix,
+// importance_len, first): whole rows of a tensor from its element `first` on, and a row of weights for each matrix, or
+// one for all.
 #pragma once
 
 typedef unsigned char u8;

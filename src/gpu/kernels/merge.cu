@@ -126,7 +126,7 @@ __device__ __forceinline__ Span span_of(u64 at, u64 stop, u64 first, u64 count) 
     return {begin < end ? begin : end, end};
 }
 
-// Which row of the source is row `row` of the output, as `source_row` of src/export/encoded.rs.
+// Which row of the source is row `row` of the output, as `source_row` of src/gpu/block.rs.
 __device__ __forceinline__ u64 source_row(u64 row, u64 rows, u64 heads) {
     if (heads == 0) return row;
     u32 head = (u32)(rows / heads), within;
