@@ -122,6 +122,22 @@ fn an_interrupted_run_says_so_and_can_be_resumed() {
 }
 
 #[test]
+fn a_resumption_that_lacks_its_card_keeps_what_is_finished() {
+    let bench = bench();
+    bench.ok(&format!("{EXPORT} --out whole"));
+    let mut child = start(&bench, &format!("{EXPORT} --out out"));
+    assert!(wait_for_shards(&bench, &mut child, "out", 2), "the export was over before it could be interrupted");
+    signal(&child, "-INT");
+    child.wait().unwrap();
+    let staged = bench.files(".out.qft-staging");
+    bench.refuses(&format!("{EXPORT} --out out --resume --device cuda:97"), &["remedy: use --device auto"]);
+    assert!(bench.files(".out.qft-staging") == staged);
+    let done = bench.ok(&format!("{EXPORT} --out out --resume --device simulated"));
+    assert!(done.out.contains("taken over from the interrupted run"), "{}", done.out);
+    assert!(bench.files("out") == bench.files("whole"));
+}
+
+#[test]
 fn resume_checks_what_it_takes_over() {
     let bench = bench();
     bench.ok(&format!("{EXPORT} --out whole"));

@@ -47,7 +47,7 @@ fn difference(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> O
 
 /// Importances of every matrix of the bench's model, in the older format: name, calls, values.
 fn write_imatrix(bench: &Bench) {
-    let mut names = vec![("output.weight".to_owned(), 256)];
+    let mut names = vec![("output.weight".to_owned(), 256i32)];
     for layer in 0..2 {
         for name in ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"] {
             names.push((format!("blk.{layer}.{name}.weight"), 256));

@@ -248,8 +248,9 @@ impl<'c> CudaLane<'c> {
         Ok(chunks)
     }
 
-    /// Enqueues the hashing of `len` bytes of `input`, which are pieces from `first` on.
-    fn enqueue_hash(&mut self, len: usize, first: usize, values: &mut [u8]) -> Result<(), Trouble> {
+    /// Enqueues the hashing of `len` bytes of `input`, which are pieces from `first` on. The first `made` bytes of `answer`
+    /// will be their values: a copy to memory that is not pinned would wait for all that is enqueued.
+    fn enqueue_hash(&mut self, len: usize, first: usize, made: usize) -> Result<(), Trouble> {
         const CHUNKS: usize = digest::PIECE / 1024;
         self.upload(len)?;
         let [base, out] = [self.regions.base, self.regions.out].map(|region| self.address(region));
@@ -258,8 +259,8 @@ impl<'c> CudaLane<'c> {
         // piece.
         unsafe { self.launch(HASH, len, &arguments) }?;
         self.mark(2)?;
-        // SAFETY: `out` holds as many values, and `hash` waits for the copy.
-        unsafe { result::memcpy_dtoh_async(values, out, self.stream.cu_stream()) }?;
+        // SAFETY: `out` holds as many bytes, and `hash` waits for the copy.
+        unsafe { result::memcpy_dtoh_async(&mut self.answer.bytes_mut()[..made], out, self.stream.cu_stream()) }?;
         Ok(self.mark(3)?)
     }
 
@@ -315,7 +316,8 @@ impl Lane for CudaLane<'_> {
     }
 
     fn hash(&mut self, bytes: &[u8], first: usize, values: &mut [u8]) -> Result<(), Trouble> {
-        if bytes.is_empty() || bytes.len() > self.regions.base.len || values.len() > self.regions.out.len {
+        let room = self.regions.out.len.min(self.regions.answer.len);
+        if bytes.is_empty() || bytes.len() > self.regions.base.len || values.len() > room {
             return Err(Trouble::Unsupported);
         }
         if values.len() != bytes.len().div_ceil(digest::PIECE) * 32 {
@@ -325,11 +327,12 @@ impl Lane for CudaLane<'_> {
         let start = Instant::now();
         self.input.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         self.stages.read += start.elapsed().as_secs_f64();
-        let enqueued = self.enqueue_hash(bytes.len(), first, values);
+        let enqueued = self.enqueue_hash(bytes.len(), first, values.len());
         // As in `run`.
         let waited = self.stream.synchronize();
         enqueued?;
         waited?;
+        values.copy_from_slice(&self.answer.bytes()[..values.len()]);
         Ok(self.time()?)
     }
 
