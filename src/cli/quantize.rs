@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use qft::export::{QuantizePlan, quantize};
-use qft::gguf::GgufModel;
+use qft::gguf::{GgufModel, TensorType};
 
 use super::file_job::FileJobArgs;
 
@@ -25,8 +25,11 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let job = &args.job;
     job.quality.check(&[&args.model], job.overwrite)?;
     let model = GgufModel::open(&args.model)?;
-    let input = model.tensors.iter().map(|tensor| tensor.bytes().len() as u64).sum();
-    let weights = model.tensors.iter().map(|tensor| tensor.info().elements() as u64).sum();
+    // What is quantized already is decoded on the processor, whatever the device.
+    let floats = [TensorType::F32, TensorType::F16, TensorType::BF16];
+    let of_floats = || model.tensors.iter().filter(|tensor| floats.contains(&tensor.info().kind));
+    let input = of_floats().map(|tensor| tensor.bytes().len() as u64).sum();
+    let weights = of_floats().map(|tensor| tensor.info().elements() as u64).sum();
     let cards = job.open_cards(input, weights);
     let plan = QuantizePlan::new(model, &job.out, &job.options(args.allow_requantize)?, job.overflow(), job.overwrite)?;
     job.carry_out(std::slice::from_ref(&plan.output), &[], &cards, |how| quantize(&plan, how))

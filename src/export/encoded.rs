@@ -100,9 +100,10 @@ impl EncodedTensor {
     }
 }
 
-/// The types that tensors of `parts` are encoded as.
-pub(super) fn kinds<'p>(parts: impl Iterator<Item = &'p GgufPart>) -> Vec<TensorType> {
-    let mut kinds: Vec<TensorType> = parts.flat_map(|part| &part.tensors).map(|tensor| tensor.kind).collect();
+/// The types that tensors of `parts` are encoded as, each with or without importance.
+pub(super) fn kinds<'p>(parts: impl Iterator<Item = &'p GgufPart>) -> Vec<(TensorType, bool)> {
+    let kind = |tensor: &EncodedTensor| (tensor.kind, tensor.importance.is_some());
+    let mut kinds: Vec<_> = parts.flat_map(|part| &part.tensors).map(kind).collect();
     kinds.sort();
     kinds.dedup();
     kinds

@@ -1,10 +1,10 @@
-//! A worker's lane, if it has one: tried first, and given up when its card fails. What a lane does not make, the
-//! processor makes, with the same bytes.
+//! The help of a card, for a thread that has a lane: tried first, and given up when the card fails. What a lane does not
+//! make, the processor makes, with the same bytes.
 
 use super::block::{Block, Lane, Stages, Trouble};
 use crate::gguf::ErrorSums;
 
-/// The help that a worker has.
+/// The help that a thread has.
 #[derive(Default)]
 pub(crate) struct Assist<'l> {
     lane: Option<Box<dyn Lane + 'l>>,
@@ -48,11 +48,7 @@ impl<'l> Assist<'l> {
                 return Some(sums);
             }
             Err(Trouble::Value | Trouble::Unsupported) => {}
-            Err(Trouble::Device(said)) => {
-                self.tally.stages = lane.stages();
-                self.lane = None;
-                self.lost = Some(said);
-            }
+            Err(Trouble::Device(said)) => self.lose(said),
         }
         self.tally.left += 1;
         None
@@ -64,13 +60,15 @@ impl<'l> Assist<'l> {
         match lane.hash(bytes, first, values) {
             Ok(()) => return true,
             Err(Trouble::Value | Trouble::Unsupported) => {}
-            Err(Trouble::Device(said)) => {
-                self.tally.stages = lane.stages();
-                self.lane = None;
-                self.lost = Some(said);
-            }
+            Err(Trouble::Device(said)) => self.lose(said),
         }
         false
+    }
+
+    fn lose(&mut self, said: String) {
+        self.tally = self.tally();
+        self.lane = None;
+        self.lost = Some(said);
     }
 
     /// What the driver said when the card failed.

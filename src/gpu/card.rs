@@ -78,9 +78,9 @@ impl Card {
         }
     }
 
-    /// Compiles the kernels that merges and the encoding of `kinds` will need, side by side, so that no lane has to wait
+    /// Compiles the kernels that merges and the encoding of `kinds`, each with or without importance, will need, side by side, so that no lane has to wait
     /// for its driver later. What fails will fail again, and be said, where it is used.
-    pub(crate) fn prepare(&self, kinds: &[TensorType]) {
+    pub(crate) fn prepare(&self, kinds: &[(TensorType, bool)]) {
         match self {
             Self::Cuda(card) => card.prepare(kinds),
             Self::Faulty(card, _) => card.prepare(kinds),
@@ -151,9 +151,9 @@ impl CudaCard {
         let _ = self.compiled.load(&self.context, MERGE);
     }
 
-    fn prepare(&self, kinds: &[TensorType]) {
-        let of_kinds = kinds.iter().filter_map(|kind| Kernels::of(*kind));
-        let kernels = of_kinds.flat_map(|row| [Some(row.encode), row.measure]).flatten();
+    fn prepare(&self, kinds: &[(TensorType, bool)]) {
+        let of_kinds = kinds.iter().filter_map(|(kind, weighted)| Some((Kernels::of(*kind)?, *weighted)));
+        let kernels = of_kinds.flat_map(|(row, weighted)| [Some(row.encoder(weighted)), row.measure]).flatten();
         std::thread::scope(|scope| {
             for kernel in kernels.chain([MERGE, WIDEN, FOLD_SUMS, HASH]) {
                 scope.spawn(move || self.compiled.load(&self.context, kernel));
@@ -198,6 +198,6 @@ mod tests {
         let faulty = Card::Faulty(Box::new(card), Faults::new("lost@1".parse().unwrap()));
         assert_eq!((faulty.name(), faulty.number(), faulty.lanes(), faulty.capacity()), ("simulated", 0, 2, 512));
         assert_eq!(faulty.lane().unwrap().capacity(), 512);
-        faulty.prepare(&[TensorType::Q4_K]);
+        faulty.prepare(&[(TensorType::Q4_K, false)]);
     }
 }

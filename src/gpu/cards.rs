@@ -110,7 +110,7 @@ fn open_all(device: Device, memory: Option<ByteSize>) -> Result<Vec<Card>, NoCar
     });
     let (open, failed): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
     match failed.into_iter().find_map(Result::err) {
-        Some(reason) if open.is_empty() => Err(reason),
+        Some(reason) if open.is_empty() || device == Device::All => Err(reason),
         _ => Ok(open.into_iter().flatten().map(|card| Card::Cuda(Box::new(card))).collect()),
     }
 }

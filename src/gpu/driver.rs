@@ -79,6 +79,15 @@ pub(super) fn said(error: DriverError) -> String {
     format!("{} ({})", text.as_deref().unwrap_or("unknown error"), error.0 as u32)
 }
 
+impl NoCard {
+    /// What is wrong, and what to do about it: the two parts of the message.
+    pub(crate) fn parts(&self) -> (String, String) {
+        let text = self.to_string();
+        let (problem, remedy) = text.split_once("; ").unwrap_or((&text, "use --device cpu"));
+        (problem.to_owned(), remedy.to_owned())
+    }
+}
+
 /// The numbers of the cards that `device` means and that are fit, at least one.
 pub(super) fn find(device: Device) -> Result<Vec<usize>, NoCard> {
     let count = || -> Result<usize, NoCard> {
@@ -106,7 +115,7 @@ pub(super) fn find(device: Device) -> Result<Vec<usize>, NoCard> {
             let (fit, unfit): (Vec<_>, Vec<_>) =
                 (0..count()?).map(|number| check_card(number).map(|()| number)).partition(Result::is_ok);
             match unfit.into_iter().find_map(Result::err) {
-                Some(reason) if fit.is_empty() => Err(reason),
+                Some(reason) if fit.is_empty() || device == Device::All => Err(reason),
                 _ => Ok(fit.into_iter().flatten().collect()),
             }
         }

@@ -13,7 +13,7 @@ use super::budget::{PIECE, Region, Regions, SUMS, SUMS_START};
 use super::card::{Card, CudaCard};
 use super::host::HostMemory;
 use super::kernels::{FOLD_SUMS, HASH, Kernel, Kernels, MERGE, ROW_GAINS, WIDEN};
-use super::memory::DeviceMemory;
+use super::memory::{DeviceMemory, wait_for};
 use super::stage::{GROUP, Staged, stage};
 use super::upload::{Factors, Weights};
 use crate::digest;
@@ -302,7 +302,7 @@ impl Lane for CudaLane<'_> {
         let mut held = Held::new();
         let enqueued = self.enqueue(block, out, &mut held);
         // Whatever was enqueued uses `out` and `held`, so it is waited for even if something failed.
-        let waited = self.stream.synchronize();
+        let waited = wait_for(&self.stream);
         drop(held);
         let chunks = enqueued?;
         waited?;
@@ -329,7 +329,7 @@ impl Lane for CudaLane<'_> {
         self.stages.read += start.elapsed().as_secs_f64();
         let enqueued = self.enqueue_hash(bytes.len(), first, values.len());
         // As in `run`.
-        let waited = self.stream.synchronize();
+        let waited = wait_for(&self.stream);
         enqueued?;
         waited?;
         values.copy_from_slice(&self.answer.bytes()[..values.len()]);

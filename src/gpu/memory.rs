@@ -114,12 +114,21 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        // A lost card pins nothing.
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: the memory was registered, once, and lanes have no copies under way when they return.
-            let _ = unsafe { sys::cuMemHostUnregister(self.address.cast()) };
+        // Not `bind_to_thread`, which fails for what failed before, elsewhere. A lost card pins nothing.
+        // SAFETY: the context is alive; the memory was registered, once, and lanes have no copies under way when they
+        // return.
+        unsafe {
+            let _ = result::ctx::set_current(self.context.cu_ctx());
+            let _ = sys::cuMemHostUnregister(self.address.cast());
         }
     }
+}
+
+/// Waits until all that was enqueued on `stream` is done, whatever failed before, elsewhere: cudarc's own method would
+/// then return at once.
+pub(super) fn wait_for(stream: &CudaStream) -> Result<(), DriverError> {
+    // SAFETY: the stream is alive.
+    unsafe { result::stream::synchronize(stream.cu_stream()) }
 }
 
 impl fmt::Debug for Pin {

@@ -9,7 +9,7 @@ use cudarc::driver::{DriverError, result, sys};
 use super::block::{Importance, Trouble};
 use super::budget::ALIGN;
 use super::card::CudaCard;
-use super::memory::{Claim, DeviceMemory};
+use super::memory::{Claim, DeviceMemory, wait_for};
 use super::resident::{Kept, Resident};
 use crate::merge::Merge;
 
@@ -107,7 +107,7 @@ impl Factors {
                 let (left, right) = merge.factors(i);
                 let written = held.write(card, *left_at, &left).and_then(|()| held.write(card, *right_at, &right));
                 // Waited for whatever came of it, before the factors go.
-                card.uploads.synchronize()?;
+                wait_for(&card.uploads)?;
                 written?;
                 let (rows, scale) = (&term.rows, term.scale.to_bits());
                 let (start, end, rank) = (rows.start as u64, rows.end as u64, term.rank as u64);
@@ -120,7 +120,7 @@ impl Factors {
             .write(card, places.table, table.as_flattened())
             .and_then(|()| held.write(card, places.magnitude, parts.row_magnitude.unwrap_or_default()))
             .and_then(|()| held.write(card, places.column_gains, parts.column_gains.unwrap_or_default()));
-        card.uploads.synchronize()?;
+        wait_for(&card.uploads)?;
         written?;
         Ok(Self {
             terms: at(places.table),
@@ -141,7 +141,7 @@ impl Weights {
         let upload = || -> Result<Kept, Trouble> {
             let held = Held::new(card, size_of_val(importance.weights))?;
             let written = held.write(card, 0, importance.weights);
-            card.uploads.synchronize()?;
+            wait_for(&card.uploads)?;
             written?;
             Ok(Arc::new(Self(held)))
         };

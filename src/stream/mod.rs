@@ -50,10 +50,13 @@ pub struct Run<'a> {
 impl Run<'_> {
     /// Refuses where a card is demanded and there is none. To be called before anything is touched.
     pub(crate) fn check_cards(&self) -> Result<()> {
-        let remedy = "use --device auto, which does the work on the processor where there is no card";
         let demanded = self.cards.device().demands_card();
         match if demanded { self.cards.unavailable() } else { None } {
-            Some(why) => Err(Error::refused(why.to_string(), remedy)),
+            Some(why) => {
+                let (problem, remedy) = why.parts();
+                let auto = "use --device auto, which does the work on the processor where there is no card";
+                Err(Error::refused(problem, format!("{auto}; or {remedy}")))
+            }
             None => Ok(()),
         }
     }
@@ -90,8 +93,8 @@ pub(crate) struct Production<'a> {
     pub(crate) works: Vec<Box<dyn Work + 'a>>,
     /// Inputs to digest as they stream past, in about the order in which the files use them.
     pub(crate) inputs: Vec<Input<'a>>,
-    /// Types that tensors are encoded as.
-    pub(crate) kinds: Vec<TensorType>,
+    /// Types that tensors are encoded as, each with or without importance.
+    pub(crate) kinds: Vec<(TensorType, bool)>,
     /// Digest of all that decides the bytes of the files.
     pub(crate) identity: Hex,
     /// Bytes that the whole output will need on disk.
@@ -187,7 +190,7 @@ fn fill(
     })
 }
 
-/// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk failed it.
+/// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk or a card failed it.
 fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, files: usize) -> Error {
     let finished = journal.count();
     let kept = || staging.dir().to_owned();

@@ -12,8 +12,10 @@ use super::{BLOCK_LEN, Work, in_flight};
 use crate::digest::{Hasher, Hex};
 use crate::error::Error;
 
-/// How far the digests of inputs may lag behind the segments made from them, so that their pages are read once.
+/// How far the digests of inputs may lag behind the segments that are filled, so that pages are read about once.
 const MAX_LAG: u64 = 64 << 20;
+/// So many segments in a row a lane, and the workers fill beside the lanes, until a card helps again.
+const MISSED: usize = 2;
 /// Segments in flight beyond those of the workers for each lane of a card: one being made, one waiting.
 const IN_FLIGHT_PER_LANE: usize = 2;
 
@@ -68,6 +70,8 @@ pub(super) struct State {
     pub(super) lanes: usize,
     /// Whether the workers leave that to lanes which are still to come.
     pub(super) lanes_awaited: bool,
+    /// Segments in a row that lanes filled without their cards: copied, or not for a card.
+    missed: usize,
     pub(super) error: Option<Error>,
     pub(super) timings: Timings,
     pub(super) cards: CardUse,
@@ -122,6 +126,7 @@ impl State {
             filled_bytes: 0,
             lanes: 0,
             lanes_awaited: job.cards.work_alone(),
+            missed: 0,
             error: None,
             timings: Timings::default(),
             cards: CardUse::default(),
@@ -145,10 +150,21 @@ impl State {
         {
             return Some(Task::Input(step));
         }
-        if self.lanes > 0 || self.lanes_awaited {
+        let lanes_fill = self.lanes_awaited || (self.lanes > 0 && self.missed < MISSED * self.lanes);
+        if lanes_fill && self.is_unfilled(job) {
             return self.inputs.next(Some(InputDigest::Sha256)).map(Task::Input);
         }
         self.next_segment(job).map(Task::Fill).or_else(|| self.inputs.next(None).map(Task::Input))
+    }
+
+    /// Whether there are segments left to fill.
+    fn is_unfilled(&self, job: &Job<'_>) -> bool {
+        self.files.iter().zip(&job.works).any(|(file, (_, work))| file.next < segments(*work))
+    }
+
+    /// A lane filled a segment, with the help of its card or without.
+    pub(super) fn lane_filled(&mut self, helped: bool) {
+        self.missed = if helped { 0 } else { self.missed + 1 };
     }
 
     /// The next task of a lane: a segment, or pieces of an input while enough segments are in flight.

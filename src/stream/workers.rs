@@ -31,13 +31,16 @@ pub(super) struct Job<'a> {
     pub(super) directory: &'a Path,
     pub(super) jobs: usize,
     pub(super) cards: &'a Cards,
-    /// Types that tensors will be encoded as: cards prepare for them.
-    pub(super) kinds: &'a [TensorType],
+    /// Types that tensors will be encoded as, each with or without importance: cards prepare for them.
+    pub(super) kinds: &'a [(TensorType, bool)],
     pub(super) cancel: &'a AtomicBool,
     pub(super) progress: &'a dyn Progress,
     /// Called with each file's place in `works` and its digest, once it is complete and on disk.
     pub(super) finished: &'a (dyn Fn(usize, &Hex) -> Result<()> + Sync),
 }
+
+/// Lanes of all cards that are opened even where there are fewer workers.
+const LEAST_LANES: usize = 6;
 
 /// Seconds of all threads, by stage.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
@@ -204,6 +207,12 @@ impl<'a> Stream<'_, 'a> {
         }
     }
 
+    /// Whether there is nothing more to do: a card that is still being opened is opened for nothing.
+    fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.error.is_some() || state.is_done() || self.job.cancel.load(Ordering::Relaxed)
+    }
+
     /// Ends the job if `result` is an error.
     fn end_on(&self, result: Result<()>) {
         if let Err(error) = result {
@@ -225,12 +234,16 @@ impl<'a> Stream<'_, 'a> {
 
     /// Waits for the cards, and starts their lanes.
     fn open_lanes<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        let _guard = PanicGuard(self);
         let Ok(cards) = self.job.cards.wait() else { return self.expect_no_lanes() };
-        for card in cards {
+        // Lanes are threads that read: more of them than there are workers would only get in each other's way.
+        let most = self.job.jobs.max(LEAST_LANES).div_ceil(cards.len().max(1));
+        for card in cards.iter().take_while(|_| !self.is_over()) {
             scope.spawn(move || {
+                let _guard = PanicGuard(self);
                 // Until its kernels are compiled, the workers fill.
                 card.prepare(self.job.kinds);
-                for _ in 0..card.lanes() {
+                for _ in 0..card.lanes().min(most) {
                     scope.spawn(|| self.run_lane(card));
                 }
             });
@@ -240,6 +253,9 @@ impl<'a> Stream<'_, 'a> {
     /// One lane: fills segments until there are none left, something failed, or its card is lost.
     fn run_lane(&self, card: &Card) {
         let _guard = PanicGuard(self);
+        if self.is_over() {
+            return;
+        }
         let mut assist = match card.lane() {
             Ok(lane) => Assist::by(lane),
             Err(trouble) => return self.lose(card, &trouble.to_string(), false),
@@ -261,7 +277,9 @@ impl<'a> Stream<'_, 'a> {
                     let mut buffer = segment.buffer.take().unwrap_or_else(|| Buffer::new(BLOCK_LEN));
                     buffer.memory.pin(card);
                     segment.buffer = Some(buffer);
+                    let made = assist.tally().made;
                     self.end_on(self.fill(segment, &mut assist));
+                    self.lock().lane_filled(assist.tally().made > made);
                 }
             }
             timings.lanes += started.elapsed().as_secs_f64();
