@@ -2,10 +2,9 @@
 //! and half to what stays on the card while a tensor is being made.
 
 /// Most elements of a block where there is memory for it, and the least that a lane is worth having for.
-const CAPACITY: (usize, usize) = (2 << 20, 256 << 10);
-/// Lanes that keep a card busy. Most of a lane's time is its thread's, which reads inputs and waits to be woken: of ten,
-/// about one computes and one copies each way.
-const LANES: usize = 10;
+const CAPACITY: (usize, usize) = (4 << 20, 256 << 10);
+/// Lanes that keep a card busy: one computes and one copies each way, while others are filled and emptied.
+const LANES: usize = 6;
 /// Lanes that are worth having smaller blocks for.
 const FEW_LANES: usize = 3;
 /// Room for the rest of whole rows beside a block's elements, in bytes.
