@@ -173,7 +173,7 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
     });
     let gguf = || Ok(GgufOptions { measure: true, ..args.conversion.apply(args.encoding.options(&mixtures, false)?) });
     let options = Options {
-        max_shard: args.max_shard.or_else(|| mixtures.is_empty().then_some(DEFAULT_SHARD)),
+        max_shard: max_shard(args),
         dtype: args.dtype,
         overflow: if args.allow_overflow { Overflow::Clamp } else { Overflow::Refuse },
         overwrite: args.overwrite,
@@ -184,13 +184,17 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
     Ok((ExportPlan::new(base, provenance, adapters, &out, options)?, cards))
 }
 
+/// Most tensor bytes of a safetensors file; `None` if none are written.
+fn max_shard(args: &ExportArgs) -> Option<ByteSize> {
+    args.max_shard.or_else(|| args.gguf.is_empty().then_some(DEFAULT_SHARD))
+}
+
 /// What the export will take.
 fn effort(args: &ExportArgs, base: &Checkpoint, found: &[Found]) -> Effort {
     let ranks = found.iter().map(|found| found.adapter.config.uniform_rank().unwrap_or(UNEVEN_RANK));
-    let shard = args.max_shard.or_else(|| args.gguf.is_empty().then_some(DEFAULT_SHARD));
     Effort {
         rank: (!found.is_empty()).then(|| ranks.sum()),
-        shard: shard.map(|size| size.0),
+        shard: max_shard(args).map(|size| size.0),
         ..encoding_effort(base.tensor_bytes(), base.weights(), &args.gguf, &args.encoding)
     }
 }

@@ -35,43 +35,9 @@ impl Lane for SimulatedLane {
 
     fn run(&mut self, block: &Block<'_>, out: &mut [u8]) -> Result<Vec<ErrorSums>, Trouble> {
         debug_assert!(block.elements.len() <= self.0, "a block of {} elements", block.elements.len());
-        let (bytes, float) = made(block)?;
-        let mut values = vec![0.0; block.elements.len()];
-        float.widen(&bytes, &mut values);
-        if values.iter().any(|v| !v.is_finite()) {
-            return Err(Trouble::Value);
-        }
-        let Some(encoding) = &block.encoding else {
-            out.copy_from_slice(&bytes[block.wanted.clone()]);
-            return Ok(Vec::new());
-        };
-        let (kind, columns) = (encoding.kind, encoding.columns);
-        let mut encoded = vec![0; values.len() / kind.block_len() * kind.block_bytes()];
-        match encoding.importance {
-            None => encode(kind, Vector::detect(), &values, values.len(), None, &mut encoded),
-            Some(importance) => {
-                let row_bytes = columns / kind.block_len() * kind.block_bytes();
-                for (i, (row, out)) in values.chunks(columns).zip(encoded.chunks_mut(row_bytes)).enumerate() {
-                    let matrix = (block.elements.start / columns + i) / importance.rows_per_matrix;
-                    let weights = &importance.weights[matrix * columns % importance.weights.len()..][..columns];
-                    encode(kind, Vector::detect(), row, columns, Some(weights), out);
-                }
-            }
-        }
-        if first_bad_scale(kind, &encoded).is_some()
-            || (kind == TensorType::F16 && values.iter().any(|v| v.abs() > 65504.0))
-        {
-            return Err(Trouble::Value);
-        }
-        out.copy_from_slice(&encoded[block.wanted.clone()]);
-        let Some(measured) = encoding.measured else { return Ok(Vec::new()) };
-        let mut decoded = vec![0.0; values.len()];
-        decode(kind, &encoded, &mut decoded);
-        let (values, decoded) = (&values[measured.skipped..], &decoded[measured.skipped..]);
-        let first = measured.first.min(values.len());
-        let first_sums = (first > 0).then(|| ErrorSums::of(&values[..first], &decoded[..first]));
-        let rest = values[first..].chunks(measured.chunk).zip(decoded[first..].chunks(measured.chunk));
-        Ok(first_sums.into_iter().chain(rest.map(|(x, y)| ErrorSums::of(x, y))).collect())
+        let (bytes, sums) = make(block)?;
+        out.copy_from_slice(&bytes[block.wanted.clone()]);
+        Ok(sums)
     }
 
     fn hash(&mut self, bytes: &[u8], first: usize, values: &mut [u8]) -> Result<(), Trouble> {
@@ -86,20 +52,69 @@ impl Lane for SimulatedLane {
     }
 }
 
+/// What the processor makes of a block: all bytes and sums.
+pub(super) fn make(block: &Block<'_>) -> Result<(Vec<u8>, Vec<ErrorSums>), Trouble> {
+    let (bytes, float) = made(block)?;
+    let mut values = vec![0.0; block.elements.len()];
+    float.widen(&bytes, &mut values);
+    let Some(encoding) = &block.encoding else { return Ok((bytes, Vec::new())) };
+    if values.iter().any(|v| !v.is_finite()) {
+        return Err(Trouble::Value);
+    }
+    let (kind, columns) = (encoding.kind, encoding.columns);
+    let mut encoded = vec![0; values.len() / kind.block_len() * kind.block_bytes()];
+    match encoding.importance {
+        None => encode(kind, Vector::detect(), &values, values.len(), None, &mut encoded),
+        Some(importance) => {
+            let row_bytes = columns / kind.block_len() * kind.block_bytes();
+            for (i, (row, out)) in values.chunks(columns).zip(encoded.chunks_mut(row_bytes)).enumerate() {
+                let matrix = (block.elements.start / columns + i) / importance.rows_per_matrix;
+                let weights = &importance.weights[matrix * columns % importance.weights.len()..][..columns];
+                encode(kind, Vector::detect(), row, columns, Some(weights), out);
+            }
+        }
+    }
+    let infinite = |mask: u8, top: u8| encoded.chunks(2).any(|b| b[1] & 0x7f >= top && b[0] & mask == mask);
+    let beyond = match kind {
+        TensorType::F16 => infinite(0, 0x7c),
+        TensorType::BF16 => infinite(0x80, 0x7f),
+        _ => first_bad_scale(kind, &encoded).is_some(),
+    };
+    if beyond {
+        return Err(Trouble::Value);
+    }
+    let Some(measured) = encoding.measured else { return Ok((encoded, Vec::new())) };
+    let mut decoded = vec![0.0; values.len()];
+    decode(kind, &encoded, &mut decoded);
+    let (values, decoded) = (&values[measured.skipped..], &decoded[measured.skipped..]);
+    let first = measured.first.min(values.len());
+    let first_sums = (first > 0).then(|| ErrorSums::of(&values[..first], &decoded[..first]));
+    let rest = values[first..].chunks(measured.chunk).zip(decoded[first..].chunks(measured.chunk));
+    let sums = first_sums.into_iter().chain(rest.map(|(x, y)| ErrorSums::of(x, y))).collect();
+    Ok((encoded, sums))
+}
+
 /// The values of a block as the merge rounds them, in the output's order.
 fn made(block: &Block<'_>) -> Result<(Vec<u8>, Float), Trouble> {
     match block.source {
         Source::Stored { bytes, float } => Ok((bytes.to_vec(), float)),
         Source::Merged { merge, heads, .. } => {
-            let float = merge.output();
+            let (float, rows, columns) = (merge.output(), merge.rows(), merge.columns().max(1));
             let mut bytes = vec![0; block.elements.len() * float.size()];
-            let (rows, columns) = (merge.rows(), merge.columns().max(1));
-            for (out, element) in bytes.chunks_mut(float.size()).zip(block.elements.clone()) {
-                let row = heads.map_or(element / columns, |heads| source_row(element / columns, rows, heads));
-                let from = row * columns + element % columns;
-                merge.run(from..from + 1, out).map_err(|_| Trouble::Value)?;
+            let mut at = block.elements.start;
+            while at < block.elements.end {
+                let (row, column) = (at / columns, at % columns);
+                let taken = (columns - column).min(block.elements.end - at);
+                let from = heads.map_or(row, |heads| source_row(row, rows, heads)) * columns + column;
+                let place = (at - block.elements.start) * float.size();
+                let out = &mut bytes[place..place + taken * float.size()];
+                merge.run(from..from + taken, out).map_err(|_| Trouble::Value)?;
+                at += taken;
             }
-            Ok((bytes, float))
+            let mut values = vec![0.0; block.elements.len()];
+            float.widen(&bytes, &mut values);
+            // The processor lets these through where nothing changes them; a card leaves them to it.
+            if values.iter().any(|v| !v.is_finite()) { Err(Trouble::Value) } else { Ok((bytes, float)) }
         }
     }
 }

@@ -6,15 +6,14 @@ use std::io::Write;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::block::{Block, Encoding, Importance, Lane, Measured, Source, Trouble, source_row};
+use super::block::{Block, Encoding, Importance, Lane, Measured, Source, Trouble};
 use super::card::Card;
 use super::kernels::Kernels;
 use super::resident::Resident;
+use super::simulated::make;
 use super::{Cards, Device, NoCard};
 use crate::digest::{PIECE, PieceTree};
-use crate::gguf::decode::decode;
-use crate::gguf::encode::encode;
-use crate::gguf::{ErrorSums, TensorType, first_bad_scale};
+use crate::gguf::TensorType;
 use crate::merge::{Factor, Float, Layout, LowRank, Merge, NormAxis, Overflow, Vector};
 use crate::size::ByteSize;
 
@@ -117,78 +116,11 @@ fn families(count: usize) -> Vec<(&'static str, Vec<f32>)> {
     ]
 }
 
-/// What the processor makes of a block: all bytes and sums.
-fn expected(block: &Block<'_>) -> Result<(Vec<u8>, Vec<ErrorSums>), Trouble> {
-    let (bytes, float) = made(block)?;
-    let mut values = vec![0.0; block.elements.len()];
-    float.widen(&bytes, &mut values);
-    let Some(encoding) = &block.encoding else { return Ok((bytes, Vec::new())) };
-    if values.iter().any(|v| !v.is_finite()) {
-        return Err(Trouble::Value);
-    }
-    let (kind, columns) = (encoding.kind, encoding.columns);
-    let mut encoded = vec![0; values.len() / kind.block_len() * kind.block_bytes()];
-    match encoding.importance {
-        None => encode(kind, Vector::detect(), &values, values.len(), None, &mut encoded),
-        Some(importance) => {
-            let row_bytes = kind.row_bytes(columns).unwrap();
-            for (i, (row, out)) in values.chunks(columns).zip(encoded.chunks_mut(row_bytes)).enumerate() {
-                let matrix = (block.elements.start / columns + i) / importance.rows_per_matrix;
-                let weights = &importance.weights[matrix * columns % importance.weights.len()..][..columns];
-                encode(kind, Vector::detect(), row, columns, Some(weights), out);
-            }
-        }
-    }
-    let infinite = |mask: u8, top: u8| encoded.chunks(2).any(|b| b[1] & 0x7f >= top && b[0] & mask == mask);
-    let beyond = match kind {
-        TensorType::F16 => infinite(0, 0x7c),
-        TensorType::BF16 => infinite(0x80, 0x7f),
-        _ => first_bad_scale(kind, &encoded).is_some(),
-    };
-    if beyond {
-        return Err(Trouble::Value);
-    }
-    let Some(measured) = encoding.measured else { return Ok((encoded, Vec::new())) };
-    let mut decoded = vec![0.0; values.len()];
-    decode(kind, &encoded, &mut decoded);
-    let (values, decoded) = (&values[measured.skipped..], &decoded[measured.skipped..]);
-    let first = measured.first.min(values.len());
-    let first_sums = (first > 0).then(|| ErrorSums::of(&values[..first], &decoded[..first]));
-    let rest = values[first..].chunks(measured.chunk).zip(decoded[first..].chunks(measured.chunk));
-    let sums = first_sums.into_iter().chain(rest.map(|(x, y)| ErrorSums::of(x, y))).collect();
-    Ok((encoded, sums))
-}
-
-/// The values of a block as the merge rounds them, in the output's order.
-fn made(block: &Block<'_>) -> Result<(Vec<u8>, Float), Trouble> {
-    match block.source {
-        Source::Stored { bytes, float } => Ok((bytes.to_vec(), float)),
-        Source::Merged { merge, heads, .. } => {
-            let (float, rows, columns) = (merge.output(), merge.rows(), merge.columns());
-            let mut bytes = vec![0; block.elements.len() * float.size()];
-            let mut at = block.elements.start;
-            while at < block.elements.end {
-                let (row, column) = (at / columns, at % columns);
-                let taken = (columns - column).min(block.elements.end - at);
-                let from = heads.map_or(row, |heads| source_row(row, rows, heads)) * columns + column;
-                let place = (at - block.elements.start) * float.size();
-                let out = &mut bytes[place..place + taken * float.size()];
-                merge.run(from..from + taken, out).map_err(|_| Trouble::Value)?;
-                at += taken;
-            }
-            let mut values = vec![0.0; block.elements.len()];
-            float.widen(&bytes, &mut values);
-            // The processor lets these through where nothing changes them; a card leaves them to it.
-            if values.iter().any(|v| !v.is_finite()) { Err(Trouble::Value) } else { Ok((bytes, float)) }
-        }
-    }
-}
-
 /// Makes `block` on the lane and holds it against the processor. `wanted` of the block is ignored: all is wanted, and
 /// then a part.
 fn check(lane: &mut dyn Lane, case: &str, block: &Block<'_>) -> Result<(), String> {
     let mut block = Block { wanted: 0..0, elements: block.elements.clone(), ..*block };
-    let expected = expected(&block);
+    let expected = make(&block);
     let len = expected.as_ref().map_or_else(|_| len_of(&block), |(bytes, _)| bytes.len());
     for wanted in [0..len, len / 3..len - len / 5] {
         block.wanted = wanted.clone();
