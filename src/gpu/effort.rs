@@ -14,8 +14,10 @@ const MERGE: f64 = 0.7;
 const RANK: f64 = 0.08;
 /// Seconds that opening a card takes before it helps.
 const OPEN: f64 = 0.3;
-/// A card is taken where it needs no more than this part of the processor's time.
+/// A card is taken where it needs no more than this part of the processor's time, and saves so many seconds of it: for
+/// less, it is not worth a line that there is none.
 const GAIN: f64 = 0.9;
+const SAVES: f64 = 1.0;
 
 /// Seconds a billion weights of encoding and measuring a type, without and with importance.
 const ENCODE: [(TensorType, f64, f64); 15] = {
@@ -79,8 +81,8 @@ impl Effort {
         let outputs = self.kinds.len() + usize::from(self.shard.is_some());
         let rest = output * (SHA_256 + WRITE) + gigabytes * BLAKE3;
         let time = |fill: f64| (longest * SHA_256).max((fill + rest) / jobs.max(1) as f64);
-        let beside_a_card = OPEN + time(gigabytes * LANES * outputs as f64);
-        beside_a_card < GAIN * time(fill)
+        let (alone, beside_a_card) = (time(fill), OPEN + time(gigabytes * LANES * outputs as f64));
+        beside_a_card < (GAIN * alone).min(alone - SAVES)
     }
 }
 
@@ -110,6 +112,16 @@ mod tests {
     fn a_small_job_is_done_before_a_card_is_open() {
         let small = Effort { weights: 20_000_000, input: 40_000_000, ..seven_billion(8, None, &[TensorType::Q4_K]) };
         assert!(!small.pays(16) && !Effort { weights: 0, input: 0, ..small }.pays(1));
+    }
+
+    #[test]
+    fn what_saves_less_than_a_second_is_left_to_the_processor() {
+        // SmolLM2-135M on two cores: 0.7 s.
+        let kinds = vec![TensorType::Q4_K, TensorType::Q8_0];
+        let small =
+            Effort { input: 269_000_000, weights: 134_500_000, shard: None, kinds, rank: Some(8), weighted: false };
+        assert!(!small.pays(2));
+        assert!(Effort { input: 4 * small.input, weights: 4 * small.weights, ..small }.pays(2));
     }
 
     #[test]
