@@ -354,6 +354,10 @@ impl<'a> Stream<'_, 'a> {
         let len = range.len();
         let mut buffer = buffer.unwrap_or_else(|| Buffer::new(BLOCK_LEN));
         work.fill(range, buffer.resize(len), assist)?;
+        // Where a card is demanded, nothing is finished without it: `lose` says why.
+        if assist.lost().is_some() && self.job.cards.device().demands_card() {
+            return Ok(());
+        }
         self.lock().filled(file, number, buffer);
         self.ring(Crew::Writer);
         self.ring(Crew::Worker);
