@@ -88,6 +88,8 @@ pub trait Engine {
     /// Puts a micro-batch on the device.
     fn place(&self, batch: &Batch) -> Result<Self::Placed>;
 
+    /// A matrix of zeros as large as `x`.
+    fn zeros_like(&self, x: &Self::Matrix) -> Result<Self::Matrix>;
     /// The tokens' rows of the table: `[T, hidden]`.
     fn embed(&self, table: &Self::Matrix, batch: &Self::Placed) -> Result<Self::Matrix>;
     /// RMSNorm: `x / sqrt(mean(x^2) + epsilon) * weight` with `room`, and the inverse roots `[T]`.
