@@ -74,7 +74,7 @@ impl From<DriverError> for NoCard {
 }
 
 /// What the driver says of an error: "out of memory (2)".
-pub(super) fn said(error: DriverError) -> String {
+pub(crate) fn said(error: DriverError) -> String {
     let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
     format!("{} ({})", text.as_deref().unwrap_or("unknown error"), error.0 as u32)
 }
@@ -89,7 +89,7 @@ impl NoCard {
 }
 
 /// The numbers of the cards that `device` means and that are fit, at least one.
-pub(super) fn find(device: Device) -> Result<Vec<usize>, NoCard> {
+pub(crate) fn find(device: Device) -> Result<Vec<usize>, NoCard> {
     let count = || -> Result<usize, NoCard> {
         check_driver()?;
         result::init()?;

@@ -193,7 +193,17 @@ impl Compiled {
 
 /// Has the driver compile a kernel for the card; on failure, says what the driver's compiler says.
 fn load(context: &CudaContext, kernel: Kernel) -> Result<Loaded, String> {
-    let (name, (_, module_name, ptx)) = (kernel.name, MODULES[kernel.module as usize]);
+    let (_, module, ptx) = MODULES[kernel.module as usize];
+    load_function(context, module, ptx, kernel.name).map(Loaded)
+}
+
+/// Has the driver compile the kernel `name` of the module's PTX, alone. The function goes with the context.
+pub(crate) fn load_function(
+    context: &CudaContext,
+    module_name: &str,
+    ptx: &str,
+    name: &str,
+) -> Result<sys::CUfunction, String> {
     let ptx = ptx::only(ptx, name).ok_or_else(|| format!("{module_name}.ptx has no kernel {name}"))?;
     let failed = |error, log: &[u8]| {
         let log = String::from_utf8_lossy(log);
@@ -221,7 +231,7 @@ fn load(context: &CudaContext, kernel: Kernel) -> Result<Loaded, String> {
     let name = CString::new(name).map_err(|_| format!("{module_name}.ptx holds a zero byte"))?;
     // SAFETY: the module was just loaded.
     let function = unsafe { result::module::get_function(module, name) };
-    function.map(Loaded).map_err(|error| failed(error, &[]))
+    function.map_err(|error| failed(error, &[]))
 }
 
 #[cfg(test)]

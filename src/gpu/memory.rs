@@ -17,7 +17,7 @@ impl From<DriverError> for Trouble {
 
 /// Bytes on a card, not initialized. Nothing may use them any more when they are dropped: lanes wait for their work
 /// before they return.
-pub(super) struct DeviceMemory {
+pub(crate) struct DeviceMemory {
     address: u64,
     /// What frees it in its order, where the card has pools.
     stream: Option<Arc<CudaStream>>,
@@ -34,7 +34,7 @@ impl DeviceMemory {
     }
 
     /// Memory from the card's pool, which costs little to take and to give back. `len` is above zero.
-    pub(super) fn pooled(stream: &Arc<CudaStream>, len: usize) -> Result<Self, DriverError> {
+    pub(crate) fn pooled(stream: &Arc<CudaStream>, len: usize) -> Result<Self, DriverError> {
         let context = stream.context();
         if !context.has_async_alloc() {
             return Self::new(context, len);
@@ -46,7 +46,7 @@ impl DeviceMemory {
     }
 
     /// Where it begins, as the card counts.
-    pub(super) fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.address
     }
 }
@@ -126,7 +126,7 @@ impl Drop for Pin {
 
 /// Waits until all that was enqueued on `stream` is done, whatever failed before, elsewhere: cudarc's own method would
 /// then return at once.
-pub(super) fn wait_for(stream: &CudaStream) -> Result<(), DriverError> {
+pub(crate) fn wait_for(stream: &CudaStream) -> Result<(), DriverError> {
     // SAFETY: the stream is alive.
     unsafe { result::stream::synchronize(stream.cu_stream()) }
 }

@@ -13,3 +13,4 @@ pub use pass::{Keep, Pass};
 pub use rope::Rope;
 pub use spec::{Projection, Spec};
 pub use weights::Model;
+pub(super) use weights::widened;

@@ -1,0 +1,114 @@
+//! Attention on the card: which kernels serve which size of head, and what they are given.
+
+use super::kernels::*;
+use super::matrix::{CudaMatrix, CudaVector};
+use super::placed::CudaBatch;
+use super::{CudaEngine, bits};
+use crate::error::{Error, Result};
+use crate::train::engine::Heads;
+
+/// The kernels of one size of head.
+struct Kernels {
+    size: usize,
+    forward: Kernel,
+    dots: Kernel,
+    queries: Kernel,
+    keys: Kernel,
+}
+
+const KERNELS: [Kernels; 2] = [
+    Kernels {
+        size: 64,
+        forward: ATTEND_64,
+        dots: ATTEND_BACK_DOT_64,
+        queries: ATTEND_BACK_QUERIES_64,
+        keys: ATTEND_BACK_KEYS_64,
+    },
+    Kernels {
+        size: 128,
+        forward: ATTEND_128,
+        dots: ATTEND_BACK_DOT_128,
+        queries: ATTEND_BACK_QUERIES_128,
+        keys: ATTEND_BACK_KEYS_128,
+    },
+];
+
+fn kernels(heads: Heads) -> Result<&'static Kernels> {
+    KERNELS.iter().find(|kernels| kernels.size == heads.size).ok_or_else(|| {
+        let problem = format!("the model's heads have {} values, and there are kernels for 64 and 128", heads.size);
+        Error::refused(problem, "train it with --device cpu")
+    })
+}
+
+impl CudaEngine {
+    pub(super) fn attention(
+        &self,
+        qkv: &CudaMatrix,
+        heads: Heads,
+        batch: &CudaBatch,
+        room: usize,
+    ) -> Result<(CudaMatrix, CudaVector)> {
+        let kernels = kernels(heads)?;
+        let out = self.matrix(qkv.rows, heads.query * heads.size, room)?;
+        let sums = CudaVector::new(&self.card, heads.query * qkv.rows)?;
+        let tiles = &batch.query_tiles;
+        let arguments = [
+            qkv.address(),
+            qkv.stride as u64,
+            out.address(),
+            out.stride as u64,
+            sums.address(),
+            batch.starts.address(),
+            tiles.memory.address(),
+            tiles.count as u64,
+            heads.query as u64,
+            heads.key as u64,
+            bits(heads.scale()),
+            qkv.rows as u64,
+        ];
+        self.launch(&kernels.forward, (tiles.count * heads.query) as u64, &arguments)?;
+        Ok((out, sums))
+    }
+
+    pub(super) fn attention_back(
+        &self,
+        dout: &CudaMatrix,
+        qkv: &CudaMatrix,
+        out: &CudaMatrix,
+        sums: &CudaVector,
+        heads: Heads,
+        batch: &CudaBatch,
+    ) -> Result<CudaMatrix> {
+        let kernels = kernels(heads)?;
+        let rows = qkv.rows as u64;
+        let dqkv = self.matrix(qkv.rows, qkv.cols, 0)?;
+        let dots = CudaVector::new(&self.card, heads.query * qkv.rows)?;
+        let (of_dout, of_out) = ([dout.address(), dout.stride as u64], [out.address(), out.stride as u64]);
+        let arguments = [of_dout[0], of_dout[1], of_out[0], of_out[1], dots.address(), rows, heads.query as u64];
+        let each = (1024 / heads.size) as u64;
+        self.launch(&kernels.dots, rows.div_ceil(each) * heads.query as u64, &arguments)?;
+        for (kernel, tiles, across) in
+            [(&kernels.queries, &batch.query_tiles, heads.query), (&kernels.keys, &batch.key_tiles, heads.key)]
+        {
+            let arguments = [
+                qkv.address(),
+                qkv.stride as u64,
+                dout.address(),
+                dout.stride as u64,
+                sums.address(),
+                dots.address(),
+                dqkv.address(),
+                dqkv.stride as u64,
+                batch.starts.address(),
+                tiles.memory.address(),
+                tiles.count as u64,
+                heads.query as u64,
+                heads.key as u64,
+                bits(heads.scale()),
+                rows,
+            ];
+            self.launch(kernel, (tiles.count * across) as u64, &arguments)?;
+        }
+        Ok(dqkv)
+    }
+}

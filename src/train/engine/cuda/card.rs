@@ -1,0 +1,250 @@
+//! The card that trains: its stream, its memory, and launching kernels. All work is enqueued on one stream, in order, and
+//! memory is freed in that order too. One of the rooms with `unsafe`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::ptr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::kernels::{Kernel, MODULES};
+use crate::error::{Error, Result};
+use crate::gpu::{self, Device, DeviceMemory};
+
+/// A card, open for training.
+pub(super) struct Card {
+    name: String,
+    pub(super) context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+    functions: RefCell<HashMap<&'static str, sys::CUfunction>>,
+    /// Seconds by operation, where somebody wants to know.
+    pub(super) timings: RefCell<Option<BTreeMap<&'static str, f64>>>,
+    busy: Cell<bool>,
+}
+
+/// What the driver's answer means for the user.
+pub(super) fn failed(error: DriverError) -> Error {
+    if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        return Error::refused(
+            "the card has too little memory for these batches",
+            "lower --per_device_train_batch_size or --max_length, or set --gradient_checkpointing true",
+        );
+    }
+    Error::Card { problem: format!("the card failed: {}", gpu::said(error)) }
+}
+
+impl Card {
+    /// Opens the first card that `device` means.
+    pub(super) fn open(device: Device) -> Result<Self> {
+        let refused = |no_card: gpu::NoCard| {
+            let (problem, remedy) = no_card.parts();
+            Error::refused(problem, remedy)
+        };
+        let number = gpu::find_cards(device).map_err(refused)?.first().copied().unwrap_or(0);
+        let context = CudaContext::new(number).map_err(failed)?;
+        // SAFETY: all work is on one stream, so there is nothing for events to order.
+        unsafe { context.disable_event_tracking() };
+        if !context.has_async_alloc() {
+            return Err(Error::refused("the card's driver has no memory pools", "update it, or use --device cpu"));
+        }
+        let stream = context.new_stream().map_err(failed)?;
+        let name = context.name().map_err(failed)?;
+        let card = Self {
+            name,
+            context,
+            stream,
+            functions: RefCell::default(),
+            timings: RefCell::default(),
+            busy: Cell::default(),
+        };
+        card.keep_freed_memory()?;
+        Ok(card)
+    }
+
+    /// Its name, for people.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Lets the pool keep what is freed: the next layer will want it.
+    fn keep_freed_memory(&self) -> Result<()> {
+        let bytes = u64::MAX;
+        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        let value = ptr::from_ref(&bytes).cast_mut().cast();
+        // SAFETY: the device is that of a live context, and the attribute's value is one u64, which the driver reads.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.context.cu_device()).map_err(failed)?;
+            sys::cuMemPoolSetAttribute(pool, attribute, value).result().map_err(failed)
+        }
+    }
+
+    /// Most bytes of the pool that were in use at once.
+    pub(super) fn peak(&self) -> Option<u64> {
+        let mut bytes = 0u64;
+        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        // SAFETY: as above, but the driver writes the u64.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.context.cu_device()).ok()?;
+            sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()).result().ok()?;
+        }
+        Some(bytes)
+    }
+
+    /// `len` bytes, not initialized.
+    pub(super) fn allocate(&self, len: usize) -> Result<DeviceMemory> {
+        DeviceMemory::pooled(&self.stream, len.max(16)).map_err(failed)
+    }
+
+    /// `len` bytes of zeros.
+    pub(super) fn zeros(&self, len: usize) -> Result<DeviceMemory> {
+        let memory = self.allocate(len)?;
+        self.clear(&memory, len)?;
+        Ok(memory)
+    }
+
+    /// Sets the first `len` bytes to zero.
+    pub(super) fn clear(&self, memory: &DeviceMemory, len: usize) -> Result<()> {
+        // SAFETY: the memory has that many bytes.
+        unsafe { result::memset_d8_async(memory.address(), 0, len, self.stream.cu_stream()) }.map_err(failed)
+    }
+
+    /// Values of plain numbers, on the card.
+    pub(super) fn upload<T: Copy>(&self, values: &[T]) -> Result<DeviceMemory> {
+        let memory = self.allocate(size_of_val(values))?;
+        self.write(&memory, 0, values)?;
+        Ok(memory)
+    }
+
+    /// Writes plain numbers from byte `offset` on.
+    pub(super) fn write<T: Copy>(&self, memory: &DeviceMemory, offset: usize, values: &[T]) -> Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.context.bind_to_thread().map_err(failed)?;
+        // SAFETY: the memory has that many bytes, and pageable host memory is read before the call returns.
+        unsafe { result::memcpy_htod_async(memory.address() + offset as u64, values, self.stream.cu_stream()) }
+            .map_err(failed)
+    }
+
+    /// Copies rows of `width` bytes, which lie side by side in `rows`, to rows `pitch` bytes apart.
+    pub(super) fn write_rows(&self, address: u64, pitch: usize, rows: &[u8], width: usize) -> Result<()> {
+        use sys::CUmemorytype_enum::{CU_MEMORYTYPE_DEVICE, CU_MEMORYTYPE_HOST};
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let copy = sys::CUDA_MEMCPY2D_st {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: CU_MEMORYTYPE_HOST,
+            srcHost: rows.as_ptr().cast(),
+            srcDevice: 0,
+            srcArray: ptr::null_mut(),
+            srcPitch: width,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: CU_MEMORYTYPE_DEVICE,
+            dstHost: ptr::null_mut(),
+            dstDevice: address,
+            dstArray: ptr::null_mut(),
+            dstPitch: pitch,
+            WidthInBytes: width,
+            Height: rows.len() / width,
+        };
+        self.context.bind_to_thread().map_err(failed)?;
+        // SAFETY: the caller's memory has Height rows of `pitch` bytes; the host's rows are read before the call returns,
+        // since they are pageable.
+        unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result().map_err(failed)
+    }
+
+    /// Reads the first values, once all that was enqueued is done.
+    pub(super) fn read<T: Copy + Default>(&self, memory: &DeviceMemory, len: usize) -> Result<Vec<T>> {
+        let mut values = vec![T::default(); len];
+        if len > 0 {
+            self.context.bind_to_thread().map_err(failed)?;
+            // SAFETY: the memory has that many values, which are plain numbers, and the copy is waited for.
+            unsafe { result::memcpy_dtoh_async(&mut values, memory.address(), self.stream.cu_stream()) }
+                .map_err(failed)?;
+        }
+        self.wait()?;
+        Ok(values)
+    }
+
+    /// Waits until all that was enqueued is done.
+    pub(super) fn wait(&self) -> Result<()> {
+        gpu::wait_for(&self.stream).map_err(failed)
+    }
+
+    /// Has the driver compile every kernel, side by side.
+    pub(super) fn prepare(&self) -> Result<()> {
+        let context = &self.context;
+        let loaded: Vec<_> = std::thread::scope(|scope| {
+            let load = |kernel: &'static Kernel| {
+                scope.spawn(move || {
+                    let (module, ptx) = MODULES[kernel.module as usize];
+                    // A function is a handle: its address passes between threads as a number.
+                    gpu::load_function(context, module, ptx, kernel.name).map(|f| (kernel, f as usize))
+                })
+            };
+            let threads: Vec<_> = super::kernels::ALL.iter().map(load).collect();
+            let broken = |_| Err("a thread that loads kernels failed".to_owned());
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(broken)).collect()
+        });
+        for loaded in loaded {
+            let (kernel, address) = loaded.map_err(|problem| Error::Card { problem })?;
+            let function: sys::CUfunction = ptr::with_exposed_provenance_mut(address);
+            if kernel.shared > 48 << 10 {
+                let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function was just loaded, in this context.
+                unsafe { result::function::set_function_attribute(function, attribute, kernel.shared as i32) }
+                    .map_err(failed)?;
+            }
+            self.functions.borrow_mut().insert(kernel.name, function);
+        }
+        Ok(())
+    }
+
+    /// Enqueues `grid` blocks of a kernel.
+    ///
+    /// # Safety
+    /// `arguments` must be what the kernel's source says: numbers, and addresses of memory on the card that is as large
+    /// as the kernel takes it to be.
+    pub(super) unsafe fn launch(&self, kernel: &Kernel, grid: u64, arguments: &[u64]) -> Result<()> {
+        if grid == 0 {
+            return Ok(());
+        }
+        let function = self.functions.borrow().get(kernel.name).copied();
+        let Some(function) = function else {
+            return Err(Error::Card { problem: format!("the kernel {} is not loaded", kernel.name) });
+        };
+        let Ok(grid) = u32::try_from(grid).and_then(i32::try_from).and_then(u32::try_from) else {
+            return Err(Error::refused("a batch is too large for one launch", "lower --per_device_train_batch_size"));
+        };
+        // The driver reads the arguments before it returns.
+        let mut places: Vec<_> = arguments.iter().map(|argument| ptr::from_ref(argument).cast_mut().cast()).collect();
+        // SAFETY: the function belongs to this live context, all its parameters have 64 bits, and the caller vouches for
+        // them.
+        unsafe {
+            let (grid, block, shared) = ((grid, 1, 1), (kernel.threads, 1, 1), kernel.shared);
+            result::launch_kernel(function, grid, block, shared, self.stream.cu_stream(), &mut places)
+        }
+        .map_err(failed)
+    }
+
+    /// Does `work`, and adds the time it takes on the card to `name` where somebody wants to know.
+    pub(super) fn timed<T>(&self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.timings.borrow().is_none() || self.busy.replace(true) {
+            return work();
+        }
+        self.wait()?;
+        let start = Instant::now();
+        let done = work();
+        self.wait()?;
+        if let Some(timings) = &mut *self.timings.borrow_mut() {
+            *timings.entry(name).or_default() += start.elapsed().as_secs_f64();
+        }
+        self.busy.set(false);
+        done
+    }
+}
