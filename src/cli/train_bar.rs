@@ -120,7 +120,8 @@ mod tests {
             Train { loss: 1.5, grad_norm: 0.25, learning_rate: 2e-4, tokens_per_second: 6140.4, ..Train::default() };
         assert_eq!(
             sentence(&Record { at, figures: Figures::Train(train) }),
-            "step 20/100  loss 1.5000  lr 2.00e-4  6140 tokens/s  grad norm 0.2500  epoch 0.50  1.5 GiB  40s, 2m 40s left"
+            "step 20/100  loss 1.5000  lr 2.00e-4  6140 tokens/s  grad norm 0.2500  epoch 0.50  1.5 GiB  \
+             40s, 2m 40s left"
         );
         let eval = Eval { loss: 1.25, seconds: 61.0, ..Eval::default() };
         assert_eq!(

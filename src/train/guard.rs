@@ -72,8 +72,8 @@ impl Guard {
         let GuardCounts { skipped, in_a_row } = self.counts;
         Error::refused(
             format!(
-                "the loss or the gradient was NaN or infinite in {in_a_row} steps in a row, the last of them step {step} \
-                 ({skipped} steps of this run in all)"
+                "the loss or the gradient was NaN or infinite in {in_a_row} steps in a row, the last of them step \
+                 {step} ({skipped} steps of this run in all)"
             ),
             "lower --learning_rate or raise --warmup_ratio, and go on from the last checkpoint, which is from before, \
              with --resume_from_checkpoint; where the first steps fail, look at the base with `qft inspect --stats`",

@@ -82,7 +82,8 @@ impl Schedule {
     }
 }
 
-/// Steps of warm-up: `steps` if there are any, else `ratio` of `total`, rounded up (`TrainingArguments.get_warmup_steps`).
+/// Steps of warm-up: `steps` if there are any, else `ratio` of `total`, rounded up (`get_warmup_steps` of
+/// `TrainingArguments`).
 pub fn warmup_steps(total: u64, steps: u64, ratio: f64) -> Result<u64> {
     if !(0.0..=1.0).contains(&ratio) {
         let problem = format!("a warm-up can't be {ratio} of a run");
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    /// Made by fixtures/make_schedules.py.
+    /// Made by `fixtures/make_schedules.py`.
     const GOLDEN: &str = include_str!("../../fixtures/train/schedules.json");
 
     fn golden() -> Value {

@@ -1,5 +1,5 @@
-//! `logging.jsonl`: a line a record, appended. Of a run that resumes, the lines of later steps are cut first, so that the
-//! file is the log of one run.
+//! `logging.jsonl`: a line a record, appended. Of a run that resumes, the lines of later steps are cut first, so that
+//! the file is the log of one run.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};

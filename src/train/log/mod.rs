@@ -1,5 +1,5 @@
-//! Watching a run: its records, where they go (`logging.jsonl`, TensorBoard's event files, the loss curve), and what the
-//! host is told of its progress. Nothing is sent anywhere.
+//! Watching a run: its records, where they go (`logging.jsonl`, event files of `TensorBoard`, the loss curve), and what
+//! the host is told of its progress. Nothing is sent anywhere.
 
 mod curve;
 mod jsonl;
@@ -93,7 +93,7 @@ pub struct Logs {
 pub struct Finished {
     /// The loss curve, if a step was logged.
     pub curve: Option<PathBuf>,
-    /// A command line to print: it hands the run to SwanLab.
+    /// A command line to print: it hands the run to `SwanLab`.
     pub command: Option<String>,
 }
 
@@ -156,9 +156,10 @@ fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }
 
-/// The command that hands event files to SwanLab. Its newer versions call the flag `--tb-log-dir`, and all take this one.
+/// The command that hands event files to `SwanLab`, 0.8 or newer: older ones spell the flag `--tb_logdir`. It takes
+/// every file for a run of its own, so one that was resumed gives several.
 fn convert(events: &Path) -> String {
-    format!("swanlab convert -t tensorboard --tb-logdir {}", quoted(&events.to_string_lossy()))
+    format!("swanlab convert -t tensorboard --tb-log-dir {}", quoted(&events.to_string_lossy()))
 }
 
 /// A word of a shell's command line.
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!(logs.history().len(), 4);
         let finished = logs.finish("a run").unwrap();
         assert_eq!(finished.curve, Some(run.join(CURVE_FILE)));
-        let command = format!("swanlab convert -t tensorboard --tb-logdir '{}'", run.join(EVENTS_DIR).display());
+        let command = format!("swanlab convert -t tensorboard --tb-log-dir '{}'", run.join(EVENTS_DIR).display());
         assert_eq!(finished.command, Some(command));
         let mut names: Vec<_> = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();

@@ -1,5 +1,6 @@
-//! One entry of a run's log, and its three forms: the HF Trainer's `log_history`, a line of ms-swift's `logging.jsonl`,
-//! and TensorBoard's tags. Values are written whole: ms-swift rounds them to 8 decimals, which a small rate does not survive.
+//! One entry of a run's log, and its three forms: the HF Trainer's `log_history`, a line of ms-swift's
+//! `logging.jsonl`, and the tags of `TensorBoard`. Values are written whole: ms-swift rounds them to 8 decimals, which
+//! a small rate does not survive.
 
 use serde_json::{Map, Value};
 
@@ -169,7 +170,7 @@ impl Record {
         Value::Object(entry).to_string()
     }
 
-    /// The scalars by their tags, as the Trainer's callback for TensorBoard rewrites keys: `eval/` and `train/`.
+    /// The scalars by their tags, as the Trainer's callback for `TensorBoard` rewrites keys: `eval/` and `train/`.
     pub fn scalars(&self) -> Vec<(String, f64)> {
         let tag = |key: &str| match key.strip_prefix("eval_") {
             Some(key) => format!("eval/{key}"),
@@ -237,16 +238,15 @@ mod tests {
             grad_norm: 0.5,
             learning_rate: 2e-12,
             tokens: 5000,
-            tokens_per_second: 0.1234567,
+            tokens_per_second: 0.1231,
             skipped: 0,
         };
         let record = Record { at: at(20), figures: Figures::Train(train) };
         assert_eq!(
             record.line(),
-            r#"{"loss":1.25,"grad_norm":0.5,"learning_rate":2e-12,"tokens_per_second":0.123,"num_input_tokens_seen":5000,"#
-                .to_owned()
-                + r#""epoch":0.4,"step":20,"global_step/max_steps":"20/100","percentage":"20.00%","elapsed_time":"40s","#
-                + r#""remaining_time":"2m 40s","memory(GiB)":12.4,"train_speed(iter/s)":0.5}"#
+            r#"{"loss":1.25,"grad_norm":0.5,"learning_rate":2e-12,"tokens_per_second":0.123,"#.to_owned()
+                + r#""num_input_tokens_seen":5000,"epoch":0.4,"step":20,"global_step/max_steps":"20/100","percentage":"20.00%","#
+                + r#""elapsed_time":"40s","remaining_time":"2m 40s","memory(GiB)":12.4,"train_speed(iter/s)":0.5}"#
         );
         let skipped = Record { at: at(20), figures: Figures::Train(Train { skipped: 2, ..train }) };
         assert_eq!(skipped.history()["skipped_steps"], 2);
@@ -268,7 +268,8 @@ mod tests {
         assert_eq!(
             Value::Object(record.history()).to_string(),
             r#"{"train_runtime":40.1235,"train_samples_per_second":19.938,"train_steps_per_second":2.492,"#.to_owned()
-                + r#""total_flos":6000000000.0,"train_loss":1.0,"num_input_tokens_seen":9,"skipped_steps":1,"epoch":0.4,"step":100}"#
+                + r#""total_flos":6000000000.0,"train_loss":1.0,"num_input_tokens_seen":9,"#
+                + r#""skipped_steps":1,"epoch":0.4,"step":100}"#
         );
     }
 

@@ -1,4 +1,4 @@
-//! TensorBoard's event files: protobuf messages written by hand, in the frames of TFRecord. Nothing reads them here.
+//! Event files of `TensorBoard`: protobuf messages written by hand, in the frames of `TFRecord`.
 //!
 //! The formats: `event.proto` and `summary.proto` of tensorboard, and `record_writer.py` there.
 
@@ -164,14 +164,14 @@ fn bytes(out: &mut Vec<u8>, field: u8, value: &[u8]) {
     out.extend(value);
 }
 
-/// A record of TFRecord: its length and itself, a checksum behind each.
+/// A record of `TFRecord`: its length and itself, a checksum behind each.
 fn frame(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let parts = [&length[..], &masked(&length).to_le_bytes(), data, &masked(data).to_le_bytes()];
     parts.concat()
 }
 
-/// The checksum of TFRecord: a CRC that is changed, so that data that holds its own CRC does not check badly.
+/// The checksum of `TFRecord`: a CRC that is changed, so that data that holds its own CRC does not check badly.
 fn masked(data: &[u8]) -> u32 {
     crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -204,7 +204,7 @@ mod tests {
     use super::super::record::{Figures, Moment, Train};
     use super::*;
 
-    /// Made by fixtures/make_events.py with tensorboard's own writer.
+    /// Made by `fixtures/make_events.py` with tensorboard's own writer.
     const GOLDEN: &[u8] = include_bytes!("../../../fixtures/train/events.out.tfevents");
 
     #[test]
