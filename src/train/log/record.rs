@@ -245,7 +245,8 @@ mod tests {
         assert_eq!(
             record.line(),
             r#"{"loss":1.25,"grad_norm":0.5,"learning_rate":2e-12,"tokens_per_second":0.123,"#.to_owned()
-                + r#""num_input_tokens_seen":5000,"epoch":0.4,"step":20,"global_step/max_steps":"20/100","percentage":"20.00%","#
+                + r#""num_input_tokens_seen":5000,"epoch":0.4,"step":20,"global_step/max_steps":"20/100","#
+                + r#""percentage":"20.00%","#
                 + r#""elapsed_time":"40s","remaining_time":"2m 40s","memory(GiB)":12.4,"train_speed(iter/s)":0.5}"#
         );
         let skipped = Record { at: at(20), figures: Figures::Train(Train { skipped: 2, ..train }) };
