@@ -1,0 +1,162 @@
+//! The learning rate of each optimizer step: linear, cosine and constant schedules with warm-up, as the HF Trainer's.
+//!
+//! Formulas: `get_linear_schedule_with_warmup` and its neighbours in transformers' `optimization.py`.
+
+use std::f64::consts::PI;
+
+use crate::error::{Error, Result, escaped};
+
+/// The shape of a schedule behind its warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// Down to 0 along a line.
+    Linear,
+    /// Down to 0 along half a cosine.
+    Cosine,
+    /// Always the peak; there is no warm-up.
+    Constant,
+    /// The peak.
+    ConstantWithWarmup,
+}
+
+/// Every kind, by the name that `--lr_scheduler_type` has for it.
+const KINDS: [(&str, ScheduleKind); 4] = [
+    ("linear", ScheduleKind::Linear),
+    ("cosine", ScheduleKind::Cosine),
+    ("constant", ScheduleKind::Constant),
+    ("constant_with_warmup", ScheduleKind::ConstantWithWarmup),
+];
+
+impl ScheduleKind {
+    /// The kind called `name`.
+    pub fn parse(name: &str) -> Result<Self> {
+        KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind).ok_or_else(|| {
+            let known: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
+            let problem = format!("there is no learning rate schedule \"{}\" here", escaped(name));
+            Error::refused(problem, format!("choose one of {} with --lr_scheduler_type", known.join(", ")))
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        KINDS.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// The learning rate as a function of the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    /// The shape behind the warm-up.
+    pub kind: ScheduleKind,
+    /// Steps in which the rate rises from 0 to the peak.
+    pub warmup_steps: u64,
+    /// Steps of the whole run; at this one the rate would be 0.
+    pub total_steps: u64,
+    /// The highest rate.
+    pub peak: f64,
+}
+
+impl Schedule {
+    /// The learning rate of optimizer step `step`, counted from 0: the first step of a warm-up has rate 0.
+    pub fn at(&self, step: u64) -> f64 {
+        self.peak * self.factor(step)
+    }
+
+    fn factor(&self, step: u64) -> f64 {
+        if self.kind == ScheduleKind::Constant {
+            return 1.0;
+        }
+        if step < self.warmup_steps {
+            return step as f64 / self.warmup_steps.max(1) as f64;
+        }
+        let falling = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        match self.kind {
+            ScheduleKind::Linear => self.total_steps.saturating_sub(step) as f64 / falling,
+            ScheduleKind::Cosine => {
+                let progress = (step - self.warmup_steps) as f64 / falling;
+                (0.5 * (1.0 + (PI * progress).cos())).max(0.0)
+            }
+            ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup => 1.0,
+        }
+    }
+}
+
+/// Steps of warm-up: `steps` if there are any, else `ratio` of `total`, rounded up (`get_warmup_steps` of
+/// `TrainingArguments`).
+pub fn warmup_steps(total: u64, steps: u64, ratio: f64) -> Result<u64> {
+    if !(0.0..=1.0).contains(&ratio) {
+        let problem = format!("a warm-up can't be {ratio} of a run");
+        return Err(Error::refused(problem, "give --warmup_ratio a number from 0 to 1, or use --warmup_steps"));
+    }
+    #[expect(clippy::cast_sign_loss, reason = "neither factor is negative")]
+    let share = (total as f64 * ratio).ceil() as u64;
+    Ok(if steps > 0 { steps } else { share })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// Made by `fixtures/make_schedules.py`.
+    const GOLDEN: &str = include_str!("../../fixtures/train/schedules.json");
+
+    fn golden() -> Value {
+        serde_json::from_str(GOLDEN).unwrap()
+    }
+
+    #[test]
+    fn rates_are_those_of_transformers() {
+        let golden = golden();
+        let cases = golden["schedules"].as_array().unwrap();
+        assert!(cases.len() >= 12);
+        for case in cases {
+            let number = |key: &str| case[key].as_u64().unwrap();
+            let schedule = Schedule {
+                kind: ScheduleKind::parse(case["kind"].as_str().unwrap()).unwrap(),
+                warmup_steps: number("warmup_steps"),
+                total_steps: number("total_steps"),
+                peak: case["peak"].as_f64().unwrap(),
+            };
+            for (step, rate) in case["rates"].as_array().unwrap().iter().enumerate() {
+                let (expected, got) = (rate.as_f64().unwrap(), schedule.at(step as u64));
+                // The last digit of a cosine is the C library's affair.
+                let room = if schedule.kind == ScheduleKind::Cosine { 4.0 * f64::EPSILON * schedule.peak } else { 0.0 };
+                assert!((got - expected).abs() <= room, "{schedule:?} at {step}: {got:e}, not {expected:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn warm_ups_are_those_of_transformers() {
+        for case in golden()["warmups"].as_array().unwrap() {
+            let number = |i: usize| case[i].as_u64().unwrap();
+            let got = warmup_steps(number(0), number(1), case[2].as_f64().unwrap()).unwrap();
+            assert_eq!(got, number(3), "{case}");
+        }
+        for ratio in [-0.1, 1.01, f64::NAN, f64::INFINITY] {
+            assert!(warmup_steps(100, 0, ratio).unwrap_err().to_string().contains("--warmup_ratio"), "{ratio}");
+        }
+    }
+
+    #[test]
+    fn names_are_the_trainers() {
+        for (name, kind) in KINDS {
+            assert_eq!((ScheduleKind::parse(name).unwrap(), kind.name()), (kind, name));
+            assert_eq!(serde_json::to_value(kind).unwrap(), name);
+        }
+        let error = ScheduleKind::parse("polynomial\u{1b}").unwrap_err().to_string();
+        assert!(error.contains("polynomial\\u{1b}") && error.contains("constant_with_warmup"), "{error}");
+    }
+
+    #[test]
+    fn steps_beyond_the_run_have_no_rate_below_zero() {
+        for (_, kind) in KINDS {
+            let schedule = Schedule { kind, warmup_steps: 20, total_steps: 10, peak: 1.0 };
+            for step in [0, 10, 19, 20, 21, 1000, u64::MAX] {
+                assert!((0.0..=1.0).contains(&schedule.at(step)), "{kind:?} at {step}");
+            }
+        }
+    }
+}
