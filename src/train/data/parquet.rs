@@ -1,6 +1,8 @@
 //! Rows of a Parquet file, as the `datasets` library writes them: columns of text, and lists of structs of text. Only
 //! the columns that a row is made of are decoded.
 
+mod footer;
+
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -31,7 +33,10 @@ pub(super) fn each_row(path: &Path, file: File, found: &mut Found<'_>) -> Result
     }
 }
 
-fn read(path: &Path, file: File, found: &mut Found<'_>) -> Result<()> {
+fn read(path: &Path, mut file: File, found: &mut Found<'_>) -> Result<()> {
+    if footer::is_deeper(&mut file, MAX_DEPTH).map_err(Error::io("read", path))? {
+        return Err(Error::malformed(path, format!("has columns nested over {MAX_DEPTH} deep"), FIX_COLUMNS));
+    }
     let bad = |error: ParquetError| Error::malformed(path, escaped(&error.to_string()), FIX_FILE);
     let reader = SerializedFileReader::new(file).map_err(bad)?;
     let schema = reader.metadata().file_metadata().schema_descr().root_schema_ptr();
@@ -42,18 +47,11 @@ fn read(path: &Path, file: File, found: &mut Found<'_>) -> Result<()> {
         let problem = format!("has no column that is known; it has {}", names.join(", "));
         return Err(Error::malformed(path, problem, FIX_COLUMNS));
     }
-    if fields.iter().any(|field| is_deeper(field, MAX_DEPTH)) {
-        return Err(Error::malformed(path, format!("has columns nested over {MAX_DEPTH} deep"), FIX_COLUMNS));
-    }
     let wanted = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(bad)?;
     for (number, row) in (1..).zip(reader.get_row_iter(Some(wanted)).map_err(bad)?) {
         found(number, Ok(object(&row.map_err(bad)?)))?;
     }
     Ok(())
-}
-
-fn is_deeper(field: &Type, levels: usize) -> bool {
-    levels == 0 || (field.is_group() && field.get_fields().iter().any(|field| is_deeper(field, levels - 1)))
 }
 
 /// A struct as an object. Null fields are left out: one schema for all rows gives each the fields of every other.
@@ -68,8 +66,12 @@ fn value(field: &Field) -> Value {
         Field::Bool(value) => json!(value),
         Field::Byte(value) => json!(value),
         Field::Short(value) => json!(value),
-        Field::Int(value) => json!(value),
-        Field::Long(value) => json!(value),
+        // Times count as numbers: no content, whoever looks for text.
+        Field::Int(value) | Field::Date(value) | Field::TimeMillis(value) => json!(value),
+        Field::Long(value)
+        | Field::TimeMicros(value)
+        | Field::TimestampMillis(value)
+        | Field::TimestampMicros(value) => json!(value),
         Field::UByte(value) => json!(value),
         Field::UShort(value) => json!(value),
         Field::UInt(value) => json!(value),
@@ -92,10 +94,6 @@ fn value(field: &Field) -> Value {
             };
             Value::Object(map.entries().iter().map(|(k, v)| (key(k), value(v))).collect::<Map<_, _>>())
         }
-        // Dates and decimals: no content, and a number for whoever looks for text.
-        Field::Date(days) => json!(days),
-        Field::TimeMillis(value) => json!(value),
-        Field::TimeMicros(value) | Field::TimestampMillis(value) | Field::TimestampMicros(value) => json!(value),
         Field::Decimal(_) => json!(0),
     }
 }

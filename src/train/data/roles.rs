@@ -12,7 +12,7 @@ pub(super) const PAIR_USER_KEYS: [&str; 2] = ["user", "human"];
 /// Keys of a pair that hold the assistant's turn.
 pub(super) const PAIR_ASSISTANT_KEYS: [&str; 3] = ["assistant", "gpt", "bot"];
 
-/// Every spelling. ms-swift's (`dataset/preprocessor/core.py`), and OpenAI's `developer` (a system message) and
+/// Every spelling. ms-swift's (`dataset/preprocessor/core.py`), and of the `OpenAI` API `developer` (a system message) and
 /// `function` (a tool's answer).
 const SPELLINGS: [(&str, Role); 15] = [
     ("system", Role::System),

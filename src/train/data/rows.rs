@@ -49,9 +49,10 @@ fn check(messages: &[Message]) -> Result<(), Flaw> {
         return Err(Flaw::new("no message is the assistant's", "drop the row, or give it an answer to learn"));
     }
     match messages.iter().position(|message| message.content.contains('\0')) {
-        Some(at) => {
-            Err(Flaw::new(format!("message {} holds a NUL character", at + 1), "remove it: no tokenizer was fed with any"))
-        }
+        Some(at) => Err(Flaw::new(
+            format!("message {} holds a NUL character", at + 1),
+            "remove it: no tokenizer was fed with any",
+        )),
         None => Ok(()),
     }
 }
@@ -145,11 +146,8 @@ fn read_turn(mut message: Row, role: Role, out: &mut Vec<Message>) -> Result<(),
 fn order_answers(raw: &mut [Row], roles: &[Role]) {
     let Some(Value::Array(calls)) = raw[0].get("tool_calls") else { return };
     let id = |row: &Row, key: &str| row.get(key).and_then(Value::as_str).map(str::to_owned);
-    let order: HashMap<String, usize> = calls
-        .iter()
-        .enumerate()
-        .filter_map(|(at, call)| Some((id(call.as_object()?, "id")?, at)))
-        .collect();
+    let order: HashMap<String, usize> =
+        calls.iter().enumerate().filter_map(|(at, call)| Some((id(call.as_object()?, "id")?, at))).collect();
     let answers = roles[1..].iter().take_while(|role| **role == Role::Tool).count();
     let places: Vec<Option<usize>> =
         raw[1..=answers].iter().map(|answer| order.get(&id(answer, "tool_call_id")?).copied()).collect();
@@ -178,7 +176,10 @@ fn read_pairs(raw: Vec<Row>) -> Result<Vec<Message>, Flaw> {
             let name = format!("message {}", at + 1);
             let Some(content) = keys.iter().find_map(|key| take(&mut pair, key)) else {
                 let problem = format!("{name} has no role, and as a pair it has no `{}`", keys[0]);
-                return Err(Flaw::new(problem, "give each message a role and a content, or a user and an assistant side"));
+                return Err(Flaw::new(
+                    problem,
+                    "give each message a role and a content, or a user and an assistant side",
+                ));
             };
             messages.push(Message { role, content: text(content).map_err(within(&name))?, loss: None });
         }

@@ -92,11 +92,8 @@ fn refuses_what_it_cannot_read_with_a_reason() {
 #[test]
 fn reads_parquet_rows_by_number() {
     let loaded = load(&[spec(&fixture("chat.snappy.parquet")), spec(&fixture("alpaca.parquet"))], false, 0).unwrap();
-    let contents: Vec<Vec<&str>> = loaded
-        .conversations
-        .iter()
-        .map(|row| row.messages.iter().map(|message| &*message.content).collect())
-        .collect();
+    let contents: Vec<Vec<&str>> =
+        loaded.conversations.iter().map(|row| row.messages.iter().map(|message| &*message.content).collect()).collect();
     assert_eq!(
         contents,
         [
