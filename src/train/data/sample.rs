@@ -1,4 +1,4 @@
-//! Seeded choices of rows, the same on every machine: ChaCha8 keyed by the seed, and Fisher-Yates.
+//! Seeded choices of rows, the same on every machine: `ChaCha8` keyed by the seed, and Fisher-Yates.
 
 use std::collections::HashMap;
 
@@ -52,7 +52,8 @@ pub fn split(conversations: Vec<Conversation>, held_out: f64, seed: u64) -> (Vec
     if held_out.is_nan() || held_out <= 0.0 || rows < 2 {
         return (conversations, Vec::new());
     }
-    // A float above the range of usize becomes its largest value.
+    // Above 0, as was just seen; a float beyond usize becomes its largest value.
+    #[allow(clippy::cast_sign_loss)]
     let count = ((rows as f64 * held_out) as usize).clamp(1, rows - 1);
     let chosen = choose(rows, count, &mut rng(seed, Purpose::Split, 0));
     let (held, kept): (Vec<_>, Vec<_>) = conversations.into_iter().zip(row_of).partition(|(_, row)| chosen[*row]);

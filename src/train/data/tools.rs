@@ -32,8 +32,8 @@ fn wrap(tool: Value) -> Result<Value, Flaw> {
     Ok(if whole { tool } else { json!({"type": "function", "function": tool}) })
 }
 
-/// The calls in a message's `content` (text that is JSON, an object, or a list of objects) or in OpenAI's `tool_calls`,
-/// each as the text of `{"name": ..., "arguments": ...}`.
+/// The calls in a message's `content` (text that is JSON, an object, or a list of objects) or in `tool_calls`, each
+/// as the text of `{"name": ..., "arguments": ...}`.
 pub(super) fn read_calls(calls: Value) -> Result<Vec<String>, Flaw> {
     match from_text(calls) {
         Value::Array(list) => list.into_iter().map(|call| read_call(from_text(call))).collect(),
