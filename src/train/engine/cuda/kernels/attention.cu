@@ -42,7 +42,7 @@ __device__ __forceinline__ void attend(const u16 *qkv, u64 stride, u16 *out, u64
     // Scores are compared times `unit`, as powers of two. `top` is the maximum in use.
     float unit = __uint_as_float((u32)scale_bits) * LOG2_E;
     float acc[2][D / 8][4] = {}, top[2][2], sum[2][2] = {};
-    top[0][0] = top[0][1] = top[1][0] = top[1][1] = -__uint_as_float(0x7f800000u);
+    top[0][0] = top[0][1] = top[1][0] = top[1][1] = minus_infinity();
 
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
@@ -58,16 +58,7 @@ __device__ __forceinline__ void attend(const u16 *qkv, u64 stride, u16 *out, u64
 
         float s[2][N][4];
         multiply_rows<D, N>(s, own + left_lane<D>(), shared + KEYS + stage + right_lane<D>());
-        if (next > warp_row + 1) {
-            int ahead = key + 2 * (lane % 4) - warp_row - lane / 4;
-#pragma unroll
-            for (int m = 0; m < 2; m++)
-#pragma unroll
-                for (int n = 0; n < N; n++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        if (ahead + 8 * n + (e & 1) > 16 * m + 8 * (e >> 1)) s[m][n][e] = -__uint_as_float(0x7f800000u);
-        }
+        if (next > warp_row + 1) mask<false, N>(s, key + 2 * (lane % 4) - warp_row - lane / 4);
 
         float highest[2][2];
         bool outgrown = false;
@@ -117,7 +108,7 @@ __device__ __forceinline__ void attend(const u16 *qkv, u64 stride, u16 *out, u64
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float total = sum_of_quad(sum[m][h]);
-            factor[m][h] = 1.0f / total;
+            factor[m][h] = reciprocal_fast(total);
             int row = warp * 32 + 16 * m + 8 * h + lane / 4;
             if (lane % 4 == 0 && row < rows)
                 lse[place.head * all_rows + place.begin + place.first + row] = (top[m][h] + log2_fast(total)) * LN_2;

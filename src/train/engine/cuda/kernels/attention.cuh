@@ -39,7 +39,7 @@ __device__ __forceinline__ void load_matrices_transposed(u32 (&to)[4], u32 at) {
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
 }
 
-// Begins to copy 16 bytes into shared memory, or zeros if not `real`.
+// Begins to copy 16 bytes into shared memory; if not `real`, zeros, and nothing is read.
 __device__ __forceinline__ void copy_16(u32 to, const void *from, bool real) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
 }
@@ -55,10 +55,12 @@ __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_g
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Announces at one of the numbered barriers of 64 threads that what this warp wrote may be read.
-__device__ __forceinline__ void announce(u32 barrier) { asm volatile("bar.arrive %0, 64;" ::"r"(barrier) : "memory"); }
+template <int BARRIER>
+__device__ __forceinline__ void announce() { asm volatile("bar.arrive %0, 64;" ::"n"(BARRIER) : "memory"); }
 
 // Waits at a numbered barrier for the other warp's announcement.
-__device__ __forceinline__ void await(u32 barrier) { asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory"); }
+template <int BARRIER>
+__device__ __forceinline__ void await() { asm volatile("bar.sync %0, 64;" ::"n"(BARRIER) : "memory"); }
 
 __device__ __forceinline__ void store_4(u32 at, u32 value) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(value) : "memory");
@@ -72,6 +74,12 @@ __device__ __forceinline__ void store_16(u32 at, const u32 (&value)[4]) {
 __device__ __forceinline__ void load_16(u32 (&to)[4], u32 at) {
     asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+// Writes 16 bytes to global memory if `real`.
+__device__ __forceinline__ void write_16(void *to, const u32 (&value)[4], bool real) {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
+                 ::"l"(to), "r"(value[0]), "r"(value[1]), "r"(value[2]), "r"(value[3]), "r"((int)real) : "memory");
 }
 
 __device__ __forceinline__ void load_pair(float (&to)[2], u32 at) {
@@ -97,8 +105,15 @@ __device__ __forceinline__ float log2_fast(float x) {
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+
+__device__ __forceinline__ float reciprocal_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 #endif
 
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 __device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
@@ -136,8 +151,8 @@ __device__ __forceinline__ void copy_tile(u32 tile, const u16 *from, u64 stride,
     const u16 *source = from + row * stride + chunk * 8;
 #pragma unroll
     for (int i = 0; i < ROWS / STEP; i++) {
-        bool real = row + i * STEP < valid;
-        copy_16(to + i * STEP * (2 * D), real ? source + i * STEP * stride : from, real);
+        copy_16(to + i * STEP * (2 * D), source, row + i * STEP < valid);
+        source += STEP * stride;
     }
 }
 
@@ -165,18 +180,26 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[2][N][4], u32 left, u
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) acc[m][n][e] = 0.0f;
+    // What the next 16 columns need first is loaded before the products of these.
+    u32 a[2][2][4], b[2][4];
+    load_matrices(b[0], right);
+    load_matrices(a[0][0], left);
+    load_matrices(a[0][1], left + 16 * (2 * D));
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
-        u32 a[2][4], b[4];
-        load_matrices(a[0], left ^ (k << 5));
-        load_matrices(a[1], (left ^ (k << 5)) + 16 * (2 * D));
+        if (k + 1 < D / 16) {
+            load_matrices(a[(k + 1) & 1][0], left ^ ((k + 1) << 5));
+            load_matrices(a[(k + 1) & 1][1], (left ^ ((k + 1) << 5)) + 16 * (2 * D));
+        }
 #pragma unroll
         for (int n = 0; n < N / 2; n++) {
-            load_matrices(b, (right ^ (k << 5)) + n * 16 * (2 * D));
+            int next = k * (N / 2) + n + 1;
+            if (next < D / 16 * (N / 2))
+                load_matrices(b[next & 1], (right ^ (next / (N / 2) << 5)) + next % (N / 2) * 16 * (2 * D));
 #pragma unroll
             for (int m = 0; m < 2; m++) {
-                mma(acc[m][2 * n], a[m], b[0], b[1]);
-                mma(acc[m][2 * n + 1], a[m], b[2], b[3]);
+                mma(acc[m][2 * n], a[k & 1][m], b[~next & 1][0], b[~next & 1][1]);
+                mma(acc[m][2 * n + 1], a[k & 1][m], b[~next & 1][2], b[~next & 1][3]);
             }
         }
     }
@@ -211,31 +234,49 @@ __device__ __forceinline__ void pack_product(u32 (&to)[2][N / 2][4], const float
         }
 }
 
+// Takes out of a product what lies past the diagonal: with rows for queries, the columns n > row - ahead; with columns
+// for queries (BY_COLUMN), the rows m > column - ahead. `ahead` is for this lane's first element.
+template <bool BY_COLUMN, int N>
+__device__ __forceinline__ void mask(float (&s)[2][N][4], int ahead) {
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int row = 16 * m + 8 * (e >> 1), column = 8 * n + (e & 1);
+                if (BY_COLUMN ? ahead > column - row : ahead > row - column) s[m][n][e] = minus_infinity();
+            }
+}
+
 // Writes a warp's 32 rows, times the `factor` of each, as bf16 `stride` elements apart, by way of 32 rows of a tile that
 // no other warp uses. Rows from `valid` on are not written.
 template <int D>
 __device__ __forceinline__ void write_rows(u16 *out, u64 stride, int valid, const float (&acc)[2][D / 8][4],
                                            const float (&factor)[2][2], u32 tile) {
     constexpr int CHUNKS = D / 8, STEP = 32 / CHUNKS;
-    int lane = threadIdx.x & 31, row = lane / 4, pair = lane % 4;
+    int lane = threadIdx.x & 31, row = lane / 4;
+    u32 to = tile + row * (2 * D) + (row << 4) + lane % 4 * 4;
     __syncwarp();
 #pragma unroll
-    for (int m = 0; m < 2; m++)
+    for (int n = 0; n < D / 8; n++)
 #pragma unroll
-        for (int n = 0; n < D / 8; n++)
+        for (int m = 0; m < 2; m++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 float scale = factor[m][h];
-                store_4(tile + (16 * m + 8 * h + row) * (2 * D) + ((n ^ row) << 4) + 4 * pair,
+                store_4((to ^ (n << 4)) + (16 * m + 8 * h) * (2 * D),
                         pack(acc[m][n][2 * h] * scale, acc[m][n][2 * h + 1] * scale));
             }
     __syncwarp();
-    int chunk = lane % CHUNKS;
+    int first = lane / CHUNKS, chunk = lane % CHUNKS;
+    u32 from = tile + first * (2 * D) + ((chunk ^ first) << 4);
+    out += first * stride + chunk * 8;
 #pragma unroll
-    for (int i = 0; i < 32 / STEP; i++) {
-        int at = i * STEP + lane / CHUNKS;
+    for (int i = 0; i < 32; i += STEP) {
         u32 values[4];
-        load_16(values, tile + at * (2 * D) + ((chunk ^ (at & 7)) << 4));
-        if (at < valid) *(uint4 *)(out + at * stride + chunk * 8) = make_uint4(values[0], values[1], values[2], values[3]);
+        load_16(values, (from ^ ((i & 7) << 4)) + i * (2 * D));
+        write_16(out, values, first + i < valid);
+        out += STEP * stride;
     }
 }

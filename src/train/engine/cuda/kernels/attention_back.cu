@@ -45,7 +45,6 @@ __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u
     u32 kv_head = place.head / (u32)(heads / kv_heads);
     u64 top_row = place.begin + place.first;
     const u16 *keys = qkv + place.begin * stride + (heads + kv_head) * D;
-    const u16 *values = keys + kv_heads * D;
     int rows = min(place.length - place.first, QUERY_ROWS), seen = place.first + rows;
     int steps = (seen + STEP_ROWS - 1) / STEP_ROWS;
 
@@ -53,7 +52,7 @@ __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u
     copy_tile<D, QUERY_ROWS>(shared, qkv + top_row * stride + place.head * D, stride, rows);
     copy_tile<D, QUERY_ROWS>(shared + DOUT, dout + top_row * dout_stride + place.head * D, dout_stride, rows);
     copy_tile<D, STEP_ROWS>(shared + KEYS, keys, stride, seen);
-    copy_tile<D, STEP_ROWS>(shared + VALUES, values, stride, seen);
+    copy_tile<D, STEP_ROWS>(shared + VALUES, keys + kv_heads * D, stride, seen);
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int warp_row = place.first + warp * 32;
@@ -94,12 +93,12 @@ __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u
             pack_product<N>(ds, dp);
         }
         __syncthreads();
-        if (next < seen) copy_tile<D, STEP_ROWS>(shared + VALUES, values + next * stride, stride, seen - next);
+        if (next < seen) copy_tile<D, STEP_ROWS>(shared + VALUES, keys + (next * stride + kv_heads * D), stride, seen - next);
         if (idle) continue;
 
         float s[2][N][4];
         multiply_rows<D, N>(s, own + left_lane<D>(), shared + stage + right_lane<D>());
-        int ahead = next > warp_row + 1 ? key + 2 * (lane % 4) - warp_row - lane / 4 : -2 * QUERY_ROWS;
+        if (next > warp_row + 1) mask<false, N>(s, key + 2 * (lane % 4) - warp_row - lane / 4);
 #pragma unroll
         for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -107,20 +106,18 @@ __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     u32 &pair = ds[m][n / 2][n % 2 * 2 + h];
-                    float p[2];
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        p[e] = exp2_fast(s[m][n][2 * h + e] * unit - top[m][h]);
-                        if (ahead + 8 * n + e > 16 * m + 8 * h) p[e] = 0.0f;
-                    }
-                    pair = pack(p[0] * low_half(pair), p[1] * high_half(pair));
+                    float p0 = exp2_fast(s[m][n][2 * h] * unit - top[m][h]);
+                    float p1 = exp2_fast(s[m][n][2 * h + 1] * unit - top[m][h]);
+                    pair = pack(p0 * low_half(pair), p1 * high_half(pair));
                 }
         multiply_columns<D, N / 2>(acc, ds, shared + stage + left_lane<D>());
     }
 
     float factor[2][2] = {{scale, scale}, {scale, scale}};
-    u16 *to = dqkv + (top_row + warp * 32) * dqkv_stride + place.head * D;
-    write_rows<D>(to, dqkv_stride, rows - warp * 32, acc, factor, own);
+    // Found again, which costs less than registers that hold it all along.
+    place = find_place(starts, tiles, (u32)heads);
+    u16 *to = dqkv + (place.begin + place.first + warp * 32) * dqkv_stride + place.head * D;
+    write_rows<D>(to, dqkv_stride, place.length - place.first - warp * 32, acc, factor, own);
 }
 
 // With rows for keys and columns for queries, over the query heads that share them:
@@ -159,7 +156,7 @@ __device__ __forceinline__ void back_keys(const u16 *qkv, u64 stride, const u16 
         copy_tile<D, STEP_ROWS>(stage + TILE, dout + row * dout_stride + column * D, dout_stride, valid);
         int at = threadIdx.x % STEP_ROWS;
         const float *from = (threadIdx.x < STEP_ROWS ? lse : dots) + column * all_rows + row;
-        copy_4(stage + 2 * TILE + threadIdx.x * 4, at < valid ? from + at : from, at < valid);
+        copy_4(stage + 2 * TILE + threadIdx.x * 4, from + at, at < valid);
     };
     copy_stage(shared + STAGES, 0, place.first);
 
@@ -178,7 +175,7 @@ __device__ __forceinline__ void back_keys(const u16 *qkv, u64 stride, const u16 
         u32 line = stage + 2 * TILE + (values ? 0 : LINE) + lane % 4 * 8;
         u32 product[2][N / 2][4];
         if (values) {
-            int ahead = query == place.first ? pair * 32 + lane / 4 - 2 * (lane % 4) : -2 * KEY_ROWS;
+            if (query == place.first) mask<true, N>(s, pair * 32 + lane / 4 - 2 * (lane % 4));
 #pragma unroll
             for (int n = 0; n < N; n++) {
                 float top[2];
@@ -186,19 +183,17 @@ __device__ __forceinline__ void back_keys(const u16 *qkv, u64 stride, const u16 
 #pragma unroll
                 for (int m = 0; m < 2; m++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
+                    for (int e = 0; e < 4; e++)
                         s[m][n][e] = exp2_fast(s[m][n][e] * unit - top[e & 1] * LOG2_E);
-                        if (ahead + 16 * m + 8 * (e >> 1) > 8 * n + (e & 1)) s[m][n][e] = 0.0f;
-                    }
             }
             pack_product<N>(product, s);
 #pragma unroll
             for (int m = 0; m < 2; m++)
 #pragma unroll
                 for (int k = 0; k < N / 2; k++) store_16(handed + (m * N / 2 + k) * 512, product[m][k]);
-            announce(1 + pair);
+            pair == 0 ? announce<1>() : announce<2>();
         } else {
-            await(1 + pair);
+            pair == 0 ? await<1>() : await<2>();
 #pragma unroll
             for (int m = 0; m < 2; m++)
 #pragma unroll
