@@ -6,5 +6,10 @@
 pub mod data;
 pub mod dropout;
 pub mod engine;
+pub mod guard;
+pub mod log;
 pub mod lora;
 pub mod model;
+pub mod ranks;
+pub mod schedule;
+pub mod trainer;

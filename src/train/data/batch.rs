@@ -23,3 +23,10 @@ pub struct Target {
     /// The weight of its loss.
     pub weight: f32,
 }
+
+impl Batch {
+    /// The weight of all targets.
+    pub fn weight(&self) -> f64 {
+        self.targets.iter().map(|target| f64::from(target.weight)).sum()
+    }
+}

@@ -178,7 +178,7 @@ fn load() -> Result<Library> {
     let named = std::env::var(VARIABLE).ok();
     let names: Vec<&str> = named.as_deref().map_or_else(|| NAMES.to_vec(), |name| vec![name]);
     // SAFETY: loading cuBLAS runs its initializers, which is what it is made for.
-    let found = names.iter().find_map(|name| unsafe { Library::new(name) }.ok());
+    let found = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
     found.ok_or_else(|| {
         Error::refused(
             format!("cuBLAS, which training on a card needs, was not found ({})", names.join(", ")),

@@ -9,6 +9,8 @@ mod frozen;
 mod kernels;
 mod matrix;
 mod placed;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
