@@ -7,7 +7,11 @@
 //! same spare columns, which hold `dropout(x) * A^T`. One product then gives the base's outputs and every delta, and
 //! one product of the backward pass gives the gradients of the input and of `x * A^T`.
 
+pub mod cpu;
 pub mod cuda;
+
+pub use cpu::CpuEngine;
+pub use cuda::CudaEngine;
 
 use crate::Result;
 use crate::checkpoint::Tensor;
