@@ -151,11 +151,15 @@ mod tests {
     use super::*;
 
     fn set() -> Encoded {
-        let sample = |len: u32| Sample { ids: (0..len).collect(), weights: (0..len).map(|at| (at % 2) as f32).collect() };
+        let sample =
+            |len: u32| Sample { ids: (0..len).collect(), weights: (0..len).map(|at| (at % 2) as f32).collect() };
         Encoded {
             samples: vec![sample(3), sample(1), sample(6)],
             rows: vec![0, 2, 3],
-            dropped: vec![Dropped { row: 1, reason: Reason::Refused("层".to_owned()) }, Dropped { row: 4, reason: Reason::TooLong(7) }],
+            dropped: vec![
+                Dropped { row: 1, reason: Reason::Refused("层".to_owned()) },
+                Dropped { row: 4, reason: Reason::TooLong(7) },
+            ],
         }
     }
 
@@ -205,8 +209,8 @@ mod tests {
         assert_eq!(with(&|set| set.samples[0].weights[0] = 1.0), None);
         assert_eq!(with(&|set| set.samples[0].weights[1] = f32::NAN), None);
         assert_eq!(with(&|set| set.samples[0].weights[1] = -1.0), None);
-        assert_eq!(with(&|set| drop(set.samples[2].weights.pop())), None);
-        assert_eq!(with(&|set| drop(set.rows.pop())), None);
+        assert_eq!(with(&|set| set.samples[2].weights.truncate(5)), None);
+        assert_eq!(with(&|set| set.rows.truncate(2)), None);
         assert_eq!(with(&|set| set.rows.swap(0, 1)), None);
         assert_eq!(with(&|set| set.samples[1].ids.clear()), None);
     }

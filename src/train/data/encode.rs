@@ -120,7 +120,8 @@ impl Encoder {
     /// template that changes earlier turns (some leave out past thoughts) is refused, unless no such turn is learned.
     pub fn render(&self, row: &Conversation) -> Result<Rendered> {
         let chat = Chat::new(row, self.options.system.as_deref())?;
-        let render = |end: usize, prompt: bool| self.template.render(&chat.messages[..end], chat.tools.as_ref(), prompt);
+        let render =
+            |end: usize, prompt: bool| self.template.render(&chat.messages[..end], chat.tools.as_ref(), prompt);
         let text = render(chat.messages.len(), false)?;
         let all = self.options.loss_scale == LossScale::All;
         let odd_one = |turn: &Turn| if all { turn.loss == Some(false) } else { self.is_trained(turn) };
@@ -128,7 +129,8 @@ impl Encoder {
         for turn in chat.turns.iter().filter(|turn| odd_one(turn)) {
             let before = render(turn.at, true)?;
             let whole = turn.at + 1 == chat.messages.len();
-            let after = if whole { text.len() } else { self.grown(&render(turn.at + 1, false)?, &text, turn, "after")? };
+            let after =
+                if whole { text.len() } else { self.grown(&render(turn.at + 1, false)?, &text, turn, "after")? };
             let before = self.grown(&before, &text[..after], turn, "before")?;
             spans.push(before..after);
         }
@@ -152,9 +154,12 @@ impl Encoder {
             "the chat template of {} renders the text {side} message {} differently once later messages are there, so \
              that it can't be told which tokens the model wrote",
             shown(self.template.path()),
-            turn.at + 1
+            turn.first + 1
         );
-        Err(Error::refused(problem, "train on the last round alone (--loss_scale last_round), or simplify the template"))
+        Err(Error::refused(
+            problem,
+            "train on the last round alone (--loss_scale last_round), or simplify the template",
+        ))
     }
 
     /// The tokens of a row, however many they are.
@@ -240,7 +245,8 @@ pub(super) mod tests {
 
     /// A row that says `messages`.
     pub(in super::super) fn conversation(messages: &[(Role, &str)]) -> Conversation {
-        let message = |(role, content): &(Role, &str)| Message { role: *role, content: (*content).to_owned(), loss: None };
+        let message =
+            |(role, content): &(Role, &str)| Message { role: *role, content: (*content).to_owned(), loss: None };
         let origin = Origin { file: Path::new("rows.jsonl").into(), line: 3 };
         Conversation { messages: messages.iter().map(message).collect(), tools: Vec::new(), origin }
     }
@@ -262,8 +268,15 @@ pub(super) mod tests {
         use Role::{Assistant, System, Tool, ToolCall, User};
         let call = r#"{"name": "f", "arguments": {}}"#;
         conversation(&[
-            (System, "s"), (User, "u"), (Assistant, "a"), (User, "v"), (ToolCall, call), (Tool, "1"), (Tool, "2"),
-            (Assistant, "b"), (Assistant, "c"),
+            (System, "s"),
+            (User, "u"),
+            (Assistant, "a"),
+            (User, "v"),
+            (ToolCall, call),
+            (Tool, "1"),
+            (Tool, "2"),
+            (Assistant, "b"),
+            (Assistant, "c"),
         ])
     }
 
@@ -272,7 +285,10 @@ pub(super) mod tests {
     #[test]
     fn answers_and_what_ends_them_are_learned() {
         let ended = |text: &str| format!("{text}<|im_end|>\n");
-        assert_eq!(learned(&encoder(LossScale::Default), &chat()), [ended("a"), CALL.to_owned(), ended("b"), ended("c")]);
+        assert_eq!(
+            learned(&encoder(LossScale::Default), &chat()),
+            [ended("a"), CALL.to_owned(), ended("b"), ended("c")]
+        );
         assert_eq!(learned(&encoder(LossScale::LastRound), &chat()), [CALL.to_owned(), ended("b"), ended("c")]);
         let mut row = chat();
         row.messages[2].loss = Some(true);
@@ -307,7 +323,9 @@ pub(super) mod tests {
         let problem = encoder.encode(&chat()).unwrap_err().to_string();
         assert!(problem.contains("message 3 differently") && problem.contains("chat_template.jinja"), "{problem}");
         let all = encoder.encode_all(&[chat()], 1, &AtomicBool::new(false), &|_| {}).unwrap();
-        assert!(matches!(&all.dropped[..], [Dropped { row: 0, reason: Reason::Refused(problem) }] if problem.contains("line 3")));
+        assert!(
+            matches!(&all.dropped[..], [Dropped { row: 0, reason: Reason::Refused(problem) }] if problem.contains("line 3"))
+        );
     }
 
     #[test]
@@ -318,7 +336,9 @@ pub(super) mod tests {
         let options = EncodeOptions { max_length: Some(100), ..EncodeOptions::default() };
         let encoder = Encoder::new(&model(), options).unwrap();
         let done = AtomicUsize::new(0);
-        let count = |rows: usize| drop(done.fetch_add(rows, Ordering::Relaxed));
+        let count = |rows: usize| {
+            done.fetch_add(rows, Ordering::Relaxed);
+        };
         let go = AtomicBool::new(false);
         let one = encoder.encode_all(&rows, 1, &go, &count).unwrap();
         assert!(one.rows.len() + one.dropped.len() == 50 && !one.dropped.is_empty() && one.rows.is_sorted());

@@ -48,7 +48,8 @@ impl Lengths {
     pub fn new(set: &Encoded) -> Self {
         let mut lengths = set.lengths();
         lengths.sort_unstable();
-        let rank = |percent: usize| lengths.get((lengths.len() * percent).div_ceil(100).max(1) - 1).copied().unwrap_or(0);
+        let rank =
+            |percent: usize| lengths.get((lengths.len() * percent).div_ceil(100).max(1) - 1).copied().unwrap_or(0);
         let mut dropped = BTreeMap::new();
         set.dropped.iter().for_each(|row| *dropped.entry(row.reason.kind()).or_default() += 1);
         let tokens = lengths.iter().map(|len| *len as u64).sum();
@@ -109,7 +110,10 @@ mod tests {
             dropped: reasons.into_iter().zip(20..).map(|(reason, row)| Dropped { row, reason }).collect(),
         };
         let found = Lengths::new(&set).packed(12, 20);
-        assert_eq!((found.min, found.median, found.p95, found.max, found.tokens, found.trained), (1, 10, 19, 20, 210, 171));
+        assert_eq!(
+            (found.min, found.median, found.p95, found.max, found.tokens, found.trained),
+            (1, 10, 19, 20, 210, 171)
+        );
         let text = "20 samples, 210 tokens, 171 of them learned (81.4%)\n\
                     lengths: min 1, median 10, mean 10.5, p95 19, max 20\n\
                     packed into 12 rows of up to 20 tokens, 87.5% full\n\

@@ -18,6 +18,7 @@ struct Style {
 }
 
 /// The filter `tojson`: Python's `json.dumps(value, ensure_ascii=False)`, with the options that transformers passes on.
+#[allow(clippy::needless_pass_by_value, reason = "the form of a filter")]
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent = match options.get::<Option<Value>>("indent")? {
         None => None,
@@ -171,7 +172,17 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
@@ -208,9 +219,8 @@ pub(super) fn strftime(format: &str, time: SystemTime) -> String {
             Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
             Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
             Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
-            Some('%') => out.push('%'),
+            Some('%') | None => out.push('%'),
             Some(other) => out.extend(['%', other]),
-            None => out.push('%'),
         }
     }
     out
@@ -235,9 +245,19 @@ mod tests {
     #[test]
     fn floats_are_written_as_python_writes_them() {
         let cases = [
-            (0.0, "0.0"), (-0.0, "-0.0"), (1.0, "1.0"), (0.1, "0.1"), (1e15, "1000000000000000.0"), (1e16, "1e+16"),
-            (1.5e300, "1.5e+300"), (0.0001, "0.0001"), (0.000_012, "1.2e-05"), (123_456.789, "123456.789"),
-            (-5e-324, "-5e-324"), (f64::NAN, "NaN"), (f64::NEG_INFINITY, "-Infinity"),
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+            (0.0001, "0.0001"),
+            (0.000_012, "1.2e-05"),
+            (123_456.789, "123456.789"),
+            (-5e-324, "-5e-324"),
+            (f64::NAN, "NaN"),
+            (f64::NEG_INFINITY, "-Infinity"),
         ];
         for (value, expected) in cases {
             assert_eq!(float(value), expected);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use regex::Regex;
 use serde_json::{Map, Value as Json};
@@ -69,7 +70,7 @@ impl ChatTemplate {
             let problem = "names chat templates, but none is called \"default\"";
             return Err(Error::malformed(&path, problem, "name the one to use \"default\""));
         }
-        Ok(Self { path, environment, named: Value::from_iter(named.into_iter().map(owned)), digested })
+        Ok(Self { path, environment, named: Value::from(Serde(named)), digested })
     }
 
     /// The file that has it.
@@ -104,10 +105,6 @@ impl ChatTemplate {
     }
 }
 
-fn owned((name, text): (&str, String)) -> (String, Value) {
-    (name.to_owned(), Value::from(text))
-}
-
 /// An environment like that of transformers' `_compile_jinja_template`.
 fn environment(now: SystemTime) -> Environment<'static> {
     let mut environment = Environment::new();
@@ -137,7 +134,10 @@ fn explained(error: &minijinja::Error) -> String {
 /// Without the tags that mark what a model generates, which minijinja doesn't know. A condition that holds in their
 /// place keeps what they do to white space.
 fn without_generation_tags(text: &str) -> String {
-    let tags = [(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", "{%$1 if true $2%}"), (r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", "{%$1 endif $2%}")];
+    let tags = [
+        (r"\{%([-+]?)\s*generation\s*([-+]?)%\}", "{%$1 if true $2%}"),
+        (r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", "{%$1 endif $2%}"),
+    ];
     tags.iter().fold(text.to_owned(), |text, (pattern, tag)| {
         Regex::new(pattern).map_or_else(|_| text.clone(), |pattern| pattern.replace_all(&text, *tag).into_owned())
     })
@@ -146,9 +146,8 @@ fn without_generation_tags(text: &str) -> String {
 /// The members of a JSON file that holds an object; none if there is no such file.
 fn members(path: &Path) -> Result<Map<String, Json>> {
     let Some(text) = read_text_if_there(path)? else { return Ok(Map::new()) };
-    serde_json::from_str(&text).map_err(|e| {
-        Error::malformed(path, format!("is no JSON object: {e}"), "restore the file from its source")
-    })
+    serde_json::from_str(&text)
+        .map_err(|e| Error::malformed(path, format!("is no JSON object: {e}"), "restore the file from its source"))
 }
 
 /// The templates of the model in `dir` by name, and the file that has them.
@@ -186,15 +185,17 @@ fn lines(text: &str) -> String {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use minijinja::value::Serde;
     use serde_json::json;
 
     use super::*;
 
     fn compiled(text: &str) -> Result<ChatTemplate> {
         let templates = BTreeMap::from([(DEFAULT.to_owned(), text.to_owned())]);
-        let names = Map::from_iter([("eos_token".to_owned(), json!({"content": "</s>"})), ("bos_token".to_owned(), Json::Null)]);
-        ChatTemplate::compile("t".into(), templates, &names, UNIX_EPOCH + Duration::from_secs(86_400))
+        let names = Map::from_iter([
+            ("eos_token".to_owned(), json!({"content": "</s>"})),
+            ("bos_token".to_owned(), Json::Null),
+        ]);
+        ChatTemplate::compile("t".into(), templates, &names, UNIX_EPOCH + Duration::from_hours(24))
     }
 
     fn rendered(text: &str, messages: &Json) -> Result<String> {
@@ -210,7 +211,10 @@ mod tests {
             ("{{ messages[::-1][0].content }}{{ messages[1:][0].role }}", "yassistant"),
             ("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"),
             ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": " <b>'x'&</b> "}"#),
-            ("{{ {'b': [1, 2.0, none, true], 'a': '层\\n'} | tojson }}", "{\"b\": [1, 2.0, null, true], \"a\": \"层\\n\"}"),
+            (
+                "{{ {'b': [1, 2.0, none, true], 'a': '层\\n'} | tojson }}",
+                "{\"b\": [1, 2.0, null, true], \"a\": \"层\\n\"}",
+            ),
             ("{{ {'b': [], 'a': [1]} | tojson(indent=2) }}", "{\n  \"b\": [],\n  \"a\": [\n    1\n  ]\n}"),
             ("{{ ['é', 1] | tojson(ensure_ascii=true, separators=(',', ':')) }}", "[\"\\u00e9\",1]"),
             ("{{ messages[0].content.strip().split('x')[0].removeprefix('<b>') }}", "'"),
@@ -222,7 +226,10 @@ mod tests {
             ("a\n{%- generation -%}\n b{% endgeneration %}\nc", "abc"),
             ("{{ messages[1].get('tool_calls', 'no') }}{{ messages[0].none is defined }}", "noFalse"),
             ("{%- macro f(x, y='d') -%}{{ x }}{{ y }}{%- endmacro -%}{{ f('a', y='b') }}{{ f(1) }}", "ab1d"),
-            ("{{ messages | map(attribute='role') | join(',') }} {{ messages[-1]['role'] }}", "user,assistant assistant"),
+            (
+                "{{ messages | map(attribute='role') | join(',') }} {{ messages[-1]['role'] }}",
+                "user,assistant assistant",
+            ),
         ];
         for (template, expected) in cases {
             assert_eq!(rendered(template, &said).unwrap(), expected, "{template}");
@@ -231,7 +238,8 @@ mod tests {
 
     #[test]
     fn what_a_template_says_against_a_row_is_the_reason() {
-        let problem = rendered("{{ raise_exception('roles must \\x1b alternate') }}", &json!([])).unwrap_err().to_string();
+        let problem =
+            rendered("{{ raise_exception('roles must \\x1b alternate') }}", &json!([])).unwrap_err().to_string();
         assert!(problem.contains("refuses it: roles must") && !problem.contains('\x1b'), "{problem}");
         let problem = rendered("a\n{{ messages[0].content + 1 }}", &json!([{"content": "x"}])).unwrap_err().to_string();
         assert!(problem.contains("(line 2)"), "{problem}");
@@ -250,11 +258,13 @@ mod tests {
     fn files_and_lists_are_found_and_no_template_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        let text = || ChatTemplate::open(dir.path()).map(|t| (t.render(&[], None, false).unwrap(), t.path().to_owned()));
+        let text =
+            || ChatTemplate::open(dir.path()).map(|t| (t.render(&[], None, false).unwrap(), t.path().to_owned()));
         assert!(text().unwrap_err().to_string().contains("has no chat template"));
         put("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#);
         assert!(text().unwrap_err().to_string().contains("none is called"));
-        let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+        let list =
+            r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
         put("tokenizer_config.json", list);
         assert_eq!(text().unwrap().0, "d");
         let template = ChatTemplate::open(dir.path()).unwrap();

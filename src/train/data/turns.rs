@@ -25,6 +25,8 @@ pub(super) struct Chat {
 pub(super) struct Turn {
     /// Its place among them.
     pub(super) at: usize,
+    /// The place of its first message in the row.
+    pub(super) first: usize,
     /// Whether no user speaks after it.
     pub(super) last_round: bool,
     /// What the row says of its loss.
@@ -50,7 +52,12 @@ impl Chat {
             }
             let group = at..at + group.len();
             let loss = loss(&said[group.clone()]);
-            turns.push(Turn { at: messages.len(), last_round: last_user.is_none_or(|user| group.start > user), loss });
+            turns.push(Turn {
+                at: messages.len(),
+                first: group.start,
+                last_round: last_user.is_none_or(|user| group.start > user),
+                loss,
+            });
             messages.push(assistant(&said[group.clone()]).map_err(|problem| {
                 let problem = format!("message {}: {problem}", group.start + 1);
                 Error::refused(problem, "write a call as {\"name\": ..., \"arguments\": {...}}")
@@ -109,7 +116,7 @@ fn parsed(text: &str) -> Result<Json, String> {
     serde_json::from_str(text).map_err(|e| format!("the call of a tool is no JSON ({e}): {}", escaped(text)))
 }
 
-/// A call as templates take it. Arguments in a string are JSON, as OpenAI writes them.
+/// A call as templates take it. Arguments in a string are JSON, as `OpenAI` writes them.
 fn call(written: &Json) -> Result<Json, String> {
     let inner = written.get("function").filter(|inner| inner.is_object()).unwrap_or(written);
     let name = inner.get("name").and_then(Json::as_str);
@@ -139,17 +146,31 @@ mod tests {
     fn words_and_calls_are_one_turn_and_the_first_no_is_heard() {
         let call = r#"{"name": "f", "arguments": "{\"x\": 1}"}"#;
         let mut row = conversation(&[
-            (Role::User, "u"), (Role::Assistant, "a"), (Role::ToolCall, call), (Role::ToolCall, call),
-            (Role::Tool, "r"), (Role::ToolCall, call), (Role::Tool, "r"), (Role::Assistant, "b"), (Role::Assistant, "c"),
-            (Role::User, "v"), (Role::Assistant, "d"),
+            (Role::User, "u"),
+            (Role::Assistant, "a"),
+            (Role::ToolCall, call),
+            (Role::ToolCall, call),
+            (Role::Tool, "r"),
+            (Role::ToolCall, call),
+            (Role::Tool, "r"),
+            (Role::Assistant, "b"),
+            (Role::Assistant, "c"),
+            (Role::User, "v"),
+            (Role::Assistant, "d"),
         ]);
         row.messages[2].loss = Some(true);
         row.messages[3].loss = Some(false);
         row.messages[7].loss = Some(true);
         let chat = Chat::new(&row, Some("s")).unwrap();
-        let turn = |at, loss, last_round| Turn { at, last_round, loss };
-        let expected = [(2, Some(false), false), (4, None, false), (6, Some(true), false), (7, None, false), (9, None, true)];
-        assert_eq!(chat.turns, expected.map(|(at, loss, last)| turn(at, loss, last)));
+        let turn = |at, first, loss, last_round| Turn { at, first, last_round, loss };
+        let expected = [
+            turn(2, 1, Some(false), false),
+            turn(4, 5, None, false),
+            turn(6, 7, Some(true), false),
+            turn(7, 8, None, false),
+            turn(9, 10, None, true),
+        ];
+        assert_eq!(chat.turns, expected);
         assert_eq!(chat.messages[0].get_attr("content").unwrap().as_str(), Some("s"));
         let calls = chat.messages[2].get_attr("tool_calls").unwrap();
         assert_eq!(calls.len(), Some(2));
@@ -159,8 +180,11 @@ mod tests {
 
     #[test]
     fn calls_that_are_none_are_named() {
-        for (content, expected) in [("x", "no JSON"), ("{}", "no name"), (r#"{"name": "f", "arguments": "x"}"#, "no JSON")] {
-            let problem = Chat::new(&conversation(&[(Role::User, "u"), (Role::ToolCall, content)]), None).err().unwrap();
+        for (content, expected) in
+            [("x", "no JSON"), ("{}", "no name"), (r#"{"name": "f", "arguments": "x"}"#, "no JSON")]
+        {
+            let problem =
+                Chat::new(&conversation(&[(Role::User, "u"), (Role::ToolCall, content)]), None).err().unwrap();
             assert!(problem.to_string().contains(expected) && problem.to_string().contains("message 2"), "{problem}");
         }
     }
