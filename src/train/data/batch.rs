@@ -1,28 +1,28 @@
-//! A micro-batch as the model takes it: samples one after the other in one run of tokens, without padding.
+//! What a device is given at once: tokens of several conversations in one run, each a segment of its own.
 
 use super::encode::Sample;
 
-/// The tokens of some samples ("segments"). Positions restart in each, and attention stays within it.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// A micro-batch. Attention and positions stay within a segment; nothing is padded.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
-    /// The ids of all segments.
+    /// Token ids.
     pub tokens: Vec<u32>,
-    /// The place of each token in its segment, from 0.
+    /// Positions, from 0 in each segment.
     pub positions: Vec<u32>,
-    /// Where segments start, and at last the number of tokens: one more than there are segments.
+    /// Where segments begin, and the end: `segments + 1` ascending numbers from 0.
     pub starts: Vec<u32>,
-    /// What is learned.
+    /// What is to be predicted, by ascending row.
     pub targets: Vec<Target>,
 }
 
-/// One prediction that is learned.
+/// A token that is to be predicted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Target {
-    /// The row of the output that predicts: that of the token before.
+    /// The row whose output predicts it: the one before the token's own.
     pub row: u32,
-    /// The id to predict.
+    /// The token.
     pub token: u32,
-    /// What its loss counts.
+    /// The weight of its loss.
     pub weight: f32,
 }
 
@@ -91,7 +91,8 @@ mod tests {
                 prop_assert_eq!(batch.tokens[next as usize], target.token);
                 prop_assert!(target.weight > 0.0);
             }
-            let learned = samples.iter().flat_map(|sample| sample.weights.iter().skip(1)).filter(|w| **w != 0.0).count();
+            let weights = samples.iter().flat_map(|sample| sample.weights.iter().skip(1));
+            let learned = weights.filter(|weight| **weight != 0.0).count();
             prop_assert_eq!(batch.targets.len(), learned);
         }
     }

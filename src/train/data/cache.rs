@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 /// Changes with the form of the file.
 const FORMAT: &str = "qft tokens 1";
 
-/// The key of a set made by the encoder with `fingerprint` from `inputs`: digests of the files of data, and whatever else
-/// says which rows they give, in order.
+/// The key of a set made by the encoder with `fingerprint` from `inputs`: digests of the files of data, and whatever
+/// else says which rows they give, in order.
 pub fn key(fingerprint: &str, inputs: &[impl AsRef<str>]) -> Hex {
     let inputs: Vec<&str> = inputs.iter().map(AsRef::as_ref).collect();
     sha256(format!("{FORMAT} {fingerprint:?} {inputs:?}").as_bytes())

@@ -1,8 +1,9 @@
 //! Conversations to token ids and loss weights, through the model's own chat template and tokenizer.
 //!
-//! The ids are those of the whole rendered text in one go, which is what a served model sees. ms-swift tokenizes prompt and
-//! response apart: the ids differ where a token reaches over the border, as for an answer that begins with a line feed.
-//! Such a token belongs to the side on which it begins.
+//! The ids are those of the whole rendered text in one go, which is what a served model sees. ms-swift tokenizes prompt
+//! and response apart: the ids differ where a token reaches over the border, as for an answer that begins with a line
+//! feed. Such a token belongs to the side on which it begins. ms-swift also learns the end of a turn that a row wants
+//! left out (`loss: false`); here the whole turn is left out.
 
 use std::ops::Range;
 use std::path::Path;
@@ -59,7 +60,7 @@ pub struct EncodeOptions {
 pub struct Sample {
     /// The ids.
     pub ids: Vec<u32>,
-    /// What the loss of predicting each id counts, 0 for nothing. The first is predicted from nothing, and counts nothing.
+    /// What the loss of predicting each id counts, 0 for nothing. The first is predicted from nothing, and is 0.
     pub weights: Vec<f32>,
 }
 
@@ -177,8 +178,8 @@ impl Encoder {
         Ok(Sample { ids, weights })
     }
 
-    /// The samples of all rows, in their order, made by `threads` threads and cut to the greatest length. A row that can't
-    /// be used is dropped with the reason. `done` is told of rows as they are finished. An error of the whole is
+    /// The samples of all rows, in their order, made by `threads` threads and cut to the greatest length. A row that
+    /// can't be used is dropped with the reason. `done` is told of rows as they are finished. An error of the whole is
     /// [`Error::Interrupted`].
     pub fn encode_all(
         &self,
@@ -323,9 +324,8 @@ pub(super) mod tests {
         let problem = encoder.encode(&chat()).unwrap_err().to_string();
         assert!(problem.contains("message 3 differently") && problem.contains("chat_template.jinja"), "{problem}");
         let all = encoder.encode_all(&[chat()], 1, &AtomicBool::new(false), &|_| {}).unwrap();
-        assert!(
-            matches!(&all.dropped[..], [Dropped { row: 0, reason: Reason::Refused(problem) }] if problem.contains("line 3"))
-        );
+        let [Dropped { row: 0, reason: Reason::Refused(problem) }] = &all.dropped[..] else { panic!("{all:?}") };
+        assert!(problem.starts_with("rows.jsonl, line 3: the chat template"), "{problem}");
     }
 
     #[test]

@@ -79,8 +79,8 @@ impl Encoded {
         self.samples.iter().map(|sample| sample.ids.len()).collect()
     }
 
-    /// Refuses the set if a row couldn't be rendered, with the first; for `--strict`. Rows that are only too long, or that
-    /// teach nothing, are dropped all the same.
+    /// Refuses the set if a row couldn't be rendered, with the first; for `--strict`. Rows that are only too long, or
+    /// that teach nothing, are dropped all the same.
     pub fn check_strictly(&self) -> Result<()> {
         let refused = self.dropped.iter().find_map(|dropped| match &dropped.reason {
             Reason::Refused(problem) => Some(problem.clone()),

@@ -140,7 +140,7 @@ fn a_whole_set_is_encoded_as_by_transformers() {
     let lengths = Lengths::new(&set).packed(packs, 3072);
     let rate = lengths.tokens as f64 / seconds;
     let report = format!(
-        "{} rows: {texts} texts, {ids} id sequences and {trained} sets of learned ranges equal; {rate:.0} tokens/s with \
+        "{} rows: {texts} texts, {ids} id sequences and {trained} learned ranges equal; {rate:.0} tokens/s with \
          {threads} threads\n{lengths}\n",
         rows.len()
     );

@@ -1,16 +1,15 @@
-//! Which samples share a row of training, and in which order rows come. What is made of them is the business of `batch`.
+//! Which samples share a row of training, and in which order rows come. What is made of them is for `batch`.
 
 use std::collections::BTreeSet;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// Samples that are packed with each other: a whole file of the usual size, and few enough to keep a row's neighbours near.
+/// Samples that are packed with each other: a whole file of the usual size, and few enough to keep neighbours near.
 const CHUNK: usize = 1 << 14;
 
-/// Packs samples of `lengths` tokens into rows of at most `max_length`: the longest first, each into the fullest row that
-/// has room for it, as ms-swift's packing does (`binpacking.to_constant_volume`), but over chunks of 16,384 instead of
-/// 1,000. A sample that is longer gets a row of its own.
+/// Packs samples of `lengths` tokens into rows of at most `max_length`: the longest first, each into the fullest row
+/// that has room for it, as ms-swift's packing does (`binpacking.to_constant_volume`), over chunks of 16,384. A sample that is longer gets a row of its own.
 pub fn pack(lengths: &[usize], max_length: usize) -> Vec<Vec<usize>> {
     let mut packs = Vec::new();
     for (chunk, some) in lengths.chunks(CHUNK).enumerate() {

@@ -1,5 +1,5 @@
-//! A conversation in the form that chat templates take, and the stretches of its messages that the model wrote. Calls of
-//! tools become part of the assistant's turn, as templates want them.
+//! A conversation in the form that chat templates take, and which of its messages the model wrote. Calls of tools
+//! become part of the assistant's turn, as templates want them.
 
 use std::ops::Range;
 
