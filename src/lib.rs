@@ -17,6 +17,7 @@ mod parallel;
 pub mod progress;
 pub mod size;
 mod stream;
+pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};
