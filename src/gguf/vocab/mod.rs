@@ -12,11 +12,13 @@ mod special;
 mod spm;
 mod tables;
 mod template;
+mod text;
 mod tokenizer;
 mod words;
 
 pub use family::{Kind, LLAMA, QWEN, Recipe};
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
+pub(crate) use text::TextTokenizer;
 
 use sources::Sources;
 

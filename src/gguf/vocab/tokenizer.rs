@@ -21,7 +21,8 @@ use crate::error::{Error, Result, escaped, shown};
 /// The named tokens of transformers, in its order.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-type Tokenizer<'t> =
+/// A tokenizer of the crate, with any model.
+pub(super) type Tokenizer<'t> =
     TokenizerImpl<AnyModel<'t>, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// An open tokenizer.
@@ -36,26 +37,10 @@ pub(super) struct HfTokenizer<'t> {
 impl<'t> HfTokenizer<'t> {
     /// Opens the tokenizer of a model; `None` if there is no `tokenizer.json`.
     pub(super) fn open(sources: &'t Sources<'_>) -> Result<Option<Self>> {
-        let Some(path) = sources.files.paths.get("tokenizer.json") else { return Ok(None) };
         let Some(json) = &sources.tokenizer else { return Ok(None) };
         let extra = ExtraTokens::read(sources)?;
-        let refuse = |problem: String| {
-            Error::malformed(
-                path,
-                format!("can't be opened as a tokenizer: {problem}"),
-                "restore the file from its source",
-            )
-        };
-        let opened = guarded(|| {
-            let mut tokenizer = by_words(json).map_or_else(|| serde_json::from_str(json.text), Ok)?;
-            tokenizer.with_truncation(None)?;
-            tokenizer.with_padding(None);
-            let missing = extra.missing(&tokenizer);
-            tokenizer.add_tokens(missing)?;
-            tokenizer.set_encode_special_tokens(extra.split_special);
-            Ok(tokenizer)
-        });
-        let tokenizer = opened.map_err(refuse)?;
+        let parse = || by_words(json).map_or_else(|| serde_json::from_str(json.text), Ok);
+        let Some((path, tokenizer)) = open(sources, &extra, parse)? else { return Ok(None) };
         let mut vocab: BTreeMap<u32, Cow<'_, str>> = match tokenizer.get_model() {
             AnyModel::Words(words) => words.texts().iter().map(|(id, text)| (*id, Cow::Borrowed(*text))).collect(),
             AnyModel::Whole(_) => tokenizer.get_vocab(false).into_iter().map(|(text, id)| (id, text.into())).collect(),
@@ -66,7 +51,7 @@ impl<'t> HfTokenizer<'t> {
             added.insert(id, token);
         }
         Ok(Some(Self {
-            path: path.clone(),
+            path,
             tokenizer,
             vocab,
             added,
@@ -120,6 +105,36 @@ impl<'t> HfTokenizer<'t> {
     }
 }
 
+/// Opens the tokenizer of a model with the crate's model of its whole vocabulary: slower to open, and as fast as the crate
+/// is ever after. `None` if there is no `tokenizer.json`.
+pub(super) fn open_whole(sources: &Sources<'_>) -> Result<Option<(PathBuf, Tokenizer<'static>)>> {
+    let Some(json) = &sources.tokenizer else { return Ok(None) };
+    open(sources, &ExtraTokens::read(sources)?, || serde_json::from_str(json.text))
+}
+
+/// What `parse` makes of `tokenizer.json`, set up for texts of any length, with the tokens that the configuration adds.
+fn open<'t>(
+    sources: &Sources<'_>,
+    extra: &ExtraTokens,
+    parse: impl FnOnce() -> serde_json::Result<Tokenizer<'t>>,
+) -> Result<Option<(PathBuf, Tokenizer<'t>)>> {
+    let Some(path) = sources.files.paths.get("tokenizer.json") else { return Ok(None) };
+    let opened = guarded(|| {
+        let mut tokenizer = parse()?;
+        tokenizer.with_truncation(None)?;
+        tokenizer.with_padding(None);
+        let missing = extra.missing(&tokenizer);
+        tokenizer.add_tokens(missing)?;
+        tokenizer.set_encode_special_tokens(extra.split_special);
+        Ok(tokenizer)
+    });
+    let refuse = |problem: String| {
+        let problem = format!("can't be opened as a tokenizer: {problem}");
+        Error::malformed(path, problem, "restore the file from its source")
+    };
+    Ok(Some((path.clone(), opened.map_err(refuse)?)))
+}
+
 /// The tokenizer of a file with tables, as the crate would read it, but for a model that works word by word; `None` where
 /// something is odd, which is the crate's to judge.
 fn by_words<'t>(json: &'t TokenizerJson<'_>) -> Option<Tokenizer<'t>> {
@@ -148,7 +163,7 @@ fn by_words<'t>(json: &'t TokenizerJson<'_>) -> Option<Tokenizer<'t>> {
 }
 
 /// Runs code of the `tokenizers` crate on input that nobody vouches for: a panic becomes an error.
-fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|e| escaped(&e.to_string())),
         Err(_) => Err("the tokenizers library gave up".to_owned()),

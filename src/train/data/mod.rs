@@ -1,19 +1,35 @@
 //! Training data, from files to batches. Reading: `dataset` (which files, which rows) over `json` and `parquet` (rows of
-//! a file), `rows`, `columns`, `roles`, `tools` (a row as a conversation) and `sample` (seeded choices). Then `batch`:
-//! from conversations to batches of tokens.
+//! a file), `rows`, `columns`, `roles`, `tools` (a row as a conversation) and `sample` (seeded choices). Encoding:
+//! `template` over `python`, and `turns` (a conversation as text), `encode` and `fit` (tokens and what is learned),
+//! `cache`, `lengths`, `pack`. Then `batch`: what a device is given.
 
 mod batch;
+pub mod cache;
 mod columns;
 mod conversation;
 mod dataset;
+mod encode;
+mod fit;
+#[cfg(test)]
+mod golden;
 mod json;
+mod lengths;
+mod pack;
 mod parquet;
+mod python;
 mod roles;
 mod rows;
 mod sample;
+mod template;
 mod tools;
+mod turns;
 
 pub use batch::{Batch, Target};
 pub use conversation::{Conversation, Message, Origin, Role};
 pub use dataset::{DatasetSpec, FileCounts, Loaded, Skipped, load, read_text};
+pub use encode::{EncodeOptions, Encoder, LossScale, Rendered, Sample};
+pub use fit::{Dropped, Encoded, Reason, Truncation};
+pub use lengths::{Lengths, Packing};
+pub use pack::{epoch_order, pack};
 pub use sample::split;
+pub use template::ChatTemplate;

@@ -1,0 +1,92 @@
+//! A model's tokenizer for much text, such as a training set: ids, and where in the text each comes from. How it is
+//! opened is what transformers does, as for a conversion.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::sources::Sources;
+use super::tokenizer::{Tokenizer, guarded, open_whole};
+use crate::error::{Error, Result, shown};
+use crate::gguf::source::ModelFiles;
+
+/// The files that say which tokens there are.
+const FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
+
+/// An open tokenizer, to be shared between threads.
+pub(crate) struct TextTokenizer {
+    path: PathBuf,
+    tokenizer: Tokenizer<'static>,
+}
+
+impl TextTokenizer {
+    /// Opens the tokenizer of the model in `dir`.
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
+        let there = FILES.iter().map(|name| ((*name).to_owned(), dir.join(name))).filter(|(_, path)| path.exists());
+        let files = ModelFiles { paths: there.collect(), ..ModelFiles::default() };
+        let text = files.text("tokenizer.json")?;
+        let sources = Sources::read(&files, text.as_deref())?;
+        let Some((path, mut tokenizer)) = open_whole(&sources)? else {
+            let problem = format!("{} has no tokenizer.json, which training reads", shown(dir));
+            return Err(Error::refused(problem, "copy it from the model's source, or save the tokenizer anew"));
+        };
+        // It would add tokens, which a chat template writes itself, and trim places; places are wanted whole.
+        tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        Ok(Self { path, tokenizer })
+    }
+
+    /// The ids of `text`, special tokens in it read as such and none added, and the bytes of `text` that each covers.
+    /// Where a character is several tokens, each covers the character.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encode = || {
+            let encoding = self.tokenizer.encode(text, false)?;
+            let places = encoding.get_offsets().iter().map(|(start, end)| *start..*end);
+            Ok(encoding.get_ids().iter().copied().zip(places).collect())
+        };
+        guarded(encode).map_err(|problem| {
+            let problem = format!("can't encode a text: {problem}");
+            Error::malformed(&self.path, problem, "restore the file from its source")
+        })
+    }
+
+    /// One more than the greatest id that it can give.
+    pub(crate) fn ids_end(&self) -> u32 {
+        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every golden tokenizer gives the ids of the one that conversions use, and places that cover the text in order.
+    #[test]
+    fn ids_are_those_of_conversions_and_come_with_places() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers");
+        let mut compared = 0;
+        for case in std::fs::read_dir(fixtures).unwrap() {
+            let dir = case.unwrap().path().join("model");
+            let Ok(text) = std::fs::read_to_string(dir.join("tokenizer.json")) else { continue };
+            let tokenizer = TextTokenizer::open(&dir).unwrap();
+            let paths = FILES.iter().map(|name| ((*name).to_owned(), dir.join(name))).filter(|(_, path)| path.exists());
+            let files = ModelFiles { paths: paths.collect(), ..ModelFiles::default() };
+            let sources = Sources::read(&files, Some(&text)).unwrap();
+            let other = super::super::tokenizer::HfTokenizer::open(&sources).unwrap().unwrap();
+            for text in ["the quick <|im_end|>brown fox\n", "", "größer, 我想"] {
+                let tokens = tokenizer.encode(text).unwrap();
+                let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
+                assert_eq!(ids, other.encode(text, false).unwrap(), "{}: {text}", dir.display());
+                assert!(tokens.iter().all(|(id, place)| *id < tokenizer.ids_end() && place.end <= text.len()));
+                assert!(tokens.is_sorted_by_key(|(_, place)| place.start), "{}: {tokens:?}", dir.display());
+            }
+            compared += 1;
+        }
+        assert!(compared >= 5, "only {compared} tokenizers");
+    }
+
+    #[test]
+    fn a_directory_without_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let problem = TextTokenizer::open(dir.path()).err().unwrap().to_string();
+        assert!(problem.contains("has no tokenizer.json"), "{problem}");
+    }
+}
