@@ -25,5 +25,6 @@ mod readme;
 mod report;
 mod tied;
 mod to_hf;
+mod train_golden;
 mod verify;
 mod workbench;
