@@ -58,7 +58,7 @@ const TASKS: [Task; 7] = [
     Task {
         words: &["ptx"],
         options: "[--nvrtc LIBNVRTC.so.12]",
-        about: "compile the kernels of src/gpu/kernels to the PTX beside them, with NVRTC 12.4",
+        about: "compile every file of kernels to the PTX beside it, with NVRTC 12.4",
         run: ptx::run,
     },
     Task {

@@ -5,18 +5,19 @@ use std::path::{Path, PathBuf};
 use anyhow::ensure;
 
 use super::source::{self, Source};
-use super::{OPTIONS, TARGET, VERSION};
+use super::{TARGET, VERSION};
 
 /// What comes before the digest of its source in a PTX file.
 pub(super) const DIGEST: &str = "// source sha256: ";
 
-/// Fails with a line for each file of `dir` that is missing, stale, for other cards or drivers, or without a source.
-pub(super) fn check(dir: &Path) -> anyhow::Result<()> {
+/// Fails with a line for each file of `dir` that is missing, stale, made with other options, for other cards or drivers,
+/// or without a source.
+pub(super) fn check(dir: &Path, options: &[&str]) -> anyhow::Result<()> {
     let mut faults = Vec::new();
     for path in source::with_extension(dir, "cu")? {
         let (source, ptx) = (Source::read(&path)?, source::ptx(&path));
         let text = if ptx.exists() { Some(source::read(&ptx)?) } else { None };
-        faults.extend(fault(&source, text.as_deref()).map(|fault| format!("{}: {fault}", ptx.display())));
+        faults.extend(fault(&source, options, text.as_deref()).map(|fault| format!("{}: {fault}", ptx.display())));
     }
     faults.extend(orphans(dir)?.iter().map(|path| format!("{}: there is no .cu of that name", path.display())));
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
@@ -31,10 +32,10 @@ pub(super) fn orphans(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// What is wrong with the text of a PTX file.
-fn fault(source: &Source, ptx: Option<&str>) -> Option<String> {
+fn fault(source: &Source, options: &[&str], ptx: Option<&str>) -> Option<String> {
     let Some(ptx) = ptx else { return Some(format!("missing; its source is {}", source.name)) };
     let digest = ptx.lines().find_map(|line| line.strip_prefix(DIGEST));
-    if digest != Some(&source.digest(&OPTIONS)) {
+    if digest != Some(&source.digest(options)) {
         return Some(format!("not made from {} as it is, or not from the headers as they are", source.name));
     }
     let lacks = |line: &&str| !ptx.lines().any(|found| found == *line);
@@ -70,6 +71,8 @@ mod tests {
         ("orphan", |dir| put(dir, "b.ptx", ""), "b.ptx: there is no .cu"),
     ];
 
+    const OPTIONS: [&str; 1] = ["-o"];
+
     #[test]
     fn names_every_file_that_is_not_as_it_should_be() {
         for (case, change, expected) in CASES {
@@ -82,9 +85,10 @@ mod tests {
             let digest = Source::read(&dir.join("a.cu")).unwrap().digest(&OPTIONS);
             put(&dir, "a.ptx", &format!("{DIGEST}{digest}\n{VERSION}\n{TARGET}\n"));
             put(&dir, "unused.cuh", "any change of what is not included is none");
-            check(&dir).unwrap();
+            check(&dir, &OPTIONS).unwrap();
+            assert!(check(&dir, &["-p"]).unwrap_err().to_string().contains("a.ptx: not made from a.cu"));
             change(&dir);
-            let said = check(&dir).unwrap_err().to_string();
+            let said = check(&dir, &OPTIONS).unwrap_err().to_string();
             assert!(said.contains(expected) && said.lines().count() == 1, "{case}: {said}");
             fs::remove_dir_all(&dir).unwrap();
         }

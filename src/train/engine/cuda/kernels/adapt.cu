@@ -37,13 +37,12 @@ __device__ __forceinline__ void add_warps(float (&acc)[N]) {
     }
 }
 
-// WIDTH rows of one slot's A, from row `first` of it on.
+// Adds this warp's share of columns to the products of ROWS rows of x with WIDTH rows of one slot's A, of which
+// `present` are there.
 template <int WIDTH, bool DROPS>
-__device__ __forceinline__ void adapt(u16 *x, u64 stride, const u16 *stack, Mask mask, float scale, u32 row, u32 slot,
-                                      u32 first, u64 rows, u32 cols, u32 slots, u32 rank, u32 room) {
-    constexpr int N = WIDTH / 8;
-    u32 padded = (rank + 7) / 8 * 8, warp = threadIdx.x / 32, lane = threadIdx.x % 32, line = lane / 4, quad = lane % 4;
-    float acc[TILES * N * 4] = {};
+__device__ __forceinline__ void multiply(float (&acc)[TILES][WIDTH / 8][4], const u16 *x, u64 stride,
+                                         const u16 *factor, u32 present, Mask mask, u32 row, u64 rows, u32 cols) {
+    u32 lane = threadIdx.x % 32, line = lane / 4, quad = lane % 4;
     // Rows past the last are computed with the last's values, and not written.
     const u16 *from[TILES * 2];
     u32 place[TILES * 2];
@@ -53,9 +52,10 @@ __device__ __forceinline__ void adapt(u16 *x, u64 stride, const u16 *stack, Mask
         from[i] = x + mine * stride;
         place[i] = (u32)mine * cols;
     }
-    const u16 *factor = stack + (u64)(slot * padded + first + line) * cols;
-#pragma unroll 2
-    for (u32 col = warp * SPAN + quad * 8; col - quad * 8 < cols; col += WARPS * SPAN) {
+    factor += (u64)line * cols;
+#pragma unroll (WIDTH == 8 ? 2 : 1)
+    for (u32 begin = threadIdx.x / 32 * SPAN; begin < cols; begin += WARPS * SPAN) {
+        u32 col = begin + quad * 8;
         bool there = col < cols;
         uint4 left[TILES * 2];
 #pragma unroll
@@ -64,36 +64,50 @@ __device__ __forceinline__ void adapt(u16 *x, u64 stride, const u16 *stack, Mask
 #pragma unroll
             for (int i = 0; i < TILES * 2; i++) left[i] = mask.apply(left[i], (place[i] + col) / 2);
 #pragma unroll
-        for (int n = 0; n < N; n++) {
-            if (first + n * 8 >= padded) continue;
+        for (int n = 0; n < WIDTH / 8; n++) {
+            if (n * 8 >= present) continue;
             uint4 right = there ? load(factor + (u64)(n * 8) * cols + col) : make_uint4(0, 0, 0, 0);
 #pragma unroll
             for (int i = 0; i < TILES; i++) {
-                float(&sums)[4] = *(float(*)[4])(acc + (i * N + n) * 4);
                 uint4 a = left[2 * i], b = left[2 * i + 1];
                 u32 early[4] = {a.x, b.x, a.y, b.y}, late[4] = {a.z, b.z, a.w, b.w};
-                mma(sums, early, right.x, right.y);
-                mma(sums, late, right.z, right.w);
+                mma(acc[i][n], early, right.x, right.y);
+                mma(acc[i][n], late, right.z, right.w);
             }
         }
     }
-    add_warps(acc);
-    if (warp > 0) return;
+}
+
+template <int WIDTH>
+__device__ __forceinline__ void adapt(u16 *x, u64 stride, const u16 *stack, const u32 *keys, u64 threshold, float scale,
+                                      u64 rows, u32 cols, u32 slots, u32 rank, u32 room) {
+    constexpr int N = WIDTH / 8;
+    u32 parts = (rank + WIDTH - 1) / WIDTH, padded = (rank + 7) / 8 * 8, block = blockIdx.x / parts;
+    u32 first = blockIdx.x % parts * WIDTH, slot = block % slots, row = block / slots * ROWS;
+    if (row >= rows) return;
+    float acc[TILES][N][4] = {};
+    Mask mask = mask_of(keys, slot, threshold);
+    const u16 *factor = stack + (u64)(slot * padded + first) * cols;
+    if (threshold) multiply<WIDTH, true>(acc, x, stride, factor, padded - first, mask, row, rows, cols);
+    else multiply<WIDTH, false>(acc, x, stride, factor, padded - first, mask, row, rows, cols);
+    add_warps(*(float(*)[TILES * N * 4])&acc);
+    if (threadIdx.x >= 32) return;
+    u32 line = threadIdx.x / 4, pair = threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < TILES; i++)
+    for (int i = 0; i < TILES * 2; i++) {
+        u64 mine = row + i * 8 + line;
+        if (mine >= rows) continue;
+        u16 *out = x + mine * stride + cols;
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            u64 mine = row + i * 16 + e / 2 * 8 + line;
-            if (mine >= rows) continue;
-            u16 *out = x + mine * stride + cols;
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-                u32 r = first + n * 8 + quad * 2 + e % 2;
-                if (r < rank) out[slot * rank + r] = (u16)pack(acc[(i * N + n) * 4 + e] * scale, 0.0f);
-            }
-            if (slot == 0 && first == 0)
-                for (u32 spare = slots * rank + quad * 2 + e % 2; spare < room; spare += 8) out[spare] = 0;
+        for (int n = 0; n < N; n++) {
+            const float *sums = acc[i / 2][n] + i % 2 * 2;
+            u32 r = first + n * 8 + pair, both = pack(sums[0] * scale, sums[1] * scale);
+            if (r < rank) out[slot * rank + r] = (u16)both;
+            if (r + 1 < rank) out[slot * rank + r + 1] = (u16)(both >> 16);
         }
+        if (slot == 0 && first == 0)
+            for (u32 spare = slots * rank + pair / 2; spare < room; spare += 4) out[spare] = 0;
+    }
 }
 
 // x[t, cols + m * rank + r] = scale * sum over k of keep_m(t, k) * x[t, k] * A_m[r, k]; the other spare columns, up to
@@ -104,16 +118,8 @@ __device__ __forceinline__ void adapt(u16 *x, u64 stride, const u16 *stack, Mask
     extern "C" __global__ __launch_bounds__(THREADS) void adapt_##WIDTH(                                               \
         u16 *x, u64 stride, const u16 *stack, const u32 *keys, u64 threshold, u64 scale, u64 rows, u64 cols,           \
         u64 slots, u64 rank, u64 room) {                                                                               \
-        u32 parts = ((u32)rank + WIDTH - 1) / WIDTH, part = blockIdx.x % parts, slot = blockIdx.x / parts % (u32)slots; \
-        u32 row = blockIdx.x / parts / (u32)slots * ROWS;                                                              \
-        if (row >= rows) return;                                                                                       \
-        Mask mask = mask_of(keys, slot, threshold);                                                                    \
-        if (threshold)                                                                                                 \
-            adapt<WIDTH, true>(x, stride, stack, mask, f32_of(scale), row, slot, part * WIDTH, rows, (u32)cols,        \
-                               (u32)slots, (u32)rank, (u32)room);                                                      \
-        else                                                                                                           \
-            adapt<WIDTH, false>(x, stride, stack, mask, f32_of(scale), row, slot, part * WIDTH, rows, (u32)cols,       \
-                                (u32)slots, (u32)rank, (u32)room);                                                     \
+        adapt<WIDTH>(x, stride, stack, keys, threshold, f32_of(scale), rows, (u32)cols, (u32)slots, (u32)rank,         \
+                     (u32)room);                                                                                       \
     }
 
 ADAPT(8)
@@ -131,7 +137,7 @@ __device__ __forceinline__ u32 load_pair(const u16 *from, u32 r, u32 rank) {
 
 // dx[t, k] += scale * sum over m and r of keep_m(t, k) * d_m[t, r] * A_m[r, k] for k in 0..cols, where d_m[t, r] is
 // dx[t, cols + m * rank + r], which is left as it is. 256 threads, grid = ceil(rows / 128) * ceil(cols / 256).
-extern "C" __global__ __launch_bounds__(THREADS) void adapt_back(
+extern "C" __global__ __launch_bounds__(THREADS, 3) void adapt_back(
     u16 *dx, u64 stride, const u16 *turned, const u32 *keys, u64 threshold, u64 scale, u64 rows, u64 cols, u64 slots,
     u64 rank) {
     u32 width = (u32)cols, across = (width + 8 * SPAN - 1) / (8 * SPAN), narrow_rank = (u32)rank;
@@ -144,7 +150,9 @@ extern "C" __global__ __launch_bounds__(THREADS) void adapt_back(
     // product: they stand for columns line / 2 * 8 + 2 * j + line % 2 and quad * 8 + 2 * j (+ 1) of the span.
     u32 given = begin + line / 2 * 8 + line % 2;
     bool there = col < width, gives = begin + line / 2 * 8 < width;
-    const u16 *right = turned + (u64)(gives ? given : 0) * depth + quad * 2;
+    u32 right[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) right[j] = (gives ? given + 2 * j : 0) * depth + quad * 2;
     float factor = f32_of(scale);
 #pragma unroll 1
     for (u32 end = row + BACK_ROWS; row < end && row < rows; row += 16) {
@@ -163,11 +171,12 @@ extern "C" __global__ __launch_bounds__(THREADS) void adapt_back(
             float acc[4][4] = {};
             const u16 *d[2] = {dx + mine[0] * stride + width + slot * narrow_rank,
                                dx + mine[1] * stride + width + slot * narrow_rank};
+#pragma unroll 1
             for (u32 r = 0; r < padded; r += 8) {
                 u32 left[2] = {load_pair(d[0], r + quad * 2, narrow_rank), load_pair(d[1], r + quad * 2, narrow_rank)};
 #pragma unroll
                 for (int j = 0; j < 4; j++)
-                    mma_8(acc[j], left[0], left[1], *(const u32 *)(right + (u64)(2 * j) * depth + slot * padded + r));
+                    mma_8(acc[j], left[0], left[1], *(const u32 *)(turned + (right[j] + slot * padded + r)));
             }
             Mask mask = mask_of(keys, slot, threshold);
 #pragma unroll

@@ -1,8 +1,9 @@
-// What the kernels of training share: eight bf16 at a time, sums over a block, dropout masks. Matrices are row-major bf16
-// with a stride in elements; arithmetic is f32 and stores round to nearest even. Contraction is allowed.
+// What the kernels of training share: eight bf16 at a time, sums over a block, dropout masks. Matrices are row-major
+// bf16 with a stride in elements; arithmetic is f32 and stores round to nearest even. Contraction is allowed.
 //
-// Every parameter is a pointer or a u64; "f32 bits" is the bit pattern of a float in a u64. Pointers to bf16 are multiples
-// of 16 bytes; strides and, unless said, counts of columns are multiples of 8. Grids and blocks have one dimension.
+// Every parameter is a pointer or a u64; "f32 bits" is the bit pattern of a float in a u64. Pointers to bf16 are
+// multiples of 16 bytes; strides and, unless said, counts of columns are multiples of 8. Grids and blocks have one
+// dimension.
 #pragma once
 #include "mma.cuh"
 

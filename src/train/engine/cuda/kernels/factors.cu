@@ -9,9 +9,9 @@ constexpr u32 CHUNK = 1024;
 // Columns of a warp, of which a lane reads eight neighbours.
 constexpr u32 SPAN = 32;
 
-// acc[i][n] += tallᵀ · wide over rows begin..end: columns `col`.. of `tall` (eight of this lane's own; four lanes make a
-// SPAN) by WIDTH columns of `wide`, of which the first `rank` are there. Of tile i, row g or g + 8 of the product stands for
-// column g / 2 * 8 + g % 2 + 4 * i (+ 2) of the span.
+// acc[i][n] += tallᵀ · wide over rows begin..end: a SPAN of columns of `tall` (this lane's eight begin at `tall`; four
+// lanes make a span) by WIDTH columns of `wide`, of which the first `rank` are there. Of tile i, row g or g + 8 of the
+// product stands for column g / 2 * 8 + g % 2 + 4 * i (+ 2) of the span.
 template <int WIDTH, bool DROPS>
 __device__ __forceinline__ void contract(float (&acc)[2][WIDTH / 8][4], const u16 *tall, u64 tall_stride, bool there,
                                          const u16 *wide, u64 wide_stride, int rank, u32 begin, u32 end, Mask mask,
@@ -19,7 +19,7 @@ __device__ __forceinline__ void contract(float (&acc)[2][WIDTH / 8][4], const u1
     u32 lane = threadIdx.x % 32, line = lane / 4;
     int quad = lane % 4;
     bool even = ((u64)wide & 3) == 0 && rank % 2 == 0;
-#pragma unroll 2
+#pragma unroll (WIDTH == 32 ? 1 : 2)
     for (u32 row = begin + line; row - line < end; row += 16) {
         uint4 values[2];
         u32 left[2][4], right[WIDTH / 8][2];
@@ -59,23 +59,34 @@ __device__ __forceinline__ u32 column_of(int i, int e) {
     return line / 2 * 8 + line % 2 + 4 * i + 2 * (e / 2);
 }
 
-template <int WIDTH, bool DROPS>
-__device__ __forceinline__ void factor_a(const u16 *x, u64 stride, const u16 *d, u64 d_stride, Mask mask, u64 rows,
-                                         u32 cols, u32 begin, u32 chunk, u32 slot, u32 first, u32 slots, u32 rank,
-                                         float *partials) {
+template <int WIDTH>
+__device__ __forceinline__ void factor_a(const u16 *x, u64 stride, const u16 *d, u64 d_stride, const u32 *keys,
+                                         u64 threshold, u64 rows, u32 cols, u32 slots, u32 rank, float *partials) {
+    u32 parts = (rank + WIDTH - 1) / WIDTH, first = blockIdx.x % parts * WIDTH, block = blockIdx.x / parts;
+    u32 slot = block % slots, across = (cols + WARPS * SPAN - 1) / (WARPS * SPAN), chunk = block / slots / across;
+    u32 begin = (block / slots % across * WARPS + threadIdx.x / 32) * SPAN;
+    if (begin >= cols || chunk * (u64)CHUNK >= rows) return;
     float acc[2][WIDTH / 8][4] = {};
     u32 quad = threadIdx.x % 4, col = begin + quad * 8;
     u64 stop = (chunk + 1) * (u64)CHUNK;
-    contract<WIDTH, DROPS>(acc, x + col, stride, col < cols, d + slot * rank + first, d_stride, (int)(rank - first),
-                           chunk * CHUNK, (u32)(stop < rows ? stop : rows), mask, col, cols);
+    u32 end = (u32)(stop < rows ? stop : rows);
+    Mask mask = mask_of(keys, slot, threshold);
+    x += col, d += slot * rank + first;
+    int present = (int)(rank - first);
+    bool there = col < cols;
+    u32 row = chunk * CHUNK;
+    if (threshold) contract<WIDTH, true>(acc, x, stride, there, d, d_stride, present, row, end, mask, col, cols);
+    else contract<WIDTH, false>(acc, x, stride, there, d, d_stride, present, row, end, mask, col, cols);
+    float *out = partials + ((u64)(chunk * slots + slot) * rank + first) * cols;
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int n = 0; n < WIDTH / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                u32 k = begin + column_of(i, e), r = first + n * 8 + quad * 2 + e % 2;
-                if (k < cols && r < rank) partials[((u64)(chunk * slots + slot) * rank + r) * cols + k] = acc[i][n][e];
+                u32 k = begin + column_of(i, e);
+                int r = n * 8 + (int)quad * 2 + e % 2;
+                if (k < cols && r < present) out[(u64)r * cols + k] = acc[i][n][e];
             }
 }
 
@@ -87,17 +98,7 @@ __device__ __forceinline__ void factor_a(const u16 *x, u64 stride, const u16 *d,
     extern "C" __global__ __launch_bounds__(THREADS) void factor_a_##WIDTH(                                            \
         const u16 *x, u64 stride, const u16 *d, u64 d_stride, const u32 *keys, u64 threshold, u64 rows, u64 cols,      \
         u64 slots, u64 rank, float *partials) {                                                                        \
-        u32 parts = ((u32)rank + WIDTH - 1) / WIDTH, part = blockIdx.x % parts, slot = blockIdx.x / parts % (u32)slots; \
-        u32 block = blockIdx.x / parts / (u32)slots, across = ((u32)cols + WARPS * SPAN - 1) / (WARPS * SPAN);         \
-        u32 chunk = block / across, begin = (block % across * WARPS + threadIdx.x / 32) * SPAN;                        \
-        if (begin >= cols || chunk * (u64)CHUNK >= rows) return;                                                       \
-        Mask mask = mask_of(keys, slot, threshold);                                                                    \
-        if (threshold)                                                                                                 \
-            factor_a<WIDTH, true>(x, stride, d, d_stride, mask, rows, (u32)cols, begin, chunk, slot, part * WIDTH,     \
-                                  (u32)slots, (u32)rank, partials);                                                    \
-        else                                                                                                           \
-            factor_a<WIDTH, false>(x, stride, d, d_stride, mask, rows, (u32)cols, begin, chunk, slot, part * WIDTH,    \
-                                   (u32)slots, (u32)rank, partials);                                                   \
+        factor_a<WIDTH>(x, stride, d, d_stride, keys, threshold, rows, (u32)cols, (u32)slots, (u32)rank, partials);    \
     }
 
 FACTOR_A(8)

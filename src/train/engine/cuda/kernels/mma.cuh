@@ -1,5 +1,5 @@
-// Instructions that C++ can't say: products on tensor cores, pairs of bf16, fast transcendentals. A host emulation brings
-// its own (QFT_EMULATED). What is computed with them is not here.
+// Instructions that C++ can't say: products on tensor cores, pairs of bf16, fast transcendentals. A host emulation
+// brings its own (QFT_EMULATED). What is computed with them is not here.
 #pragma once
 
 typedef unsigned char u8;

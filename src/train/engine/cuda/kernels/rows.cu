@@ -44,7 +44,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void fill_rows(
     store(out + at.row * out_stride + at.col, narrow(sum));
 }
 
-// out[t, n] = gains[n] * y[t, n] + bias[n] + onto[t, n]. `bias` (f32) and `onto` may be null; `y` or `onto` may be `out`.
+// out[t, n] = gains[n] * y[t, n] + bias[n] + onto[t, n]. `bias` (f32) and `onto` may be null; `y` or `onto` may be
+// `out`.
 extern "C" __global__ __launch_bounds__(THREADS) void scale_columns(
     const u16 *y, u64 y_stride, const float *gains, const float *bias, const u16 *onto, u64 onto_stride, u16 *out,
     u64 out_stride, u64 rows, u64 cols) {
