@@ -7,6 +7,8 @@
 //! same spare columns, which hold `dropout(x) * A^T`. One product then gives the base's outputs and every delta, and
 //! one product of the backward pass gives the gradients of the input and of `x * A^T`.
 
+#[cfg(test)]
+pub(crate) mod checks;
 pub mod cpu;
 pub mod cuda;
 

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor as Values2};
+use candle_core::Tensor as Table;
 
 use super::elementwise::dot;
-use super::matrix::{change, each_row, each_two_rows, failed, times, values};
+use super::matrix::{change, each_row, each_two_rows, failed, tensor, times, values};
 use crate::checkpoint::Tensor;
 use crate::error::{Error, Result, escaped};
 use crate::merge::Float;
@@ -16,9 +16,9 @@ use crate::train::lora::{Group, Slot};
 pub struct Frozen {
     pub(super) group: Group,
     /// `[outputs, inputs + room]`: the base and `s * B`.
-    pub(super) weight: Values2,
+    pub(super) weight: Table,
     /// `A` of each slot in its rows, `[room, inputs]`; rows of no slot are zero.
-    pub(super) a: Values2,
+    pub(super) a: Table,
     /// A bias for each output, if any part has one.
     pub(super) bias: Option<Vec<f32>>,
     /// With DoRA.
@@ -57,23 +57,22 @@ impl Frozen {
             let problem = format!("{parts} weights have {rows} rows, and {} were planned", group.outputs);
             return Err(Error::refused(problem, "make sure that config.json and the weights are of one model"));
         }
-        let device = &Device::Cpu;
         Ok(Self {
             group: group.clone(),
-            weight: Values2::from_vec(stacked, (group.outputs, width), device).map_err(failed)?,
-            a: Values2::from_vec(vec![0.0; room * inputs], (room, inputs), device).map_err(failed)?,
+            weight: tensor(stacked, group.outputs, width)?,
+            a: tensor(vec![0.0; room * inputs], room, inputs)?,
             bias: stack_biases(group, weights, biases)?,
             dora: group.slots.iter().any(|slot| slot.magnitude.is_some()).then(|| Dora::none(group.outputs)),
         })
     }
 
     /// A view of the base's columns.
-    pub(super) fn base(&self) -> Result<Values2> {
+    pub(super) fn base(&self) -> Result<Table> {
         self.weight.narrow(1, 0, self.group.inputs).map_err(failed)
     }
 
     /// Views of a slot's rows of the base, of its `s * B`, and of its `A`.
-    pub(super) fn parts(&self, slot: &Slot) -> Result<[Values2; 3]> {
+    pub(super) fn parts(&self, slot: &Slot) -> Result<[Table; 3]> {
         let Range { start, .. } = slot.rows;
         let rank = slot.columns.len();
         let rows = self.weight.narrow(0, start, slot.rows.len()).map_err(failed)?;

@@ -19,7 +19,7 @@ pub struct Matrix {
 impl Matrix {
     /// Takes `values` as rows of `width`, of which the first `cols` count.
     pub(super) fn new(values: Vec<f32>, rows: usize, cols: usize, width: usize) -> Result<Self> {
-        Ok(Self { tensor: Tensor::from_vec(values, (rows, width), &Device::Cpu).map_err(failed)?, cols })
+        Ok(Self { tensor: tensor(values, rows, width)?, cols })
     }
 
     /// A product, all of whose columns count.
@@ -70,6 +70,11 @@ impl Matrix {
     pub(super) fn change(&mut self, work: impl FnOnce(&mut [f32])) -> Result<()> {
         change(&self.tensor, work)
     }
+}
+
+/// `[rows, cols]` in f32: candle takes the type from the values, and a literal's would be f64.
+pub(super) fn tensor(values: Vec<f32>, rows: usize, cols: usize) -> Result<Tensor> {
+    Tensor::from_vec(values, (rows, cols), &Device::Cpu).map_err(failed)
 }
 
 /// The values of a contiguous tensor that was made here, locked for reading.
