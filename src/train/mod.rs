@@ -3,6 +3,7 @@
 //! `data` turns rows into tokens and packs, `model` is the forward and the written-out backward pass over an `engine`,
 //! which is what a device can do; `lora` says where each factor lies in the one vector that the optimizer works on.
 
+pub mod checkpoint;
 pub mod data;
 pub mod dropout;
 pub mod engine;
@@ -12,4 +13,5 @@ pub mod lora;
 pub mod model;
 pub mod ranks;
 pub mod schedule;
+pub mod settings;
 pub mod trainer;

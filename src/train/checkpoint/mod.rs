@@ -1,0 +1,30 @@
+//! Checkpoints of a run: what `output/<run>/checkpoint-N/` holds, written in one step, read back and checked, and
+//! deleted when there are too many. The files that PEFT and [`crate::export`] read are in `adapter`.
+
+mod adapter;
+mod prune;
+mod resume;
+mod runs;
+mod state;
+mod tensors;
+mod write;
+
+pub use adapter::load_factors;
+pub use prune::prune;
+pub use resume::{Moments, Resume, find_adapter, find_resumed};
+pub use runs::{checkpoint_dir, new_run, step_of};
+pub use state::{Progress, SchedulerState};
+pub use write::{Snapshot, write};
+
+/// The file of every setting, as ms-swift names it.
+pub const ARGS: &str = "args.json";
+/// The moments of AdamW.
+const OPTIMIZER: &str = "optimizer.safetensors";
+/// The learning rate's schedule.
+const SCHEDULER: &str = "scheduler.json";
+/// Where the run stands, in qft's words.
+const PROGRESS: &str = "qft_state.json";
+/// Where the run stands, in the HF Trainer's.
+const TRAINER_STATE: &str = "trainer_state.json";
+/// The model card.
+const CARD: &str = "README.md";

@@ -1,0 +1,226 @@
+//! The flags that do what ms-swift 4.6's do: one row each, under the heading of the help. What is only accepted or
+//! refused is in `foreign`. Defaults are those of [`super::Settings`].
+
+use super::foreign::FOREIGN;
+use super::kind::Kind;
+
+/// A flag; the same name without dashes is the key of a TOML file and of args.json.
+#[derive(Debug, Clone, Copy)]
+pub struct Flag {
+    /// Its name, with underscores.
+    pub name: &'static str,
+    /// Other names of it.
+    pub aliases: &'static [&'static str],
+    /// What it takes.
+    pub kind: Kind,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// What it means.
+    pub help: &'static str,
+}
+
+/// What becomes of a flag that is given.
+#[derive(Debug, Clone, Copy)]
+pub enum Fate {
+    /// It is a field of [`super::Settings`].
+    Used,
+    /// It changes nothing in qft.
+    Noted {
+        /// Values that need no note.
+        unless: &'static [&'static str],
+        /// Why it changes nothing.
+        why: &'static str,
+    },
+    /// qft does one thing only.
+    Only {
+        /// Values that ask for that; those that ask for nothing (false, none, 0) are accepted anyway.
+        values: &'static [&'static str],
+        /// What to do where another was asked for.
+        remedy: &'static str,
+    },
+}
+
+/// Every flag, by the headings of the help; the last group is hidden there.
+pub const GROUPS: [(&str, &[Flag]); 8] = [
+    ("Model", &MODEL),
+    ("Data", &DATA),
+    ("Adapter", &ADAPTER),
+    ("Batches and steps", &STEPS),
+    ("Optimizer", &OPTIMIZER),
+    ("Checkpoints", &CHECKPOINTS),
+    ("Watching", &WATCHING),
+    ("ms-swift", &FOREIGN),
+];
+
+/// The flag of this name, or of which it is another name. Dashes are underscores.
+pub fn find(name: &str) -> Option<&'static Flag> {
+    let name = name.replace('-', "_");
+    flags().find(|flag| flag.name == name || flag.aliases.contains(&name.as_str()))
+}
+
+/// Every flag.
+pub fn flags() -> impl Iterator<Item = &'static Flag> {
+    GROUPS.iter().flat_map(|(_, flags)| flags.iter())
+}
+
+const fn used(name: &'static str, kind: Kind, help: &'static str) -> Flag {
+    Flag { name, aliases: &[], kind, fate: Fate::Used, help }
+}
+
+const fn also(aliases: &'static [&'static str], flag: Flag) -> Flag {
+    Flag { aliases, ..flag }
+}
+
+const AT_LEAST_ZERO: Kind = Kind::Number("of at least 0", |x| x >= 0.0);
+const ABOVE_ZERO: Kind = Kind::Number("above 0", |x| x > 0.0);
+const SHARE: Kind = Kind::Number("from 0 to 1", |x| (0.0..=1.0).contains(&x));
+const BELOW_ONE: Kind = Kind::Number("from 0 to below 1", |x| (0.0..1.0).contains(&x));
+/// Largest sizes that a device counts in u32.
+const ANY_COUNT: Kind = Kind::Count(1);
+
+const MODEL: [Flag; 5] = [
+    also(
+        &["base", "model_id_or_path"],
+        used(
+            "model",
+            Kind::Text,
+            "The base: a directory, or a Hub id, which is looked up in the caches and downloaded",
+        ),
+    ),
+    used("model_revision", Kind::Text, "Branch, tag or commit of a Hub id"),
+    used("model_type", Kind::Text, "Checked against config.json, which decides"),
+    used("template", Kind::Text, "Checked against config.json; the chat template is the model's own"),
+    used(
+        "torch_dtype",
+        Kind::Choice(&["bfloat16", "bf16", "float32", "fp32", "auto"]),
+        "Type to compute in: bfloat16 on cards, float32 on the processor",
+    ),
+];
+
+const DATA: [Flag; 11] = [
+    used(
+        "dataset",
+        Kind::Texts,
+        "Files or directories of conversations: JSON, JSONL, Parquet; `data.jsonl#500` takes 500 rows of one",
+    ),
+    used("val_dataset", Kind::Texts, "Held-out data"),
+    used("split_dataset_ratio", BELOW_ONE, "Share of --dataset that is held out where no --val_dataset is given"),
+    used("max_length", ANY_COUNT, "Most tokens of a row, and of a pack [default: what the model allows]"),
+    used(
+        "truncation_strategy",
+        Kind::Choice(&["delete", "left", "right"]),
+        "What happens to a longer row: it is dropped, or cut at that end",
+    ),
+    used(
+        "packing",
+        Kind::Bool,
+        "Fill up to --max_length with several rows; each keeps its own attention and positions",
+    ),
+    used("system", Kind::Text, "System prompt of rows that have none, or a .txt file of it [default: the template's]"),
+    used(
+        "loss_scale",
+        Kind::Choice(&["default", "last_round", "all"]),
+        "What is learned: the assistant's turns, those after the user's last word, or everything",
+    ),
+    used("data_seed", Kind::Count(0), "Seed of sampling, of the held-out split and of each epoch's order"),
+    used("strict", Kind::Bool, "Stop at a row that can't be used, instead of counting it"),
+    used("load_from_cache_file", Kind::Bool, "Keep the tokenized rows and use them again; the key is their content"),
+];
+
+const ADAPTER: [Flag; 8] = [
+    used("lora_rank", ANY_COUNT, "Rank of the factors"),
+    used("lora_alpha", ABOVE_ZERO, "The deltas are scaled by alpha / rank"),
+    also(&["lora_dropout_p"], used("lora_dropout", BELOW_ONE, "Share of the adapters' inputs that is dropped")),
+    also(
+        &["lora_target_modules"],
+        used("target_modules", Kind::Names, "Modules that get factors: names, all-linear, or one regular expression"),
+    ),
+    used("target_regex", Kind::Text, "Modules that get factors, as a regular expression of their whole paths"),
+    used("use_rslora", Kind::Bool, "Scale by alpha / sqrt(rank)"),
+    used("use_dora", Kind::Bool, "Train the rows' magnitudes too (DoRA)"),
+    also(&["adapter"], used("adapters", Kind::Texts, "Begin with the factors of this adapter")),
+];
+
+const STEPS: [Flag; 7] = [
+    used("per_device_train_batch_size", ANY_COUNT, "Rows (packs, with --packing) of a micro-batch on each device"),
+    used("per_device_eval_batch_size", ANY_COUNT, "The same for held-out data"),
+    used(
+        "gradient_accumulation_steps",
+        ANY_COUNT,
+        "Micro-batches of an optimizer step [default: as many as make 16 rows]",
+    ),
+    used("num_train_epochs", ABOVE_ZERO, "Passes over the data"),
+    used("max_steps", Kind::CountOrNone, "Optimizer steps, whatever --num_train_epochs says"),
+    used("bf16", Kind::Bool, "Compute in bfloat16 with f32 sums, on cards"),
+    used("seed", Kind::Count(0), "Seed of the factors and of dropout"),
+];
+
+const OPTIMIZER: [Flag; 9] = [
+    used("learning_rate", AT_LEAST_ZERO, "Highest learning rate"),
+    used("weight_decay", AT_LEAST_ZERO, "Decoupled decay of AdamW"),
+    used("adam_beta1", BELOW_ONE, "Decay of the first moments"),
+    used("adam_beta2", BELOW_ONE, "Decay of the second moments"),
+    used("adam_epsilon", ABOVE_ZERO, "Added to the root of the second moments"),
+    used("max_grad_norm", AT_LEAST_ZERO, "Largest norm of a step's gradient; 0 leaves it alone"),
+    used(
+        "lr_scheduler_type",
+        Kind::Choice(&["cosine", "linear", "constant", "constant_with_warmup"]),
+        "Shape of the learning rate after its warm-up",
+    ),
+    used("warmup_ratio", SHARE, "Share of all steps in which the learning rate rises"),
+    used("warmup_steps", Kind::Count(0), "Steps in which the learning rate rises, whatever --warmup_ratio says"),
+];
+
+const CHECKPOINTS: [Flag; 10] = [
+    also(&["out"], used("output_dir", Kind::Text, "Where runs are kept [default: output/<model>]")),
+    used("add_version", Kind::Bool, "Give each run a directory of its own there, v0-20250820-093000 (UTC)"),
+    used("save_strategy", Kind::Choice(&["steps", "epoch", "no"]), "When checkpoints are written"),
+    used("save_steps", Kind::Steps, "Steps between checkpoints"),
+    used("save_total_limit", Kind::CountOrNone, "Checkpoints to keep: the newest, and the best [default: all]"),
+    used("save_only_model", Kind::Bool, "Write checkpoints without the optimizer: they can't be resumed"),
+    used(
+        "resume_from_checkpoint",
+        Kind::PathOrTrue,
+        "Go on from this checkpoint; true: from the newest below --output_dir",
+    ),
+    used("resume_only_model", Kind::Bool, "Of that checkpoint, take the factors only"),
+    used("ignore_data_skip", Kind::Bool, "Begin the data anew when a run is resumed"),
+    used("load_best_model_at_end", Kind::Bool, "Name the best checkpoint as the run's result, and never delete it"),
+];
+
+const WATCHING: [Flag; 9] = [
+    also(
+        &["evaluation_strategy"],
+        used(
+            "eval_strategy",
+            Kind::Choice(&["steps", "epoch", "no"]),
+            "When held-out data is looked at [default: when checkpoints are written]",
+        ),
+    ),
+    used("eval_steps", Kind::Steps, "Steps between looks at held-out data [default: --save_steps]"),
+    used("metric_for_best_model", Kind::Choice(&["loss", "eval_loss"]), "What the best checkpoint is best at"),
+    used("logging_steps", Kind::Steps, "Steps between records of the loss"),
+    used("logging_first_step", Kind::Bool, "Record the first step too"),
+    used("report_to", Kind::Names, "Beside logging.jsonl: tensorboard, swanlab or none"),
+    used("logging_dir", Kind::Text, "Where TensorBoard's event files go [default: <run>/runs]"),
+    used("run_name", Kind::Text, "What the run is called [default: its directory]"),
+    used("device", Kind::Text, "Where to compute: auto, cpu, cuda, cuda:N or cuda:all"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_given_twice() {
+        let names: Vec<&str> = flags().flat_map(|flag| flag.aliases.iter().chain([&flag.name])).copied().collect();
+        let mut unique = names.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), names.len());
+        assert!(
+            names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
+        );
+        assert_eq!(find("lora-dropout-p").unwrap().name, "lora_dropout");
+    }
+}
