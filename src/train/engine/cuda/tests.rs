@@ -3,16 +3,83 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::CudaEngine;
+use half::bf16;
+
+use super::{CudaEngine, CudaMatrix};
 use crate::checkpoint::Checkpoint;
 use crate::gpu::Device;
 use crate::train::data::{Batch, Target};
-use crate::train::engine::Engine;
+use crate::train::engine::{Engine, Heads, checks, checks::Probe};
 use crate::train::guard::{Guard, GuardCounts};
 use crate::train::lora::{LoraSpec, initial};
 use crate::train::model::{Keep, Model, Spec};
 use crate::train::ranks::Alone;
 use crate::train::trainer::{Recipe, State, Trainer};
+
+/// Of the largest value: a few roundings to bf16.
+const TOLERANCE: f64 = 2e-2;
+
+impl Probe for CudaEngine {
+    fn matrix(&self, rows: usize, cols: usize, room: usize, values: &[f32]) -> CudaMatrix {
+        let matrix = self.matrix(rows, cols, room).unwrap();
+        // Spare columns hold what no operation may read.
+        let mut spaced = vec![bf16::NAN.to_bits(); rows * matrix.stride];
+        for (out, values) in spaced.chunks_mut(matrix.stride).zip(values.chunks(cols)) {
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = bf16::from_f32(*value).to_bits());
+        }
+        self.card.write(matrix.memory(), 0, &spaced).unwrap();
+        matrix
+    }
+
+    fn values(&self, matrix: &CudaMatrix) -> Vec<f32> {
+        let bits: Vec<u16> = self.card.read(matrix.memory(), matrix.rows * matrix.stride).unwrap();
+        let rows = bits.chunks(matrix.stride).flat_map(|row| &row[..matrix.cols]);
+        rows.map(|bits| bf16::from_bits(*bits).to_f32()).collect()
+    }
+}
+
+/// A card, or none, which is said.
+fn engine() -> Option<CudaEngine> {
+    match CudaEngine::open(Device::Cuda) {
+        Ok(engine) => Some(engine),
+        Err(error) => {
+            println!("skipped: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn rows_and_values() {
+    let Some(engine) = engine() else { return };
+    checks::check_embedding(&engine);
+    checks::check_normalization(&engine, TOLERANCE);
+    checks::check_gate(&engine, TOLERANCE);
+}
+
+#[test]
+fn attention() {
+    let Some(engine) = engine() else { return };
+    for (query, key, size) in [(4, 2, 64), (3, 1, 128), (2, 2, 64)] {
+        let heads = Heads { query, key, size };
+        checks::check_rotation(&engine, heads, TOLERANCE);
+        checks::check_attention(&engine, heads, TOLERANCE);
+    }
+}
+
+#[test]
+fn projections() {
+    let Some(engine) = engine() else { return };
+    checks::check_projection(&engine, false, TOLERANCE);
+}
+
+#[test]
+fn loss_and_optimizer() {
+    let Some(engine) = engine() else { return };
+    checks::check_cross_entropy(&engine, TOLERANCE);
+    checks::check_vectors(&engine);
+    checks::check_adamw(&engine);
+}
 
 fn number(name: &str, otherwise: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
