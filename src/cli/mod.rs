@@ -16,6 +16,7 @@ mod reference;
 mod shell;
 mod table;
 mod to_hf;
+mod train;
 mod verify;
 
 use std::ffi::OsString;
@@ -38,6 +39,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reas
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Train(train::TrainArgs),
     Export(export::ExportArgs),
     Gguf(gguf::GgufArgs),
     Quantize(quantize::QuantizeArgs),
@@ -77,6 +79,7 @@ fn dashes(arg: OsString) -> OsString {
 /// Runs a subcommand.
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Gguf(args) => gguf::run(&args),
         Command::Quantize(args) => quantize::run(&args),

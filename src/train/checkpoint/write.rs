@@ -225,7 +225,7 @@ pub(super) mod tests {
         let text = fs::read_to_string(case.write(run.path()).join(TRAINER_STATE)).unwrap();
         let state: Map<String, Value> = serde_json::from_str(&text).unwrap();
         let keys: Vec<&String> = state.keys().collect();
-        assert!(keys.is_sorted() && keys.len() == 21, "{keys:?}");
+        assert!(keys.is_sorted() && keys.len() == 20, "{keys:?}");
         assert_eq!((&state["epoch"], &state["best_metric"]), (&1.25.into(), &1.5.into()));
         assert_eq!(state["best_model_checkpoint"], run.path().join("checkpoint-10").to_str().unwrap());
         assert_eq!(state["log_history"][0]["loss"], 2.25);

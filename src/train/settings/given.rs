@@ -72,12 +72,13 @@ impl Given {
     /// The settings: defaults where nothing was given. What qft doesn't do is refused, what changes nothing is noted.
     pub fn settings(self) -> Result<Settings> {
         let mut notes = Vec::new();
-        for (name, value) in &self.values {
-            let Some(flag) = find(name) else { continue };
+        for flag in flags() {
+            let name = flag.name;
+            let Some(value) = self.values.get(name) else { continue };
             let word = shown(value).to_ascii_lowercase();
             match flag.fate {
                 Fate::Noted { unless, why } if !unless.contains(&word.as_str()) => {
-                    let value = if SECRETS.contains(&flag.name) { "..." } else { word.as_str() };
+                    let value = if SECRETS.contains(&name) { "..." } else { word.as_str() };
                     notes.push(format!("{name} {value} changes nothing: {why}"));
                 }
                 Fate::Only { values, remedy } if !value.is_null() && !values.contains(&word.as_str()) => {

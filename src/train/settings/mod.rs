@@ -281,7 +281,7 @@ mod tests {
             let none = default.is_null() || default.as_array().is_some_and(Vec::is_empty) || default == "";
             let mut default = default.clone();
             let mut taken = flag.kind.take(&default).unwrap_or_default();
-            [&mut default, &mut taken].map(plain);
+            [&mut default, &mut taken].into_iter().for_each(plain);
             assert!(none || taken == default, "{} {default}", flag.name);
         }
     }

@@ -1,0 +1,284 @@
+//! `qft train`: from flags and a TOML file to settings, to a run. The flags are made from the library's table of them.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::builder::ValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use qft::Error;
+use qft::error::{escaped, shown};
+use qft::train::settings::{Fate, Flag, GROUPS, Given, Settings, find, flags};
+use serde_json::{Value, json};
+
+use super::table::columns;
+use super::{note, print};
+
+const ABOUT: &str =
+    "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` merges the newest";
+const LONG_ABOUT: &str = "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` merges \
+    the newest.\n\n\
+    The flags are ms-swift's `swift sft`, with their meanings and defaults; underscores or dashes. Those that change \
+    nothing here are accepted with a note, those for what qft doesn't do are refused with the remedy. --config reads \
+    them from a TOML file, whose keys are the flags' names; the command line wins over it.\n\n\
+    Checkpoints go to output/<model>/v<N>-<time>/checkpoint-<step>/, each published by one rename.";
+
+/// The flags that are no settings of the run.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Settings from a TOML file: the flags' names without dashes in front, such as lora_rank = 8.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Worker threads [default: one a core].
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<usize>,
+}
+
+/// What was typed.
+#[derive(Debug)]
+pub(crate) struct TrainArgs {
+    run: RunArgs,
+    given: Given,
+}
+
+impl TrainArgs {
+    /// The settings: what was typed, over the file, over the defaults.
+    fn settings(&self) -> qft::Result<Settings> {
+        let file = self.run.config.as_ref().map(|path| Given::read_toml(path)).transpose()?;
+        self.given.clone().over(file.unwrap_or_default()).settings()
+    }
+}
+
+/// The texts that clap keeps for a flag.
+struct Words {
+    long: String,
+    aliases: Vec<String>,
+    value: String,
+    help: String,
+}
+
+static WORDS: LazyLock<Vec<(&Flag, Words)>> = LazyLock::new(|| {
+    let defaults = Settings::default().args_json();
+    let words = |flag: &Flag| Words {
+        long: flag.name.replace('_', "-"),
+        aliases: flag.aliases.iter().map(|alias| alias.replace('_', "-")).collect(),
+        value: flag.kind.placeholder(),
+        help: match default_text(defaults.get(flag.name)).filter(|_| !flag.help.contains("[default:")) {
+            Some(default) => format!("{} [default: {default}]", flag.help),
+            None => flag.help.to_owned(),
+        },
+    };
+    flags().map(|flag| (flag, words(flag))).collect()
+});
+
+/// A default as the help shows it; `None` for false, none and empty.
+fn default_text(value: Option<&Value>) -> Option<String> {
+    match value? {
+        Value::Null | Value::Bool(false) => None,
+        Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
+        Value::Array(list) => {
+            let texts: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+            (!texts.is_empty()).then(|| texts.join(","))
+        }
+        other => Some(other.to_string()),
+    }
+}
+
+fn arg(flag: &'static Flag, words: &'static Words, heading: &'static str) -> Arg {
+    let arg = Arg::new(flag.name)
+        .long(words.long.as_str())
+        .aliases(words.aliases.iter().map(String::as_str))
+        .value_name(words.value.as_str())
+        .help(words.help.as_str())
+        .help_heading(heading)
+        .allow_negative_numbers(true);
+    if matches!(flag.fate, Fate::Only { .. }) {
+        // Some of these take a list, some stand alone; all that matters is whether something was asked for.
+        return arg.hide(true).num_args(0..).default_missing_value("true").action(ArgAction::Append);
+    }
+    let kind = flag.kind;
+    let check = move |text: &str| kind.take(&text.into()).map(|_| text.to_owned());
+    let arg = arg.hide(matches!(flag.fate, Fate::Noted { .. })).value_parser(ValueParser::from(check));
+    if kind.is_list() {
+        return arg.num_args(1..).action(ArgAction::Append);
+    }
+    let arg = arg.action(ArgAction::Set).overrides_with(flag.name);
+    if kind.stands_alone() { arg.num_args(0..=1).default_missing_value("true") } else { arg }
+}
+
+impl Args for TrainArgs {
+    fn augment_args(command: Command) -> Command {
+        let command = RunArgs::augment_args(command).about(ABOUT).long_about(LONG_ABOUT);
+        WORDS.iter().fold(command, |command, (flag, words)| {
+            let heading = GROUPS.iter().find(|(_, flags)| flags.iter().any(|other| other.name == flag.name));
+            command.arg(arg(flag, words, heading.map_or("Options", |(heading, _)| heading)))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for TrainArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Given::default();
+        for flag in flags() {
+            let Some(texts) = matches.get_many::<String>(flag.name) else { continue };
+            let mut texts: Vec<Value> = texts.map(|text| text.as_str().into()).collect();
+            let value = match texts.pop() {
+                Some(one) if texts.is_empty() => one,
+                last => texts.into_iter().chain(last).collect(),
+            };
+            given.set(flag, &value).map_err(|e| clap::Error::raw(ErrorKind::ValueValidation, format!("{e}\n")))?;
+        }
+        Ok(Self { run: RunArgs::from_arg_matches(matches)?, given })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let settings = args.settings()?;
+    if args.run.dry_run {
+        print(&if args.run.json { settings_json(&settings) } else { settings_text(&settings) })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !args.run.json {
+        settings.notes.iter().for_each(|line| note(&format!("note: {}", escaped(line))));
+    }
+    train(&settings, super::jobs(args.run.jobs), args.run.json)
+}
+
+/// Plans and runs the training, and prints its report.
+fn train(_settings: &Settings, _jobs: usize, _json: bool) -> anyhow::Result<ExitCode> {
+    Err(Error::refused("this build of qft reads the settings of a training, but can't run it yet", "add --dry-run")
+        .into())
+}
+
+fn settings_json(settings: &Settings) -> String {
+    let json = json!({
+        "settings": settings.args_json(),
+        "output_dir": settings.output_dir().to_string_lossy(),
+        "gradient_accumulation_steps": settings.accumulation(1),
+        "notes": settings.notes,
+    });
+    format!("{json:#}\n")
+}
+
+/// What differs from the defaults, and where the run will go.
+fn settings_text(settings: &Settings) -> String {
+    let defaults = Settings::default().args_json();
+    let of = |(name, value): (String, Value)| {
+        let differs =
+            find(&name).is_some_and(|flag| matches!(flag.fate, Fate::Used)) && defaults.get(&name) != Some(&value);
+        let text = default_text(Some(&value)).unwrap_or_else(|| "false".to_owned());
+        differs.then(|| [name, escaped(&text)])
+    };
+    let mut rows: Vec<[String; 2]> = settings.args_json().into_iter().filter_map(of).collect();
+    let batch = settings.per_device_train_batch_size * settings.accumulation(1);
+    rows.push(["a step".to_owned(), format!("{batch} rows on each device")]);
+    rows.push(["runs".to_owned(), shown(&settings.output_dir())]);
+    rows.extend(settings.notes.iter().map(|line| ["note".to_owned(), escaped(line)]));
+    columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command as Subcommand};
+    use clap::Parser;
+
+    fn parse(line: &str) -> Result<TrainArgs, String> {
+        let words = line.split_whitespace().map(|word| super::super::dashes(word.into()));
+        match Cli::try_parse_from(words).map_err(|e| e.to_string())?.command {
+            Subcommand::Train(args) => Ok(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn settings(flags: &str) -> Settings {
+        parse(&format!("qft train --model m --dataset d {flags}")).unwrap().settings().unwrap()
+    }
+
+    /// What people run today with ms-swift.
+    const COMMAND: &str = "qft train --model Qwen/Qwen2.5-7B-Instruct --dataset data.jsonl --train_type lora --bf16 true \
+        --max_length 3072 --packing true --gradient_checkpointing true --lora_rank 8 --lora_alpha 32 --lora_dropout 0.1 \
+        --target_modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj --per_device_train_batch_size 8 \
+        --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 1 --warmup_ratio 0.1 --save_steps 200 \
+        --save_total_limit 3 --logging_steps 20 --report_to swanlab --attn_impl flash_attn";
+
+    #[test]
+    fn the_recipe_is_the_command_of_ms_swift() {
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recipes/qwen2.5-7b-instruct.toml");
+        let file = parse(&format!("qft train --config {recipe}")).unwrap().settings().unwrap();
+        let line = parse(COMMAND).unwrap().settings().unwrap();
+        assert_eq!(file, line);
+        assert_eq!((line.lora_dropout, line.warmup_ratio, line.learning_rate), (0.1, 0.1, 2e-4));
+        assert_eq!((line.target_modules.len(), line.save_total_limit, line.max_length), (7, Some(3), Some(3072)));
+        assert_eq!((line.bf16, line.packing, line.accumulation(1)), (Some(true), true, 4));
+        assert_eq!(line.notes.len(), 1, "{:?}", line.notes);
+        // The recipe of the reference names these too.
+        let more = format!("{COMMAND} --model_type qwen2_5 --template qwen2_5");
+        assert!(parse(&more).unwrap().settings().unwrap().agree("qwen2").unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recipes/qwen2.5-7b-instruct.toml");
+        let line = format!("qft train --config {recipe} --lora-rank 16 --packing false --dataset a.jsonl#5 b.jsonl");
+        let settings = parse(&line).unwrap().settings().unwrap();
+        assert_eq!((settings.lora_rank, settings.packing, settings.lora_alpha), (16, false, 32.0));
+        assert_eq!(settings.dataset, ["a.jsonl#5", "b.jsonl"]);
+    }
+
+    #[test]
+    fn flags_take_their_forms() {
+        let a =
+            settings("--packing --use-dora 1 --max_steps -1 --resume_from_checkpoint --target_modules q_proj v_proj");
+        assert!(a.packing && a.use_dora && a.max_steps.is_none());
+        assert_eq!(a.resume_from_checkpoint.as_deref(), Some("true"));
+        assert_eq!(a.target_modules, ["q_proj", "v_proj"]);
+        let b = settings("--lora_rank 4 --lora_rank 8 --target_modules q_proj --target_modules v_proj --out x");
+        assert_eq!((b.lora_rank, b.target_modules.len(), b.output_dir), (8, 2, Some(PathBuf::from("x"))));
+        assert_eq!(
+            settings("--resume_from_checkpoint out/checkpoint-5").resume_from_checkpoint.unwrap(),
+            "out/checkpoint-5"
+        );
+        assert_eq!(settings("--fp16 false --deepspeed none --freeze_parameters_ratio 0").notes.len(), 0);
+        assert_eq!(settings("--learning_rate=5e-5").learning_rate, 5e-5);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let usage = |flags: &str| parse(&format!("qft train --model m --dataset d {flags}")).unwrap_err();
+        assert!(usage("--lora_rank zero").contains("is not a whole number from 1"));
+        assert!(usage("--lora_dropout 1").contains("from 0 to below 1"));
+        assert!(usage("--lr_scheduler_type polynomial").contains("one of cosine, linear"));
+        assert!(usage("--lora_rnk 8").contains("--lora-rank"));
+        let refused = |flags: &str| {
+            parse(&format!("qft train --model m --dataset d {flags}")).unwrap().settings().unwrap_err().to_string()
+        };
+        assert!(refused("--fp16").contains("--bf16"));
+        assert!(refused("--deepspeed zero2").contains("nothing to shard"));
+        assert!(refused("--train_type full").contains("qft trains LoRA"));
+        assert!(refused("--modules_to_save embed_tokens lm_head").contains("LoRA"));
+    }
+
+    #[test]
+    fn the_plan_of_a_dry_run_shows_what_was_asked() {
+        let text = settings_text(&parse(COMMAND).unwrap().settings().unwrap());
+        assert!(text.contains("32 rows on each device") && text.contains("output/Qwen2.5-7B-Instruct"), "{text}");
+        assert!(!text.contains("adam_beta1"), "a default: {text}");
+    }
+}
