@@ -137,7 +137,12 @@ fn train_throughput() {
     let mut seconds = Vec::new();
     let steps = number("QFT_STEPS", 6);
     for step in 0..steps {
-        let batch = batch(segments, length, spec.vocabulary, number("QFT_SAME", 1).max(step * (1 - number("QFT_SAME", 1).min(1))));
+        let batch = batch(
+            segments,
+            length,
+            spec.vocabulary,
+            number("QFT_SAME", 1).max(step * (1 - number("QFT_SAME", 1).min(1))),
+        );
         if step + 1 == steps && number("QFT_TIME", 1) == 1 {
             engine.time();
         }
@@ -151,7 +156,10 @@ fn train_throughput() {
     of_interest.sort_by(f64::total_cmp);
     if let Some(median) = of_interest.get(of_interest.len() / 2) {
         let peak = engine.peak_memory().unwrap_or(0) as f64 / f64::from(1 << 30);
-        println!("TRAIN qft {segments} x {length}: {median:.3} s/step, {:.0} tokens/s, peak {peak:.1} GiB", (segments * length) as f64 / median);
+        println!(
+            "TRAIN qft {segments} x {length}: {median:.3} s/step, {:.0} tokens/s, peak {peak:.1} GiB",
+            (segments * length) as f64 / median
+        );
     }
     let timings = engine.timings();
     timings.iter().for_each(|(name, seconds)| println!("{name:>16} {seconds:.3} s"));
