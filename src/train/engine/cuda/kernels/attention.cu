@@ -56,7 +56,7 @@ __device__ __forceinline__ void attend(const u16 *qkv, u64 stride, u16 *out, u64
         }
         if (key > warp_row + 31) continue;
 
-        float s[2][N][4];
+        float s[2][N][4] = {};
         multiply_rows<D, N>(s, own + left_lane<D>(), shared + KEYS + stage + right_lane<D>());
         if (next > warp_row + 1) mask<false, N>(s, key + 2 * (lane % 4) - warp_row - lane / 4);
 

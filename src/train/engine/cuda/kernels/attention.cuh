@@ -82,6 +82,12 @@ __device__ __forceinline__ void write_16(void *to, const u32 (&value)[4], bool r
                  ::"l"(to), "r"(value[0]), "r"(value[1]), "r"(value[2]), "r"(value[3]), "r"((int)real) : "memory");
 }
 
+__device__ __forceinline__ float load_4(u32 at) {
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(at) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ void load_pair(float (&to)[2], u32 at) {
     asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(to[0]), "=f"(to[1]) : "r"(at) : "memory");
 }
@@ -171,15 +177,9 @@ __device__ __forceinline__ u32 right_lane() {
     return ((lane & 7) + (lane >> 4) * 8) * (2 * D) + ((((lane >> 3) & 1) ^ (lane & 7)) << 4);
 }
 
-// acc = left · rightᵀ over D columns: 32 rows of one tile (at `left`, of a `left_lane`) by 8·N rows of another.
+// acc += left · rightᵀ over D columns: 32 rows of one tile (at `left`, of a `left_lane`) by 8·N rows of another.
 template <int D, int N>
 __device__ __forceinline__ void multiply_rows(float (&acc)[2][N][4], u32 left, u32 right) {
-#pragma unroll
-    for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) acc[m][n][e] = 0.0f;
     // What the next 16 columns need first is loaded before the products of these.
     u32 a[2][2][4], b[2][4];
     load_matrices(b[0], right);
