@@ -1,11 +1,11 @@
 // Causal attention over segments, backward: three passes without atomics, so that every run gives the same bytes.
 // Forward, and what the parameters mean, is in attention.cu; the products are in attention.cuh.
 //
-// attend_back_dot_D(dout, dout_stride, out, out_stride, dots, rows, heads): dots f32 [heads, rows] = the sum of dout * out
-//   over a head. Grid: ceil(rows / (1024 / D)) * heads blocks.
-// attend_back_queries_D, attend_back_keys_D(qkv, stride, dout, dout_stride, lse, dots, dqkv, dqkv_stride, starts, tiles,
-//   tile_count, heads, kv_heads, scale, rows): the gradient of the queries, and that of keys and values, summed over the
-//   query heads that share them, into the columns of dqkv that qkv has them in.
+// attend_back_dot_D(dout, dout_stride, out, out_stride, dots, rows, heads): dots f32 [heads, rows] = the sum of
+//   dout * out over a head. Grid: ceil(rows / (1024 / D)) * heads blocks.
+// attend_back_queries_D, attend_back_keys_D(qkv, stride, dout, dout_stride, lse, dots, dqkv, dqkv_stride, starts,
+//   tiles, tile_count, heads, kv_heads, scale, rows): the gradient of the queries, and that of keys and values, summed
+//   over the query heads that share them, into the columns of dqkv that qkv has them in.
 //   queries: a tile for each QUERY_ROWS rows of a segment, best the greatest first row first; grid tile_count * heads;
 //     dynamic shared memory 58368 bytes for D = 64, 115712 for 128
 //   keys: a tile for each KEY_ROWS rows of a segment, best the most rows from the tile's first to the segment's end
@@ -34,7 +34,7 @@ __device__ __forceinline__ void back_dot(const u16 *dout, u64 dout_stride, const
     if (lane == 0 && row < rows) dots[head * rows + row] = sum;
 }
 
-// dQ = scale · (P ∘ (dO·Vᵀ - dots)) · K with P = exp(scale · Q·Kᵀ - lse): 128 queries of a head, a step of keys at a time.
+// dQ = scale · (P ∘ (dO·Vᵀ - dots)) · K with P = exp(scale · Q·Kᵀ - lse): 128 queries of a head, by steps of keys.
 template <int D>
 __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u16 *dout, u64 dout_stride,
                                              const float *lse, const float *dots, u16 *dqkv, u64 dqkv_stride,
@@ -47,7 +47,6 @@ __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u
     u64 top_row = place.begin + place.first;
     const u16 *keys = qkv + place.begin * stride + (heads + kv_head) * D;
     int rows = min(place.length - place.first, QUERY_ROWS), seen = place.first + rows;
-    int steps = (seen + STEP_ROWS - 1) / STEP_ROWS;
 
     u32 shared = shared_start();
     copy_tile<D, QUERY_ROWS>(shared, qkv + top_row * stride + place.head * D, stride, rows);
@@ -65,14 +64,13 @@ __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u
     float acc[2][D / 8][4] = {};
 
 #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
-        u32 stage = KEYS + (step & 1) * TILE;
-        int key = step * STEP_ROWS, next = key + STEP_ROWS;
+    for (int key = 0; key < seen; key += STEP_ROWS) {
+        u32 stage = shared + KEYS + (key & STEP_ROWS) * (2 * D), other = shared + KEYS + (~key & STEP_ROWS) * (2 * D);
+        int next = key + STEP_ROWS;
         bool idle = key > warp_row + 31;
         wait_copies();
         __syncthreads();
-        if (next < seen)
-            copy_tile<D, STEP_ROWS>(shared + KEYS + (~step & 1) * TILE, keys + next * stride, stride, seen - next);
+        if (next < seen) copy_tile<D, STEP_ROWS>(other, keys + next * stride, stride, seen - next);
 
         // dO·Vᵀ comes first, to free the one tile of values for the next step's.
         u32 ds[2][N / 2][4];
@@ -90,11 +88,14 @@ __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u
             pack_product<N>(ds, dp);
         }
         __syncthreads();
-        if (next < seen) copy_tile<D, STEP_ROWS>(shared + VALUES, keys + (next * stride + kv_heads * D), stride, seen - next);
+        if (next < seen) {
+            const u16 *values = keys + afresh(next * stride + kv_heads * D);
+            copy_tile<D, STEP_ROWS>(shared + VALUES, values, stride, seen - next);
+        }
         if (idle) continue;
 
         float s[2][N][4] = {};
-        multiply_rows<D, N>(s, own + left_lane<D>(), shared + stage + right_lane<D>());
+        multiply_rows<D, N>(s, own + left_lane<D>(), stage + right_lane<D>());
         if (next > warp_row + 1) mask<false, N>(s, key + 2 * (lane % 4) - warp_row - lane / 4);
 #pragma unroll
         for (int m = 0; m < 2; m++)
@@ -109,12 +110,12 @@ __device__ __forceinline__ void back_queries(const u16 *qkv, u64 stride, const u
                     pair = pack(p0 * low_half(pair), p1 * high_half(pair));
                 }
             }
-        multiply_columns<D, N / 2>(acc, ds, shared + stage + left_lane<D>());
+        multiply_columns<D, N / 2>(acc, ds, stage + left_lane<D>());
     }
 
     float factor[2][2] = {{scale, scale}, {scale, scale}};
     // Found again, which costs less than registers that hold it all along.
-    place = find_place(starts, tiles, (u32)heads);
+    place = find_place(starts, tiles, (u32)afresh(heads));
     u16 *to = dqkv + (place.begin + place.first + warp * 32) * dqkv_stride + place.head * D;
     write_rows<D>(to, dqkv_stride, place.length - place.first - warp * 32, acc, factor, own);
 }
