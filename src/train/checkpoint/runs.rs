@@ -21,8 +21,8 @@ pub fn step_of(checkpoint: &Path) -> Option<u64> {
 /// Most runs that begin at the same time in one directory.
 const ATTEMPTS: u64 = 1000;
 
-/// Makes the directory of a new run below `output`: `v<N>-<time>`, with a number above those that are there and the time
-/// in UTC, or `output` itself unless `add_version`.
+/// Makes the directory of a new run below `output`: `v<N>-<time>`, with a number above those that are there and the
+/// time in UTC, or `output` itself unless `add_version`.
 pub fn new_run(output: &Path, add_version: bool, now: SystemTime) -> Result<PathBuf> {
     fs::create_dir_all(output).map_err(Error::io("create", output))?;
     if !add_version {

@@ -1,4 +1,5 @@
-//! Writing a checkpoint: all files beside their place, synced, then put there by one rename. A crash leaves no half one.
+//! Writing a checkpoint: all files beside their place, synced, then put there by one rename. A crash leaves no half
+//! one.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,7 @@ pub struct Snapshot<'a> {
     pub layout: &'a Layout,
     /// Factors and magnitudes.
     pub parameters: &'a [f32],
-    /// First and second moments of AdamW; left out with `--save_only_model`.
+    /// First and second moments of the optimizer; left out with `--save_only_model`.
     pub moments: Option<[&'a [f32]; 2]>,
     /// Where the run stands.
     pub progress: &'a Progress,
