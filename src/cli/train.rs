@@ -214,7 +214,8 @@ mod tests {
     /// What people run today with ms-swift.
     const COMMAND: &str = "qft train --model Qwen/Qwen2.5-7B-Instruct --dataset data.jsonl --train_type lora \
         --bf16 true --max_length 3072 --packing true --gradient_checkpointing true --lora_rank 8 --lora_alpha 32 \
-        --lora_dropout 0.1 --target_modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj --per_device_train_batch_size 8 \
+        --lora_dropout 0.1 --target_modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj \
+        --per_device_train_batch_size 8 \
         --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 1 --warmup_ratio 0.1 --save_steps 200 \
         --save_total_limit 3 --logging_steps 20 --report_to swanlab --attn_impl flash_attn";
 
@@ -256,7 +257,7 @@ mod tests {
             "out/checkpoint-5"
         );
         assert_eq!(settings("--fp16 false --deepspeed none --freeze_parameters_ratio 0").notes.len(), 0);
-        assert_eq!(settings("--learning_rate=5e-5").learning_rate, 5e-5);
+        assert_eq!(settings("--learning_rate=5e-5").args_json()["learning_rate"], 5e-5);
     }
 
     #[test]

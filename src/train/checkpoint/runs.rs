@@ -87,7 +87,7 @@ mod tests {
     fn each_run_has_the_next_number() {
         let output = tempfile::tempdir().unwrap();
         let out = output.path().join("a/b");
-        let now = UNIX_EPOCH + Duration::from_secs(1_755_682_200);
+        let now = UNIX_EPOCH + Duration::from_mins(29_261_370);
         let name = |run: PathBuf| run.file_name().unwrap().to_str().unwrap().to_owned();
         assert_eq!(name(new_run(&out, true, now).unwrap()), "v0-20250820-093000");
         assert_eq!(name(new_run(&out, true, now).unwrap()), "v1-20250820-093000");
