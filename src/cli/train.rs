@@ -21,8 +21,8 @@ use super::{CANCEL, EXIT_INTERRUPTED, handle_signals, note, print};
 
 const ABOUT: &str =
     "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` merges the newest";
-const LONG_ABOUT: &str = "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` merges \
-    the newest.\n\n\
+const LONG_ABOUT: &str = "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` \
+    merges the newest.\n\n\
     The flags are ms-swift's `swift sft`, with their meanings and defaults; underscores or dashes. Those that change \
     nothing here are accepted with a note, those for what qft doesn't do are refused with the remedy. --config reads \
     them from a TOML file, whose keys are the flags' names; the command line wins over it.\n\n\
@@ -31,7 +31,7 @@ const LONG_ABOUT: &str = "Fine-tune a model with LoRA: the checkpoints are PEFT'
 /// The flags that are no settings of the run.
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Settings from a TOML file: the flags' names without dashes in front, such as lora_rank = 8.
+    /// Settings from a TOML file: the flags' names without dashes in front, such as `lora_rank = 8`.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print what would be done, and do nothing.
@@ -295,9 +295,10 @@ mod tests {
     }
 
     /// What people run today with ms-swift.
-    const COMMAND: &str = "qft train --model Qwen/Qwen2.5-7B-Instruct --dataset data.jsonl --train_type lora --bf16 true \
-        --max_length 3072 --packing true --gradient_checkpointing true --lora_rank 8 --lora_alpha 32 --lora_dropout 0.1 \
-        --target_modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj --per_device_train_batch_size 8 \
+    const COMMAND: &str = "qft train --model Qwen/Qwen2.5-7B-Instruct --dataset data.jsonl --train_type lora \
+        --bf16 true --max_length 3072 --packing true --gradient_checkpointing true --lora_rank 8 --lora_alpha 32 \
+        --lora_dropout 0.1 --target_modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj \
+        --per_device_train_batch_size 8 \
         --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 1 --warmup_ratio 0.1 --save_steps 200 \
         --save_total_limit 3 --logging_steps 20 --report_to swanlab --attn_impl flash_attn";
 
@@ -339,7 +340,7 @@ mod tests {
             "out/checkpoint-5"
         );
         assert_eq!(settings("--fp16 false --deepspeed none --freeze_parameters_ratio 0").notes.len(), 0);
-        assert_eq!(settings("--learning_rate=5e-5").learning_rate, 5e-5);
+        assert_eq!(settings("--learning_rate=5e-5").args_json()["learning_rate"], 5e-5);
     }
 
     #[test]

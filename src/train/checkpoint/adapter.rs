@@ -1,5 +1,5 @@
-//! The adapter in a checkpoint, as PEFT 0.21 saves one: `adapter_model.safetensors`, `adapter_config.json`, a model card;
-//! and reading factors back.
+//! The adapter in a checkpoint, as PEFT 0.21 saves one: `adapter_model.safetensors`, `adapter_config.json`, a model
+//! card; and reading factors back.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -110,13 +110,13 @@ pub(super) fn card(settings: &Settings, step: u64, best: Option<f64>) -> String 
          - transformers\n---\n\n# Adapter of {}\n\n",
         name.rsplit('/').find(|part| !part.is_empty()).unwrap_or(name).replace(char::is_control, " ")
     );
-    let _ = write!(
+    let _ = writeln!(
         card,
-        "LoRA of rank {}, alpha {}, after {step} optimizer steps of `qft train`; every setting is in args.json.\n",
+        "LoRA of rank {}, alpha {}, after {step} optimizer steps of `qft train`; every setting is in args.json.",
         settings.lora_rank, settings.lora_alpha
     );
     if let Some(best) = best {
-        let _ = write!(card, "Best loss on held-out data so far: {best:.4}.\n");
+        let _ = writeln!(card, "Best loss on held-out data so far: {best:.4}.");
     }
     let _ = write!(
         card,

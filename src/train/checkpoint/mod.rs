@@ -18,7 +18,7 @@ pub use write::{Snapshot, write};
 
 /// The file of every setting, as ms-swift names it.
 pub const ARGS: &str = "args.json";
-/// The moments of AdamW.
+/// The moments of the optimizer.
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// The learning rate's schedule.
 const SCHEDULER: &str = "scheduler.json";

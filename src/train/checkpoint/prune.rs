@@ -16,8 +16,8 @@ const GONE: &str = ".qft-gone";
 /// Ending of the name that a checkpoint has while it is written; see [`crate::stream::Staging`].
 const STAGING: &str = ".qft-staging";
 
-/// Keeps `limit` checkpoints of the run, among them the newest and the one of step `best`, as the HF Trainer does: where
-/// these two are more than the limit, both stay. `None` and 0 delete nothing. Also deletes what a crash left of a
+/// Keeps `limit` checkpoints of the run, among them the newest and the one of step `best`, as the HF Trainer does:
+/// where these two are more than the limit, both stay. `None` and 0 delete nothing. Also deletes what a crash left of a
 /// checkpoint that was being written or deleted. Gives a note for each that is kept because it holds files of others.
 pub fn prune(run: &Path, limit: Option<u64>, best: Option<u64>) -> Result<Vec<String>> {
     let entries: Vec<PathBuf> =

@@ -16,7 +16,7 @@ use crate::error::{Error, Result, escaped, shown};
 use crate::train::lora::Layout;
 use crate::train::settings::Settings;
 
-/// The moments of AdamW, laid out as the parameters.
+/// The moments of the optimizer, laid out as the parameters.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Moments {
     /// Of the gradient.
@@ -49,14 +49,14 @@ pub struct Resume {
 enum Rule {
     /// Never.
     Same,
-    /// Only with --ignore_data_skip.
+    /// Only with `--ignore_data_skip`.
     Data,
     /// It is noted.
     Noted,
 }
 
-/// The settings that a run's losses depend on. What the data is, is told by its fingerprint; which modules have factors,
-/// by the layout.
+/// The settings that a run's losses depend on. What the data is, is told by its fingerprint; which modules have
+/// factors, by the layout.
 const RULES: [(&str, Rule); 21] = [
     ("use_rslora", Rule::Same),
     ("use_dora", Rule::Same),
@@ -109,9 +109,8 @@ impl Resume {
         let parameters = load_factors(dir, layout)?;
         let state_path = resolve_member(dir, TRAINER_STATE)?;
         let mut state: Map<String, Value> = parse(&state_path)?;
-        let history = match state.remove("log_history").map(serde_json::from_value) {
-            Some(Ok(history)) => history,
-            _ => return Err(Error::malformed(&state_path, "log_history is no list of records", DAMAGED)),
+        let Some(Ok(history)) = state.remove("log_history").map(serde_json::from_value) else {
+            return Err(Error::malformed(&state_path, "log_history is no list of records", DAMAGED));
         };
         Ok(Self {
             dir: dir.to_owned(),
@@ -185,8 +184,8 @@ fn compare_data(dir: &Path, then: &Progress, now: &Progress, anew: bool, notes: 
     Ok(())
 }
 
-/// The checkpoint that `--resume_from_checkpoint` means: a checkpoint, the newest of a run, or, for `true`, of the newest
-/// run below `output`.
+/// The checkpoint that `--resume_from_checkpoint` means: a checkpoint, the newest of a run, or, for `true`, of the
+/// newest run below `output`.
 pub fn find_resumed(spec: &str, output: &Path) -> Result<PathBuf> {
     let dir = if spec == "true" { output } else { Path::new(spec) };
     if spec != "true" && member_if_there(dir, ADAPTER_CONFIG)?.is_some() {

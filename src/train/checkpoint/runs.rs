@@ -21,8 +21,8 @@ pub fn step_of(checkpoint: &Path) -> Option<u64> {
 /// Most runs that begin at the same time in one directory.
 const ATTEMPTS: u64 = 1000;
 
-/// Makes the directory of a new run below `output`: `v<N>-<time>`, with a number above those that are there and the time
-/// in UTC, or `output` itself unless `add_version`.
+/// Makes the directory of a new run below `output`: `v<N>-<time>`, with a number above those that are there and the
+/// time in UTC, or `output` itself unless `add_version`.
 pub fn new_run(output: &Path, add_version: bool, now: SystemTime) -> Result<PathBuf> {
     fs::create_dir_all(output).map_err(Error::io("create", output))?;
     if !add_version {
@@ -87,7 +87,7 @@ mod tests {
     fn each_run_has_the_next_number() {
         let output = tempfile::tempdir().unwrap();
         let out = output.path().join("a/b");
-        let now = UNIX_EPOCH + Duration::from_secs(1_755_682_200);
+        let now = UNIX_EPOCH + Duration::from_mins(29_261_370);
         let name = |run: PathBuf| run.file_name().unwrap().to_str().unwrap().to_owned();
         assert_eq!(name(new_run(&out, true, now).unwrap()), "v0-20250820-093000");
         assert_eq!(name(new_run(&out, true, now).unwrap()), "v1-20250820-093000");

@@ -16,7 +16,7 @@ use crate::train::settings::{Settings, every};
 pub struct Progress {
     /// Optimizer steps that were done, skipped ones included.
     pub global_step: u64,
-    /// Of these, the steps that the optimizer took: the number in AdamW's bias correction.
+    /// Of these, the steps that the optimizer took: the number in its bias correction.
     pub optimizer_steps: u64,
     /// Steps of the whole run.
     pub max_steps: u64,
@@ -105,6 +105,8 @@ pub(super) fn trainer_state(
 ) -> String {
     let total = progress.max_steps;
     let steps = |steps: f64| every(steps, total);
+    #[expect(clippy::cast_sign_loss, reason = "settings hold a number above zero")]
+    let epochs = settings.num_train_epochs.ceil() as u64;
     let best = progress.best_step.map(|step| checkpoint_dir(run, step).to_string_lossy().into_owned());
     let state = json!({
         "best_global_step": progress.best_step,
@@ -120,7 +122,7 @@ pub(super) fn trainer_state(
         "logging_steps": steps(settings.logging_steps),
         "max_steps": total,
         "num_input_tokens_seen": progress.tokens,
-        "num_train_epochs": settings.num_train_epochs.ceil() as u64,
+        "num_train_epochs": epochs,
         "save_steps": steps(settings.save_steps),
         "stateful_callbacks": {
             "TrainerControl": {

@@ -33,8 +33,8 @@ pub(super) fn write(path: &Path, entries: &[Entry], values: &[f32], metadata: &[
     write_parts(path, &entries.iter().map(|entry| (entry, &values[entry.at.clone()])).collect::<Vec<_>>(), metadata)
 }
 
-/// Writes tensors, each with its values, to a new file at `path`, and syncs it. They are sorted by name, as every writer
-/// of the format does within a type.
+/// Writes tensors, each with its values, to a new file at `path`, and syncs it. They are sorted by name, as every
+/// writer of the format does within a type.
 pub(super) fn write_parts(path: &Path, tensors: &[(&Entry, &[f32])], metadata: &[(&str, &str)]) -> Result<()> {
     let mut sorted = tensors.to_vec();
     sorted.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));

@@ -1,4 +1,5 @@
-//! The flags of ms-swift that change nothing in qft, with the reason, and those for what qft doesn't do, with the remedy.
+//! The flags of ms-swift that change nothing in qft, with the reason, and those for what qft doesn't do, with the
+//! remedy.
 
 use super::kind::Kind;
 use super::table::{Fate, Flag};

@@ -59,7 +59,7 @@ impl Kind {
             },
             Self::Count(least) => whole(value).filter(|n| *n >= least).map(Value::from).ok_or_else(wrong),
             Self::CountOrNone => match number(value) {
-                Some(n) if n == 0.0 || n == -1.0 => Ok(Value::Null),
+                Some(-1.0 | 0.0) => Ok(Value::Null),
                 _ => whole(value).map(Value::from).ok_or_else(wrong),
             },
             Self::Steps => {
@@ -96,8 +96,7 @@ impl Kind {
     /// Its name in the help.
     pub fn placeholder(self) -> String {
         match self {
-            Self::Text => "TEXT".to_owned(),
-            Self::Texts => "TEXT".to_owned(),
+            Self::Text | Self::Texts => "TEXT".to_owned(),
             Self::Names => "NAME,...".to_owned(),
             Self::Bool => "BOOL".to_owned(),
             Self::PathOrTrue => "DIR|true".to_owned(),

@@ -1,5 +1,5 @@
-//! What a run was asked to do: ms-swift 4.6's flags with their names, meanings and defaults, from the command line, a TOML
-//! file or args.json. `table` has a row for each flag; what follows from the values is in `resolve`.
+//! What a run was asked to do: ms-swift 4.6's flags with their names, meanings and defaults, from the command line, a
+//! TOML file or args.json. `table` has a row for each flag; what follows from the values is in `resolve`.
 
 mod foreign;
 mod given;

@@ -1,5 +1,5 @@
-//! What follows from settings: directories, counts of steps, the modules that are adapted, and whether the model is what
-//! it was said to be.
+//! What follows from settings: directories, counts of steps, the modules that are adapted, and whether the model is
+//! what it was said to be.
 
 use std::path::{Path, PathBuf};
 
