@@ -1,18 +1,34 @@
 //! Several processes that train together, each on its share of the data: what they must agree on is summed over all of
-//! them. Which process is which is told by the variables that launchers set (RANK, WORLD_SIZE, ...).
+//! them. Which process is which is told by the variables that launchers set (`RANK`, `WORLD_SIZE`, ...): `launch` reads
+//! them, `meet` brings the processes together, `tcp` sums over the connections.
+
+pub mod launch;
+mod meet;
+pub mod tcp;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod wire;
+
+pub use launch::Launch;
+pub use tcp::{Patience, TcpRanks};
 
 use crate::error::Result;
 
-/// The processes of a run, from the side of one.
+/// The processes of a run, from the side of one. All of them must make the same calls in the same order.
 pub trait Ranks {
     /// This process, from 0.
     fn rank(&self) -> usize;
     /// How many there are.
     fn count(&self) -> usize;
-    /// Replaces the values by their sums over all ranks: the same bits on each.
+    /// Replaces the values by their sums over all ranks: the same bits on each. After an error they are unspecified.
     fn sum(&mut self, values: &mut [f32]) -> Result<()>;
     /// The sums over all ranks.
     fn sum_numbers(&mut self, numbers: [f64; 2]) -> Result<[f64; 2]>;
+    /// Waits until every rank is here.
+    fn barrier(&mut self) -> Result<()>;
+    /// Whether any rank says so: a Ctrl-C that one process sees stops all at the same step.
+    fn broadcast_flag(&mut self, flag: bool) -> Result<bool>;
 }
 
 /// A run of one process.
@@ -35,4 +51,21 @@ impl Ranks for Alone {
     fn sum_numbers(&mut self, numbers: [f64; 2]) -> Result<[f64; 2]> {
         Ok(numbers)
     }
+
+    fn barrier(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn broadcast_flag(&mut self, flag: bool) -> Result<bool> {
+        Ok(flag)
+    }
+}
+
+/// The processes that `launch` says there are; `run` is a digest of what they must have in common (settings, data,
+/// model), so that two runs that were given one port can't mix.
+pub fn join(launch: &Launch, run: [u8; 32]) -> Result<Box<dyn Ranks>> {
+    if launch.count == 1 {
+        return Ok(Box::new(Alone));
+    }
+    Ok(Box::new(TcpRanks::join(launch, run, Patience::default())?))
 }
