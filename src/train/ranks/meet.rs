@@ -177,8 +177,8 @@ impl Meeting<'_> {
                 let address = address.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());
                 Error::refused(
                     format!("rank {rank} can't reach rank {lower} at {address}: {error}"),
-                    "every host must reach every other at any port; set MASTER_ADDR to an address of rank 0's host that \
-                     all hosts reach, not to a loopback one",
+                    "every host must reach every other at any port; set MASTER_ADDR to an address of rank 0's host \
+                     that all hosts reach, not to a loopback one",
                 )
             };
             peers[lower] = Some(sent.map_err(unreached)?);

@@ -1,17 +1,22 @@
 //! Several processes that train together, each on its share of the data: what they must agree on is summed over all of
 //! them. Which process is which is told by the variables that launchers set (`RANK`, `WORLD_SIZE`, ...): `launch` reads
-//! them, `meet` brings the processes together, `tcp` sums over the connections.
+//! them, `meet` brings the processes together, `tcp` sums over the connections, and `cards` on cards by `nccl`.
 
+pub mod cards;
 pub mod launch;
 mod meet;
+mod nccl;
 pub mod tcp;
 #[cfg(test)]
 mod tests;
 mod trouble;
 mod wire;
 
+pub use cards::CardRanks;
 pub use launch::Launch;
 pub use tcp::{Patience, TcpRanks};
+
+use std::ffi::c_void;
 
 use crate::error::Result;
 
@@ -29,6 +34,24 @@ pub trait Ranks {
     fn barrier(&mut self) -> Result<()>;
     /// Whether any rank says so: a Ctrl-C that one process sees stops all at the same step.
     fn broadcast_flag(&mut self, flag: bool) -> Result<bool>;
+    /// Sums for values that lie on the card whose context is current on this thread, if all ranks have such a card and
+    /// can connect them. All ranks must ask, or none.
+    fn on_card(&mut self) -> Result<Option<&mut dyn CardSum>> {
+        Ok(None)
+    }
+    /// How gradients travel, for people, and why not by NCCL. It is known once [`Self::on_card`] was called.
+    fn transport(&self) -> String;
+}
+
+/// Sums over all ranks on their cards.
+pub trait CardSum {
+    /// Replaces `len` f32 at `address` by their sums over all ranks, the same bits on each, after all that was enqueued
+    /// on the stream, and waits until it is done.
+    ///
+    /// # Safety
+    /// The values must be on the card that was current when [`Ranks::on_card`] was first called, and `stream` must be a
+    /// live stream of that card, as the driver knows it.
+    unsafe fn sum(&mut self, address: u64, len: usize, stream: *mut c_void) -> Result<()>;
 }
 
 /// A run of one process.
@@ -59,6 +82,10 @@ impl Ranks for Alone {
     fn broadcast_flag(&mut self, flag: bool) -> Result<bool> {
         Ok(flag)
     }
+
+    fn transport(&self) -> String {
+        "one process".to_owned()
+    }
 }
 
 /// The processes that `launch` says there are; `run` is a digest of what they must have in common (settings, data,
@@ -67,5 +94,5 @@ pub fn join(launch: &Launch, run: [u8; 32]) -> Result<Box<dyn Ranks>> {
     if launch.count == 1 {
         return Ok(Box::new(Alone));
     }
-    Ok(Box::new(TcpRanks::join(launch, run, Patience::default())?))
+    Ok(Box::new(CardRanks::new(TcpRanks::join(launch, run, Patience::default())?)))
 }

@@ -1,11 +1,11 @@
 //! Sums over connections between all pairs of ranks, with the same bits on each rank and in each run.
 //!
-//! Each rank owns a share of the values: it gets the others' parts of it, adds them in the order of ranks (0 and 1, then
-//! 2, ...), and sends the result to all. So the order of addition depends on nothing but the number of ranks, nobody
-//! adds what another has added, and each rank sends and receives `2 (n - 1) / n` of the values, as around a ring. Small
-//! things go through rank 0.
+//! Each rank owns a share of the values: it gets the others' parts of it, adds them in the order of ranks (0 and 1,
+//! then 2, ...), and sends the result to all. So the order of addition depends on nothing but the number of ranks,
+//! nobody adds what another has added, and each rank sends and receives `2 (n - 1) / n` of the values, as around a ring.
+//! Small things go through rank 0.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -79,6 +79,25 @@ impl TcpRanks {
         self.peers.iter().enumerate().filter_map(|(rank, peer)| Some((rank, peer.as_ref()?)))
     }
 
+    /// How long answers are waited for.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Looks, without waiting, whether all others are still there.
+    pub(super) fn watch(&mut self) -> Result<()> {
+        let seen = self.others().try_for_each(|(rank, stream)| look(rank, stream));
+        seen.map_err(|trouble| {
+            self.give_up(&trouble);
+            self.trouble.insert(trouble).error(self.patience)
+        })
+    }
+
+    /// Bytes of rank 0, for all.
+    pub(super) fn give<const N: usize>(&mut self, mine: [u8; N]) -> Result<[u8; N]> {
+        self.agree(Kind::Bytes, mine, |_, _| ())
+    }
+
     #[cfg(test)]
     pub(super) fn streams(&self) -> impl Iterator<Item = &TcpStream> {
         self.others().map(|(_, stream)| stream)
@@ -103,7 +122,8 @@ impl TcpRanks {
         self.close();
     }
 
-    fn close(&self) {
+    /// Ends all connections: nobody is to wait for this rank.
+    pub(super) fn close(&self) {
         for (_, stream) in self.others() {
             // It may be closed already.
             let _ = stream.shutdown(Shutdown::Both);
@@ -231,6 +251,10 @@ impl Ranks for TcpRanks {
         let any = self.agree(Kind::Flag, [flag.into()], |all, theirs| all[0] |= theirs[0])?;
         Ok(any != [0])
     }
+
+    fn transport(&self) -> String {
+        "TCP".to_owned()
+    }
 }
 
 /// Threads that exchange values with other ranks. The first trouble closes all connections, which ends the rest too.
@@ -264,6 +288,24 @@ impl<'r> Watch<'r> {
 
     fn end(self) -> Result<(), Trouble> {
         self.first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+}
+
+/// Whether a rank is still there, as far as can be seen without reading.
+fn look(rank: usize, stream: &TcpStream) -> Result<(), Trouble> {
+    let mut bytes = [0; Frame::LEN];
+    let seen = stream.set_nonblocking(true).and_then(|()| {
+        let peeked = stream.peek(&mut bytes);
+        stream.set_nonblocking(false).and(peeked)
+    });
+    match seen {
+        Ok(0) => Err(Trouble::of(rank, &ErrorKind::UnexpectedEof.into())),
+        Ok(Frame::LEN) if Frame::parse(&bytes).kind == Some(Kind::GivenUp) => {
+            let frame = Frame::parse(&bytes);
+            Err(Trouble::unexpected(rank, &frame, &frame))
+        }
+        Err(error) if error.kind() != ErrorKind::WouldBlock => Err(Trouble::of(rank, &error)),
+        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Ranks in threads, over loopback.
 
+mod cards;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
