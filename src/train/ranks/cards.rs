@@ -48,7 +48,7 @@ impl CardRanks {
     /// Connects the cards of all ranks, or of none.
     fn connect(&mut self) -> Result<Cards> {
         let loaded = (self.load)();
-        if self.tcp.broadcast_flag(loaded.is_err())? {
+        if self.tcp.any(loaded.is_err())? {
             let elsewhere = || "NCCL is missing on another rank".to_owned();
             return Ok(Cards::Unconnected(loaded.err().unwrap_or_else(elsewhere)));
         }
@@ -72,7 +72,7 @@ impl CardRanks {
         });
         // Let go at once on failure: ranks that still connect hear of it through NCCL's own connections.
         let begun = begun.map_err(|why| format!("{why}; NCCL_DEBUG=INFO tells more"));
-        let failed = self.tcp.broadcast_flag(begun.is_err())?;
+        let failed = self.tcp.any(begun.is_err())?;
         Ok(match begun {
             Ok(communicator) if !failed => Cards::Connected(communicator, functions.name()),
             Ok(_) => Cards::Unconnected("NCCL failed on another rank".to_owned()),
@@ -149,8 +149,8 @@ impl Ranks for CardRanks {
         self.tcp.barrier()
     }
 
-    fn broadcast_flag(&mut self, flag: bool) -> Result<bool> {
-        self.tcp.broadcast_flag(flag)
+    fn any(&mut self, flag: bool) -> Result<bool> {
+        self.tcp.any(flag)
     }
 
     fn on_card(&mut self) -> Result<Option<&mut dyn CardSum>> {

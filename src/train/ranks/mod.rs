@@ -33,7 +33,7 @@ pub trait Ranks {
     /// Waits until every rank is here.
     fn barrier(&mut self) -> Result<()>;
     /// Whether any rank says so: a Ctrl-C that one process sees stops all at the same step.
-    fn broadcast_flag(&mut self, flag: bool) -> Result<bool>;
+    fn any(&mut self, flag: bool) -> Result<bool>;
     /// Sums for values that lie on the card whose context is current on this thread, if all ranks have such a card and
     /// can connect them. All ranks must ask, or none.
     fn on_card(&mut self) -> Result<Option<&mut dyn CardSum>> {
@@ -79,7 +79,7 @@ impl Ranks for Alone {
         Ok(())
     }
 
-    fn broadcast_flag(&mut self, flag: bool) -> Result<bool> {
+    fn any(&mut self, flag: bool) -> Result<bool> {
         Ok(flag)
     }
 

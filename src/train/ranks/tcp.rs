@@ -247,7 +247,7 @@ impl Ranks for TcpRanks {
         self.agree(Kind::Barrier, [], |_, _| ()).map(|_| ())
     }
 
-    fn broadcast_flag(&mut self, flag: bool) -> Result<bool> {
+    fn any(&mut self, flag: bool) -> Result<bool> {
         let any = self.agree(Kind::Flag, [flag.into()], |all, theirs| all[0] |= theirs[0])?;
         Ok(any != [0])
     }

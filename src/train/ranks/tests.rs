@@ -107,7 +107,7 @@ fn numbers_flags_and_barriers_reach_all() {
     let all = ranks(4, |mut ranks| {
         let rank = ranks.rank();
         let sums = ranks.sum_numbers(numbers(rank)).unwrap();
-        let flags = [false, rank == 3, rank == 0, true].map(|flag| ranks.broadcast_flag(flag).unwrap());
+        let flags = [false, rank == 3, rank == 0, true].map(|flag| ranks.any(flag).unwrap());
         let before = Instant::now();
         thread::sleep(Duration::from_millis(40 * rank as u64));
         ranks.barrier().unwrap();
@@ -298,7 +298,7 @@ fn one_process_needs_nobody() {
     let mut values = [1.0, -0.0];
     ranks.sum(&mut values).unwrap();
     ranks.barrier().unwrap();
-    assert_eq!((bits(&values), ranks.broadcast_flag(true).unwrap()), (bits(&[1.0, -0.0]), true));
+    assert_eq!((bits(&values), ranks.any(true).unwrap()), (bits(&[1.0, -0.0]), true));
     assert_eq!((ranks.count(), ranks.sum_numbers([2.0, 3.0]).unwrap()), (1, [2.0, 3.0]));
 }
 
