@@ -19,6 +19,7 @@ impl From<DriverError> for Trouble {
 /// before they return.
 pub(crate) struct DeviceMemory {
     address: u64,
+    len: usize,
     /// What frees it in its order, where the card has pools.
     stream: Option<Arc<CudaStream>>,
     context: Arc<CudaContext>,
@@ -30,7 +31,7 @@ impl DeviceMemory {
         context.bind_to_thread()?;
         // SAFETY: a plain allocation; nobody reads it before it is written.
         let address = unsafe { result::malloc_sync(len) }?;
-        Ok(Self { address, stream: None, context: Arc::clone(context) })
+        Ok(Self { address, len, stream: None, context: Arc::clone(context) })
     }
 
     /// Memory from the card's pool, which costs little to take and to give back. `len` is above zero.
@@ -42,12 +43,17 @@ impl DeviceMemory {
         context.bind_to_thread()?;
         // SAFETY: a plain allocation; the first use of it is on this stream, which is waited for before any other.
         let address = unsafe { result::malloc_async(stream.cu_stream(), len) }?;
-        Ok(Self { address, stream: Some(Arc::clone(stream)), context: Arc::clone(context) })
+        Ok(Self { address, len, stream: Some(Arc::clone(stream)), context: Arc::clone(context) })
     }
 
     /// Where it begins, as the card counts.
     pub(crate) fn address(&self) -> u64 {
         self.address
+    }
+
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 }
 

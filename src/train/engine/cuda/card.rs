@@ -1,15 +1,16 @@
 //! The card that trains: its stream, its memory, and launching kernels. All work is enqueued on one stream, in order, and
 //! memory is freed in that order too. One of the rooms with `unsafe`.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
-use std::ptr;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::{ptr, slice};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::kernels::{Kernel, MODULES};
+use super::staging::{Fill, Staging, Target};
+use super::timing::Timer;
 use crate::error::{Error, Result};
 use crate::gpu::{self, Device, DeviceMemory};
 
@@ -19,10 +20,27 @@ pub(super) struct Card {
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
     functions: RefCell<HashMap<&'static str, sys::CUfunction>>,
-    /// Seconds by operation, where somebody wants to know.
-    pub(super) timings: RefCell<Option<BTreeMap<&'static str, f64>>>,
-    busy: Cell<bool>,
+    staging: Staging,
+    pub(super) timer: Timer,
 }
+
+/// Numbers without padding, of which any bytes are some.
+///
+/// # Safety
+/// The type must be that.
+pub(super) unsafe trait Plain: Copy + Default {}
+// SAFETY: as the trait wants it; so are the others.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for f64 {}
+// SAFETY: as above.
+unsafe impl Plain for [u32; 2] {}
 
 /// What the driver's answer means for the user.
 pub(super) fn failed(error: DriverError) -> Error {
@@ -51,14 +69,9 @@ impl Card {
         }
         let stream = context.new_stream().map_err(failed)?;
         let name = context.name().map_err(failed)?;
-        let card = Self {
-            name,
-            context,
-            stream,
-            functions: RefCell::default(),
-            timings: RefCell::default(),
-            busy: Cell::default(),
-        };
+        let staging = Staging::open(&stream).map_err(failed)?;
+        let (functions, timer) = (RefCell::default(), Timer::default());
+        let card = Self { name, context, stream, functions, staging, timer };
         card.keep_freed_memory()?;
         Ok(card)
     }
@@ -94,7 +107,21 @@ impl Card {
 
     /// `len` bytes, not initialized.
     pub(super) fn allocate(&self, len: usize) -> Result<DeviceMemory> {
-        DeviceMemory::pooled(&self.stream, len.max(16)).map_err(failed)
+        let len = len.max(16);
+        let memory = match DeviceMemory::pooled(&self.stream, len) {
+            // What was freed may lie in pieces: once all work is done, the pool can give them back and start afresh.
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                self.wait()?;
+                // SAFETY: the device is that of a live context.
+                unsafe {
+                    let pool = result::device::get_default_mem_pool(self.context.cu_device()).map_err(failed)?;
+                    sys::cuMemPoolTrimTo(pool, 0).result().map_err(failed)?;
+                }
+                DeviceMemory::pooled(&self.stream, len)
+            }
+            memory => memory,
+        };
+        memory.map_err(failed)
     }
 
     /// `len` bytes of zeros.
@@ -106,61 +133,47 @@ impl Card {
 
     /// Sets the first `len` bytes to zero.
     pub(super) fn clear(&self, memory: &DeviceMemory, len: usize) -> Result<()> {
+        within(memory, 0, len)?;
         // SAFETY: the memory has that many bytes.
         unsafe { result::memset_d8_async(memory.address(), 0, len, self.stream.cu_stream()) }.map_err(failed)
     }
 
     /// Values of plain numbers, on the card.
-    pub(super) fn upload<T: Copy>(&self, values: &[T]) -> Result<DeviceMemory> {
+    pub(super) fn upload<T: Plain>(&self, values: &[T]) -> Result<DeviceMemory> {
         let memory = self.allocate(size_of_val(values))?;
-        self.write(&memory, 0, values)?;
+        self.write(&memory, values)?;
         Ok(memory)
     }
 
-    /// Writes plain numbers from byte `offset` on.
-    pub(super) fn write<T: Copy>(&self, memory: &DeviceMemory, offset: usize, values: &[T]) -> Result<()> {
-        if values.is_empty() {
-            return Ok(());
-        }
-        self.context.bind_to_thread().map_err(failed)?;
-        // SAFETY: the memory has that many bytes, and pageable host memory is read before the call returns.
-        unsafe { result::memcpy_htod_async(memory.address() + offset as u64, values, self.stream.cu_stream()) }
-            .map_err(failed)
+    /// Overwrites the first values.
+    pub(super) fn write<T: Plain>(&self, memory: &DeviceMemory, values: &[T]) -> Result<()> {
+        within(memory, 0, size_of_val(values))?;
+        // SAFETY: the numbers have no padding, so that all of their bytes are initialized.
+        let bytes = unsafe { slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+        // SAFETY: the memory has that many bytes, and was allocated on this stream.
+        unsafe { self.staging.write(memory.address(), bytes) }
     }
 
-    /// Copies rows of `width` bytes, which lie side by side in `rows`, to rows `pitch` bytes apart.
-    pub(super) fn write_rows(&self, address: u64, pitch: usize, rows: &[u8], width: usize) -> Result<()> {
-        use sys::CUmemorytype_enum::{CU_MEMORYTYPE_DEVICE, CU_MEMORYTYPE_HOST};
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let copy = sys::CUDA_MEMCPY2D_st {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: CU_MEMORYTYPE_HOST,
-            srcHost: rows.as_ptr().cast(),
-            srcDevice: 0,
-            srcArray: ptr::null_mut(),
-            srcPitch: width,
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: CU_MEMORYTYPE_DEVICE,
-            dstHost: ptr::null_mut(),
-            dstDevice: address,
-            dstArray: ptr::null_mut(),
-            dstPitch: pitch,
-            WidthInBytes: width,
-            Height: rows.len() / width,
-        };
-        self.context.bind_to_thread().map_err(failed)?;
-        // SAFETY: the caller's memory has Height rows of `pitch` bytes; the host's rows are read before the call returns,
-        // since they are pageable.
-        unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result().map_err(failed)
+    /// Writes `rows` rows of `width` bytes that `fill` gives, from byte `start` on, `pitch` bytes apart.
+    pub(super) fn write_rows(
+        &self,
+        memory: &DeviceMemory,
+        start: usize,
+        pitch: usize,
+        [rows, width]: [usize; 2],
+        fill: Fill<'_>,
+    ) -> Result<()> {
+        let len = rows.checked_mul(pitch).filter(|_| width <= pitch).unwrap_or(usize::MAX);
+        within(memory, start, len)?;
+        let address = memory.address() + start as u64;
+        // SAFETY: the memory has these rows, and was allocated on this stream.
+        unsafe { self.staging.fill(Target { address, pitch, rows, width }, fill) }
     }
 
     /// Reads the first values, once all that was enqueued is done.
-    pub(super) fn read<T: Copy + Default>(&self, memory: &DeviceMemory, len: usize) -> Result<Vec<T>> {
+    pub(super) fn read<T: Plain>(&self, memory: &DeviceMemory, len: usize) -> Result<Vec<T>> {
         let mut values = vec![T::default(); len];
+        within(memory, 0, size_of_val(&values[..]))?;
         if len > 0 {
             self.context.bind_to_thread().map_err(failed)?;
             // SAFETY: the memory has that many values, which are plain numbers, and the copy is waited for.
@@ -234,17 +247,19 @@ impl Card {
 
     /// Does `work`, and adds the time it takes on the card to `name` where somebody wants to know.
     pub(super) fn timed<T>(&self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        if self.timings.borrow().is_none() || self.busy.replace(true) {
-            return work();
-        }
-        self.wait()?;
-        let start = Instant::now();
-        let done = work();
-        self.wait()?;
-        if let Some(timings) = &mut *self.timings.borrow_mut() {
-            *timings.entry(name).or_default() += start.elapsed().as_secs_f64();
-        }
-        self.busy.set(false);
-        done
+        self.timer.time(&self.stream, name, work)
     }
+}
+
+/// Whether the memory has `len` bytes from `start` on.
+fn within(memory: &DeviceMemory, start: usize, len: usize) -> Result<()> {
+    if start.checked_add(len).is_some_and(|end| end <= memory.len()) {
+        return Ok(());
+    }
+    Err(broken("a copy beyond the memory that it is for"))
+}
+
+/// A mistake of a caller's, which kernels would not survive.
+pub(super) fn broken(what: &str) -> Error {
+    Error::refused(format!("the card was given {what}"), "report this: it is a mistake in qft; or use --device cpu")
 }

@@ -1,10 +1,12 @@
 //! Frozen weights on the card, with the adapters in their spare columns.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::card::Card;
+use super::card::{Card, broken};
 use super::matrix::{CudaMatrix, CudaVector};
 use crate::checkpoint::Tensor;
 use crate::error::Result;
@@ -76,8 +78,7 @@ impl CudaFrozen {
         card.clear(matrix.memory(), matrix.bytes())?;
         let mut row = 0;
         for tensor in weights {
-            copy(card, tensor, &matrix, row, group.inputs)?;
-            row += tensor.shape()[0];
+            row += copy(card, tensor, &matrix, row)?;
         }
         let bias = if biases.iter().all(Option::is_none) { None } else { Some(stacked(card, weights, biases)?) };
         let adapters = (!group.slots.is_empty()).then(|| Adapters::new(card, group)).transpose()?;
@@ -138,16 +139,43 @@ impl Adapters {
     }
 }
 
-/// Copies a tensor's rows, as bf16, to rows `row`.. of the matrix.
-pub(super) fn copy(card: &Card, tensor: &Tensor, matrix: &CudaMatrix, row: usize, cols: usize) -> Result<()> {
-    let address = matrix.address() + (row * matrix.stride * 2) as u64;
-    let (pitch, width) = (matrix.stride * 2, cols * 2);
-    if tensor.dtype() == Dtype::BF16 {
-        return card.write_rows(address, pitch, tensor.bytes(), width);
+/// Copies a tensor's rows, as bf16, to rows `first`.. of the matrix. Returns how many there are.
+pub(super) fn copy(card: &Card, tensor: &Tensor, matrix: &CudaMatrix, first: usize) -> Result<usize> {
+    let [rows, cols] = *tensor.shape() else { return Err(broken("a weight that is no matrix")) };
+    let size = match tensor.dtype() {
+        Dtype::F32 => 4,
+        Dtype::BF16 | Dtype::F16 => 2,
+        // Says that there is no such type.
+        _ => return widened(tensor).map(|_| 0),
+    };
+    let (bytes, from) = (tensor.bytes(), cols * size);
+    if cols != matrix.cols || first + rows > matrix.rows || bytes.len() != rows * from {
+        return Err(broken("a weight of another shape than its group's"));
     }
-    let values = widened(tensor)?;
-    let bytes: Vec<u8> = values.into_iter().flat_map(|value| half::bf16::from_f32(value).to_le_bytes()).collect();
-    card.write_rows(address, pitch, &bytes, width)
+    let fill = |rows: Range<usize>, to: &mut [u8]| {
+        let (start, len) = (rows.start * from, rows.len() * from);
+        tensor.prefetch(start, len);
+        convert(tensor.dtype(), &bytes[start..start + len], to);
+    };
+    let pitch = matrix.stride * 2;
+    card.write_rows(matrix.memory(), first * pitch, pitch, [rows, cols * 2], &fill)?;
+    Ok(rows)
+}
+
+/// Stored values as bf16, rounded to the nearest.
+fn convert(dtype: Dtype, from: &[u8], to: &mut [u8]) {
+    let narrow = |value: f32| bf16::from_f32(value).to_le_bytes();
+    let values = to.as_chunks_mut::<2>().0;
+    match dtype {
+        Dtype::F32 => {
+            values.iter_mut().zip(from.as_chunks().0).for_each(|(to, from)| *to = narrow(f32::from_le_bytes(*from)));
+        }
+        Dtype::F16 => {
+            let wide = |from: &[u8; 2]| f16::from_le_bytes(*from).to_f32();
+            values.iter_mut().zip(from.as_chunks().0).for_each(|(to, from)| *to = narrow(wide(from)));
+        }
+        _ => to.copy_from_slice(from),
+    }
 }
 
 fn stacked(card: &Card, weights: &[Tensor], biases: &[Option<Tensor>]) -> Result<CudaVector> {

@@ -9,8 +9,12 @@ mod frozen;
 mod kernels;
 mod matrix;
 mod placed;
+mod staging;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod throughput;
+mod timing;
 
 use std::collections::BTreeMap;
 
@@ -21,9 +25,10 @@ use crate::train::data::Batch;
 use crate::train::dropout::Dropout;
 use crate::train::engine::{AdamW, Engine, Heads};
 use crate::train::lora::Group;
+use crate::train::ranks::Ranks;
 
 use blas::{At, Blas, Output, Sizes};
-use card::Card;
+use card::{Card, broken};
 pub use frozen::CudaFrozen;
 use kernels::*;
 pub use matrix::{CudaMatrix, CudaVector};
@@ -59,14 +64,14 @@ impl CudaEngine {
         Ok(Self { blas, card })
     }
 
-    /// From here on, every operation is waited for and timed. It costs time, but not much on large batches.
+    /// From here on, every operation is timed.
     pub fn time(&self) {
-        *self.card.timings.borrow_mut() = Some(BTreeMap::new());
+        self.card.timer.start();
     }
 
-    /// Seconds by operation since [`Self::time`].
-    pub fn timings(&self) -> BTreeMap<&'static str, f64> {
-        self.card.timings.borrow().clone().unwrap_or_default()
+    /// Seconds that the card spent by operation since [`Self::time`]; waits for it.
+    pub fn timings(&self) -> Result<BTreeMap<&'static str, f64>> {
+        self.card.timer.read(&self.card.stream).map_err(card::failed)
     }
 
     /// Enqueues a kernel whose arguments are right: see its source.
@@ -101,8 +106,10 @@ impl Engine for CudaEngine {
     }
 
     fn write(&self, vector: &mut CudaVector, values: &[f32]) -> Result<()> {
-        assert_eq!(vector.len, values.len(), "vectors are overwritten whole");
-        self.card.write(vector.memory(), 0, values)
+        if vector.len != values.len() {
+            return Err(broken("values for a vector of another length"));
+        }
+        self.card.write(vector.memory(), values)
     }
 
     fn zero(&self, vector: &mut CudaVector) -> Result<()> {
@@ -112,7 +119,7 @@ impl Engine for CudaEngine {
     fn table(&self, tensor: &Tensor) -> Result<CudaMatrix> {
         let (rows, cols) = (tensor.shape()[0], tensor.shape()[1]);
         let matrix = self.matrix(rows, cols, 0)?;
-        frozen::copy(&self.card, tensor, &matrix, 0, cols)?;
+        frozen::copy(&self.card, tensor, &matrix, 0)?;
         Ok(matrix)
     }
 
@@ -303,6 +310,16 @@ impl Engine for CudaEngine {
         self.card.timed("loss", || self.losses(x, head, batch, scale, back))
     }
 
+    fn sum_on_card(&self, vector: &mut CudaVector, ranks: &mut dyn Ranks) -> Result<bool> {
+        // NCCL takes the card whose context is current.
+        self.card.context.bind_to_thread().map_err(card::failed)?;
+        let Some(cards) = ranks.on_card()? else { return Ok(false) };
+        let stream = self.card.stream.cu_stream().cast();
+        // SAFETY: the vector is on this card and has that many values; the stream is this card's.
+        self.card.timed("ranks", || unsafe { cards.sum(vector.address(), vector.len, stream) })?;
+        Ok(true)
+    }
+
     fn sum_of_squares(&self, vector: &CudaVector) -> Result<f64> {
         let blocks = (vector.len as u64).div_ceil(8192);
         let partials = self.card.allocate(blocks as usize * 8)?;
@@ -331,6 +348,10 @@ impl Engine for CudaEngine {
 
     fn peak_memory(&self) -> Option<u64> {
         self.card.peak()
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.card.context.mem_get_info().ok().map(|(free, _)| free as u64)
     }
 
     fn name(&self) -> String {

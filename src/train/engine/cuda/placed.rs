@@ -30,9 +30,8 @@ pub(super) struct Tiles {
 
 impl CudaBatch {
     pub(super) fn place(card: &Card, batch: &Batch) -> Result<Self> {
-        let tiles = |tiles: Vec<[u32; 2]>| -> Result<Tiles> {
-            Ok(Tiles { memory: card.upload(&tiles)?, count: tiles.len() })
-        };
+        let tiles =
+            |tiles: Vec<[u32; 2]>| -> Result<Tiles> { Ok(Tiles { memory: card.upload(&tiles)?, count: tiles.len() }) };
         let lengths: Vec<u32> = batch.starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
         let part = |of: fn(&crate::train::data::Target) -> u32| batch.targets.iter().map(of).collect::<Vec<u32>>();
         let weights: Vec<f32> = batch.targets.iter().map(|target| target.weight).collect();
@@ -53,9 +52,10 @@ impl CudaBatch {
 
 /// Cuts segments into tiles of `rows` rows, those of the most `work` first.
 fn cut(lengths: &[u32], rows: u32, work: impl Fn(u32, u32) -> u32) -> Vec<[u32; 2]> {
-    let tiles = lengths.iter().zip(0u32..).flat_map(|(length, segment)| {
-        (0..*length).step_by(rows as usize).map(move |first| (segment, first, *length))
-    });
+    let tiles = lengths
+        .iter()
+        .zip(0u32..)
+        .flat_map(|(length, segment)| (0..*length).step_by(rows as usize).map(move |first| (segment, first, *length)));
     let mut tiles: Vec<_> = tiles.collect();
     tiles.sort_by_key(|(_, first, length)| std::cmp::Reverse(work(*first, *length)));
     tiles.into_iter().map(|(segment, first, _)| [segment, first]).collect()

@@ -1,20 +1,13 @@
-//! The card against the processor, and how fast it trains. Where there is no card, tests say so and pass.
-
-use std::path::PathBuf;
-use std::time::Instant;
+//! The card against the references that all engines are held to. Where there is no card, tests say so and pass.
 
 use half::bf16;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 
-use super::{CudaEngine, CudaMatrix};
-use crate::checkpoint::Checkpoint;
+use super::{CudaEngine, CudaMatrix, frozen};
+use crate::checkpoint::SafetensorsFile;
 use crate::gpu::Device;
-use crate::train::data::{Batch, Target};
 use crate::train::engine::{Engine, Heads, checks, checks::Probe};
-use crate::train::guard::{Guard, GuardCounts};
-use crate::train::lora::{LoraSpec, initial};
-use crate::train::model::{Keep, Model, Spec};
-use crate::train::ranks::Alone;
-use crate::train::trainer::{Recipe, State, Trainer};
 
 /// Of the largest value: a few roundings to bf16.
 const TOLERANCE: f64 = 2e-2;
@@ -27,7 +20,7 @@ impl Probe for CudaEngine {
         for (out, values) in spaced.chunks_mut(matrix.stride).zip(values.chunks(cols)) {
             out.iter_mut().zip(values).for_each(|(out, value)| *out = bf16::from_f32(*value).to_bits());
         }
-        self.card.write(matrix.memory(), 0, &spaced).unwrap();
+        self.card.write(matrix.memory(), &spaced).unwrap();
         matrix
     }
 
@@ -73,87 +66,34 @@ fn projections() {
     checks::check_projection(&engine, false, TOLERANCE);
 }
 
+/// More than a piece of pinned memory, to rows with room and without.
+#[test]
+fn large_uploads() {
+    let Some(engine) = engine() else { return };
+    let values: Vec<f32> = (0..3_000_001).map(|i| i as f32).collect();
+    assert!(engine.read(&engine.vector(&values).unwrap()).unwrap() == values);
+    let (rows, cols) = (2305, 2056);
+    let bits = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u16;
+    let bytes: Vec<u8> = (0..rows * cols).flat_map(|i| bits(i).to_le_bytes()).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.safetensors");
+    let view = TensorView::new(Dtype::BF16, vec![rows, cols], &bytes).unwrap();
+    safetensors::serialize_to_file([("large", view)], None, &path).unwrap();
+    let tensor = SafetensorsFile::open(&path).unwrap().tensors().next().unwrap();
+    for room in [0, 24] {
+        let matrix = CudaMatrix::new(&engine.card, rows + 3, cols, room).unwrap();
+        assert_eq!(frozen::copy(&engine.card, &tensor, &matrix, 3).unwrap(), rows);
+        let found: Vec<u16> = engine.card.read(matrix.memory(), (rows + 3) * matrix.stride).unwrap();
+        let found = found.chunks(matrix.stride).skip(3).flat_map(|row| &row[..cols]);
+        assert!(found.enumerate().all(|(i, found)| *found == bits(i)), "room {room}");
+        assert!(frozen::copy(&engine.card, &tensor, &matrix, 4).is_err(), "beyond the last row");
+    }
+}
+
 #[test]
 fn loss_and_optimizer() {
     let Some(engine) = engine() else { return };
     checks::check_cross_entropy(&engine, TOLERANCE);
     checks::check_vectors(&engine);
     checks::check_adamw(&engine);
-}
-
-fn number(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
-/// Segments of made-up tokens, all of which are trained.
-fn batch(segments: usize, length: usize, vocabulary: usize, salt: usize) -> Batch {
-    let mut batch = Batch { starts: vec![0], ..Batch::default() };
-    for segment in 0..segments {
-        for position in 0..length {
-            let row = batch.tokens.len() as u32;
-            let token = |place: usize| ((place * 7919 + segment * 104_729 + salt * 1_299_709) % vocabulary) as u32;
-            batch.tokens.push(token(position));
-            batch.positions.push(position as u32);
-            if position + 1 < length {
-                batch.targets.push(Target { row, token: token(position + 1), weight: 1.0 });
-            }
-        }
-        batch.starts.push(batch.tokens.len() as u32);
-    }
-    batch
-}
-
-/// `QFT_BASE=DIR QFT_SEGMENTS=8 QFT_LENGTH=3072 cargo test --release train_throughput -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement: needs a card and a large model"]
-fn train_throughput() {
-    let Ok(base) = std::env::var("QFT_BASE") else { return println!("skipped: QFT_BASE names no model") };
-    let base = Checkpoint::open(&PathBuf::from(base)).unwrap();
-    let spec = Spec::read(&base).unwrap();
-    let (segments, length) = (number("QFT_SEGMENTS", 8), number("QFT_LENGTH", 3072));
-    let start = Instant::now();
-    let engine = CudaEngine::open(Device::Cuda).unwrap();
-    println!("open {:.2} s", start.elapsed().as_secs_f64());
-    let lora = LoraSpec { rank: 8, scale: 4.0, magnitudes: false };
-    let (layout, groups) = spec.layout(lora, |_| true);
-    let start = Instant::now();
-    let model = Model::load(&engine, &base, &spec, groups, length, &mut |_| {}).unwrap();
-    let mut state = State::new(initial(&layout, 42));
-    if number("QFT_B", 0) == 1 {
-        // B away from zero, so that every path carries something.
-        for module in &layout.modules {
-            for (i, value) in state.parameters[module.b.clone()].iter_mut().enumerate() {
-                *value = ((i * 2_654_435_761 % 1000) as f32 / 500.0 - 1.0) * 0.01;
-            }
-        }
-    }
-    let keep = [Keep::Attention, Keep::Inputs, Keep::All][number("QFT_KEEP", 0)];
-    let dropout = number("QFT_DROPOUT", 1) as f64 / 10.0;
-    let recipe = Recipe { dropout, seed: 42, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, decay: 0.0, keep };
-    let mut trainer = Trainer::new(&engine, model, layout, recipe, &state).unwrap();
-    engine.read(&engine.vector(&[0.0]).unwrap()).unwrap();
-    println!("load {:.2} s", start.elapsed().as_secs_f64());
-    let mut guard = Guard::new(1.0, GuardCounts::default());
-    let mut seconds = Vec::new();
-    let steps = number("QFT_STEPS", 6);
-    for step in 0..steps {
-        let batch = batch(segments, length, spec.vocabulary, number("QFT_SAME", 1).max(step * (1 - number("QFT_SAME", 1).min(1))));
-        if step + 1 == steps && number("QFT_TIME", 1) == 1 {
-            engine.time();
-        }
-        let start = Instant::now();
-        let done = trainer.step(&[batch], 2e-4, &mut guard, &mut Alone).unwrap();
-        let took = start.elapsed().as_secs_f64();
-        println!("step {step}: loss {:.5}, norm {:.6}, {took:.3} s", done.loss, done.grad_norm);
-        seconds.push(took);
-    }
-    let mut of_interest = seconds[2.min(steps - 1)..(steps - 1).max(1)].to_vec();
-    of_interest.sort_by(f64::total_cmp);
-    if let Some(median) = of_interest.get(of_interest.len() / 2) {
-        let peak = engine.peak_memory().unwrap_or(0) as f64 / f64::from(1 << 30);
-        println!("TRAIN qft {segments} x {length}: {median:.3} s/step, {:.0} tokens/s, peak {peak:.1} GiB", (segments * length) as f64 / median);
-    }
-    let timings = engine.timings();
-    timings.iter().for_each(|(name, seconds)| println!("{name:>16} {seconds:.3} s"));
-    println!("{:>16} {:.3} s", "all", timings.values().sum::<f64>());
 }
