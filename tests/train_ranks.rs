@@ -25,7 +25,7 @@ fn number(seed: u64) -> u64 {
 
 fn batch(step: usize, micro_batch: usize) -> Batch {
     let sample = |len: u64| {
-        let ids: Vec<u32> = (0..len).map(|i| number(i + 1000 * (2 * step + micro_batch) as u64) as u32 % 60).collect();
+        let ids: Vec<u32> = (0..len).map(|i| number(i + 1000 * (2 * step + micro_batch) as u64) as u32 % 40).collect();
         let weights = (0..len).map(|i| if i < 3 { 0.0 } else { 1.0 }).collect();
         Sample { ids, weights }
     };
@@ -43,7 +43,7 @@ fn train(ranks: &mut dyn Ranks, dies: Option<usize>) -> qft::Result<(Vec<[f64; 2
     let model = Model::load(&engine, &base, &spec, groups, 64, &mut |_| {})?;
     let factors = (0..layout.len as u64).map(|i| number(i) as f32 / (1u64 << 31) as f32 * 0.1 - 0.05).collect();
     let (beta1, beta2) = (0.9, 0.95);
-    let recipe = Recipe { dropout: 0.0, seed: 0, beta1, beta2, epsilon: 1e-8, decay: 0.01, keep: Keep::All };
+    let recipe = Recipe { dropout: 0.1, seed: 5, beta1, beta2, epsilon: 1e-8, decay: 0.01, keep: Keep::All };
     let mut trainer = Trainer::new(&engine, model, layout, recipe, &State::new(factors))?;
     let mut guard = Guard::new(1.0, GuardCounts::default());
     let mut figures = Vec::new();

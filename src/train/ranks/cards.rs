@@ -70,8 +70,7 @@ impl CardRanks {
             }
             Ok(communicator)
         });
-        // Let go at once on failure: ranks that still connect hear of it through NCCL's own connections.
-        let begun = begun.map_err(|why| format!("{why}; NCCL_DEBUG=INFO tells more"));
+        // What failed is let go already: ranks that still connect hear of it through NCCL's own connections.
         let failed = self.tcp.any(begun.is_err())?;
         Ok(match begun {
             Ok(communicator) if !failed => Cards::Connected(communicator, functions.name()),
