@@ -26,5 +26,6 @@ mod report;
 mod tied;
 mod to_hf;
 mod train_golden;
+mod train_ranks;
 mod verify;
 mod workbench;

@@ -148,7 +148,7 @@ impl<'e, E: Engine> Trainer<'e, E> {
         let loss = self.total(&losses)?;
         let [loss, _] = ranks.sum_numbers([loss, 0.0])?;
         let loss = loss * f64::from(scale);
-        if ranks.count() > 1 {
+        if ranks.count() > 1 && !self.engine.sum_on_card(&mut self.gradients, ranks)? {
             let mut gradients = self.engine.read(&self.gradients)?;
             ranks.sum(&mut gradients)?;
             self.engine.write(&mut self.gradients, &gradients)?;

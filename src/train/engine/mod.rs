@@ -21,6 +21,7 @@ use crate::checkpoint::Tensor;
 use super::data::Batch;
 use super::dropout::Dropout;
 use super::lora::Group;
+use super::ranks::Ranks;
 
 /// The heads of an attention layer. A row of queries, keys and values is `[query heads | key heads | value heads]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +185,12 @@ pub trait Engine {
         scale: f32,
         back: bool,
     ) -> Result<(Self::Vector, Option<Self::Matrix>)>;
+
+    /// Replaces the vector by its sum over all ranks, the same bits on each, without a way through the host; `false` if
+    /// that can't be done, and nothing was.
+    fn sum_on_card(&self, _: &mut Self::Vector, _: &mut dyn Ranks) -> Result<bool> {
+        Ok(false)
+    }
 
     /// The sum of squares.
     fn sum_of_squares(&self, vector: &Self::Vector) -> Result<f64>;

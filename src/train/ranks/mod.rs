@@ -1,23 +1,57 @@
 //! Several processes that train together, each on its share of the data: what they must agree on is summed over all of
-//! them. Which process is which is told by the variables that launchers set (RANK, WORLD_SIZE, ...).
+//! them. Which process is which is told by the variables that launchers set (`RANK`, `WORLD_SIZE`, ...): `launch` reads
+//! them, `meet` brings the processes together, `tcp` sums over the connections, and `cards` on cards by `nccl`.
+
+pub mod cards;
+pub mod launch;
+mod meet;
+mod nccl;
+pub mod tcp;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod wire;
+
+pub use cards::CardRanks;
+pub use launch::Launch;
+pub use tcp::{Patience, TcpRanks};
+
+use std::ffi::c_void;
 
 use crate::error::Result;
 
-/// The processes of a run, from the side of one.
+/// The processes of a run, from the side of one. All of them must make the same calls in the same order.
 pub trait Ranks {
     /// This process, from 0.
     fn rank(&self) -> usize;
     /// How many there are.
     fn count(&self) -> usize;
-    /// Replaces the values by their sums over all ranks: the same bits on each.
+    /// Replaces the values by their sums over all ranks: the same bits on each. After an error they are unspecified.
     fn sum(&mut self, values: &mut [f32]) -> Result<()>;
     /// The sums over all ranks.
     fn sum_numbers(&mut self, numbers: [f64; 2]) -> Result<[f64; 2]>;
-
-    /// Whether any rank says so.
-    fn any(&mut self, flag: bool) -> Result<bool> {
-        Ok(self.sum_numbers([f64::from(u8::from(flag)), 0.0])?[0] > 0.0)
+    /// Waits until every rank is here.
+    fn barrier(&mut self) -> Result<()>;
+    /// Whether any rank says so: a Ctrl-C that one process sees stops all at the same step.
+    fn any(&mut self, flag: bool) -> Result<bool>;
+    /// Sums for values that lie on the card whose context is current on this thread, if all ranks have such a card and
+    /// can connect them. All ranks must ask, or none.
+    fn on_card(&mut self) -> Result<Option<&mut dyn CardSum>> {
+        Ok(None)
     }
+    /// How gradients travel, for people, and why not by NCCL. It is known once [`Self::on_card`] was called.
+    fn transport(&self) -> String;
+}
+
+/// Sums over all ranks on their cards.
+pub trait CardSum {
+    /// Replaces `len` f32 at `address` by their sums over all ranks, the same bits on each, after all that was enqueued
+    /// on the stream, and waits until it is done.
+    ///
+    /// # Safety
+    /// The values must be on the card that was current when [`Ranks::on_card`] was first called, and `stream` must be a
+    /// live stream of that card, as the driver knows it.
+    unsafe fn sum(&mut self, address: u64, len: usize, stream: *mut c_void) -> Result<()>;
 }
 
 /// A run of one process.
@@ -40,4 +74,25 @@ impl Ranks for Alone {
     fn sum_numbers(&mut self, numbers: [f64; 2]) -> Result<[f64; 2]> {
         Ok(numbers)
     }
+
+    fn barrier(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn any(&mut self, flag: bool) -> Result<bool> {
+        Ok(flag)
+    }
+
+    fn transport(&self) -> String {
+        "one process".to_owned()
+    }
+}
+
+/// The processes that `launch` says there are; `run` is a digest of what they must have in common (settings, data,
+/// model), so that two runs that were given one port can't mix.
+pub fn join(launch: &Launch, run: [u8; 32]) -> Result<Box<dyn Ranks>> {
+    if launch.count == 1 {
+        return Ok(Box::new(Alone));
+    }
+    Ok(Box::new(CardRanks::new(TcpRanks::join(launch, run, Patience::default())?)))
 }

@@ -25,6 +25,7 @@ use crate::train::data::Batch;
 use crate::train::dropout::Dropout;
 use crate::train::engine::{AdamW, Engine, Heads};
 use crate::train::lora::Group;
+use crate::train::ranks::Ranks;
 
 use blas::{At, Blas, Output, Sizes};
 use card::{Card, broken};
@@ -307,6 +308,16 @@ impl Engine for CudaEngine {
         back: bool,
     ) -> Result<(CudaVector, Option<CudaMatrix>)> {
         self.card.timed("loss", || self.losses(x, head, batch, scale, back))
+    }
+
+    fn sum_on_card(&self, vector: &mut CudaVector, ranks: &mut dyn Ranks) -> Result<bool> {
+        // NCCL takes the card whose context is current.
+        self.card.context.bind_to_thread().map_err(card::failed)?;
+        let Some(cards) = ranks.on_card()? else { return Ok(false) };
+        let stream = self.card.stream.cu_stream().cast();
+        // SAFETY: the vector is on this card and has that many values; the stream is this card's.
+        self.card.timed("ranks", || unsafe { cards.sum(vector.address(), vector.len, stream) })?;
+        Ok(true)
     }
 
     fn sum_of_squares(&self, vector: &CudaVector) -> Result<f64> {
