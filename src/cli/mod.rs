@@ -17,6 +17,7 @@ mod shell;
 mod table;
 mod to_hf;
 mod train;
+mod train_bar;
 mod verify;
 
 use std::ffi::OsString;

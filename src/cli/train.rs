@@ -7,13 +7,17 @@ use std::sync::LazyLock;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use qft::Error;
+use qft::checkpoint::Locator;
 use qft::error::{escaped, shown};
+use qft::size::ByteSize;
+use qft::train::ranks::Alone;
 use qft::train::settings::{Fate, Flag, GROUPS, Given, Settings, find, flags};
+use qft::train::{self, How, TrainPlan, TrainReport};
 use serde_json::{Value, json};
 
 use super::table::columns;
-use super::{note, print};
+use super::train_bar::TrainBar;
+use super::{CANCEL, EXIT_INTERRUPTED, handle_signals, note, print};
 
 const ABOUT: &str =
     "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` merges the newest";
@@ -150,34 +154,118 @@ impl FromArgMatches for TrainArgs {
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let settings = args.settings()?;
+    let located = Locator::from_env().model(&settings.model_spec(), &mut downloading)?;
+    handle_signals();
+    let bar = TrainBar::default();
+    let plan = TrainPlan::new(settings, &located.dir, 1, super::jobs(args.run.jobs), &CANCEL, &bar);
+    bar.clear();
+    let plan = plan?;
     if args.run.dry_run {
-        print(&if args.run.json { settings_json(&settings) } else { settings_text(&settings) })?;
+        print(&if args.run.json { format!("{:#}\n", plan.describe()) } else { plan_text(&plan) })?;
         return Ok(ExitCode::SUCCESS);
     }
     if !args.run.json {
-        settings.notes.iter().for_each(|line| note(&format!("note: {}", escaped(line))));
+        note(&plan_text(&plan));
     }
-    train(&settings, super::jobs(args.run.jobs), args.run.json)
+    let report = train::run(plan, &mut How { cancel: &CANCEL, progress: &bar, ranks: &mut Alone });
+    bar.clear();
+    let report = report?;
+    print(&if args.run.json { report_json(&report) } else { report_text(&report) })?;
+    Ok(if report.interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// Plans and runs the training, and prints its report.
-fn train(_settings: &Settings, _jobs: usize, _json: bool) -> anyhow::Result<ExitCode> {
-    Err(Error::refused("this build of qft reads the settings of a training, but can't run it yet", "add --dry-run")
-        .into())
+/// The report, for people: where the run is, what it came to, and what to do next.
+fn report_text(report: &TrainReport) -> String {
+    let mut rows: Vec<[String; 2]> = Vec::new();
+    let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
+    let [steps, max_steps] = report.steps;
+    let skipped = if report.skipped > 0 { format!(", {} skipped", report.skipped) } else { String::new() };
+    row("steps", format!("{steps} of {max_steps}{skipped}"));
+    let held_out = report.eval_loss.map_or(String::new(), |loss| format!(", held out {loss:.4}"));
+    row("loss", format!("{:.4}, at the end {:.4}{held_out}", report.loss, report.last_loss));
+    let rate = report.tokens as f64 / report.seconds.max(1e-9);
+    row("speed", format!("{} tokens in {:.1} s, {rate:.0} a second", report.tokens, report.seconds));
+    let memory = report.peak_memory.map_or(String::new(), |bytes| format!(", at most {} used", ByteSize(bytes)));
+    row("device", format!("{}{memory}", escaped(&report.device)));
+    row("run", shown(&report.run));
+    if let Some(checkpoint) = &report.checkpoint {
+        row("checkpoint", shown(checkpoint));
+    }
+    if let Some((best, loss)) = &report.best {
+        row("best", format!("{} (held out {loss:.4})", shown(best)));
+    }
+    if let Some(curve) = &report.logs.curve {
+        row("curve", shown(curve));
+    }
+    if let Some(command) = &report.logs.command {
+        row("swanlab", command.clone());
+    }
+    let next = if report.interrupted {
+        "the same command with --resume_from_checkpoint true".to_owned()
+    } else {
+        "qft export --merge-lora --max-shard 2GB".to_owned()
+    };
+    row("next", next);
+    lines(&rows)
 }
 
-fn settings_json(settings: &Settings) -> String {
+fn report_json(report: &TrainReport) -> String {
     let json = json!({
-        "settings": settings.args_json(),
-        "output_dir": settings.output_dir().to_string_lossy(),
-        "gradient_accumulation_steps": settings.accumulation(1),
-        "notes": settings.notes,
+        "run": report.run,
+        "checkpoint": report.checkpoint,
+        "best": report.best.as_ref().map(|(dir, loss)| json!({"checkpoint": dir, "eval_loss": loss})),
+        "steps": report.steps[0],
+        "max_steps": report.steps[1],
+        "skipped": report.skipped,
+        "train_loss": report.loss,
+        "last_loss": report.last_loss,
+        "eval_loss": report.eval_loss,
+        "tokens": report.tokens,
+        "seconds": report.seconds,
+        "device": report.device,
+        "peak_memory": report.peak_memory,
+        "interrupted": report.interrupted,
+        "curve": report.logs.curve,
     });
     format!("{json:#}\n")
 }
 
-/// What differs from the defaults, and where the run will go.
-fn settings_text(settings: &Settings) -> String {
+/// The plan, for people.
+fn plan_text(plan: &TrainPlan) -> String {
+    let mut rows: Vec<[String; 2]> = Vec::new();
+    let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
+    row("base", format!("{}: {}, {} layers", shown(&plan.base.dir), plan.spec.model_type, plan.spec.layers));
+    let (modules, len) = (plan.layout.modules.len(), plan.layout.len);
+    row("adapter", format!("rank {} on {modules} modules, {len} parameters", plan.layout.spec.rank));
+    for line in plan.data.lengths.to_string().lines() {
+        row("data", line.to_owned());
+    }
+    if !plan.data.skipped.is_empty() {
+        row("skipped", format!("{} rows, the first: {}", plan.data.skipped.len(), plan.data.skipped[0]));
+    }
+    if !plan.data.held_out.rows.is_empty() {
+        row("held out", format!("{} samples", plan.data.held_out.set.samples.len()));
+    }
+    let progress = &plan.progress;
+    let from = if progress.global_step > 0 { format!(", from step {}", progress.global_step) } else { String::new() };
+    let warmup = plan.schedule.warmup_steps;
+    row("steps", format!("{} of {} rows, {warmup} to warm up{from}", progress.max_steps, plan.rows_of_a_step()));
+    row("runs", shown(&plan.settings.output_dir()));
+    rows.extend(asked(&plan.settings));
+    rows.extend(plan.notes.iter().map(|line| ["note".to_owned(), escaped(line)]));
+    lines(&rows)
+}
+
+fn lines(rows: &[[String; 2]]) -> String {
+    columns(rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n")
+}
+
+fn downloading(file: &str) {
+    note(&format!("downloading {}", escaped(file)));
+}
+
+/// The settings that differ from the defaults.
+fn asked(settings: &Settings) -> Vec<[String; 2]> {
     let defaults = Settings::default().args_json();
     let of = |(name, value): (String, Value)| {
         let differs =
@@ -185,12 +273,7 @@ fn settings_text(settings: &Settings) -> String {
         let text = default_text(Some(&value)).unwrap_or_else(|| "false".to_owned());
         differs.then(|| [name, escaped(&text)])
     };
-    let mut rows: Vec<[String; 2]> = settings.args_json().into_iter().filter_map(of).collect();
-    let batch = settings.per_device_train_batch_size * settings.accumulation(1);
-    rows.push(["a step".to_owned(), format!("{batch} rows on each device")]);
-    rows.push(["runs".to_owned(), shown(&settings.output_dir())]);
-    rows.extend(settings.notes.iter().map(|line| ["note".to_owned(), escaped(line)]));
-    columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n")
+    settings.args_json().into_iter().filter_map(of).collect()
 }
 
 #[cfg(test)]
@@ -276,9 +359,10 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_of_a_dry_run_shows_what_was_asked() {
-        let text = settings_text(&parse(COMMAND).unwrap().settings().unwrap());
-        assert!(text.contains("32 rows on each device") && text.contains("output/Qwen2.5-7B-Instruct"), "{text}");
-        assert!(!text.contains("adam_beta1"), "a default: {text}");
+    fn the_plan_shows_what_was_asked() {
+        let rows = asked(&parse(COMMAND).unwrap().settings().unwrap());
+        let shows = |name: &str, value: &str| rows.iter().any(|row| row == &[name.to_owned(), value.to_owned()]);
+        assert!(shows("learning_rate", "0.0002") && shows("lora_dropout", "0.1"), "{rows:?}");
+        assert!(!rows.iter().any(|[name, _]| name == "adam_beta1"), "a default: {rows:?}");
     }
 }

@@ -11,7 +11,14 @@ pub mod guard;
 pub mod log;
 pub mod lora;
 pub mod model;
+mod plan;
+mod prepare;
 pub mod ranks;
+mod run;
 pub mod schedule;
 pub mod settings;
 pub mod trainer;
+
+pub use plan::TrainPlan;
+pub use prepare::{Prepared, Rows};
+pub use run::{How, TrainReport, run};

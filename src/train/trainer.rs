@@ -103,6 +103,16 @@ impl<'e, E: Engine> Trainer<'e, E> {
         &self.layout
     }
 
+    /// Updates made.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Micro-batches seen.
+    pub fn micro_batches(&self) -> u64 {
+        self.micro_batches
+    }
+
     /// What a checkpoint must hold.
     pub fn state(&self) -> Result<State> {
         Ok(State {
@@ -124,12 +134,16 @@ impl<'e, E: Engine> Trainer<'e, E> {
         self.engine.zero(&mut self.gradients)?;
         let mut losses = Vec::with_capacity(batches.len());
         for batch in batches {
-            let placed = self.engine.place(batch)?;
             let number = self.micro_batches * ranks.count() as u64 + ranks.rank() as u64;
+            self.micro_batches += 1;
+            // Near the end of an epoch, a rank may have nothing left.
+            if batch.tokens.is_empty() {
+                continue;
+            }
+            let placed = self.engine.place(batch)?;
             let dropout = Dropout::new(self.recipe.dropout, self.recipe.seed, number);
             let pass = Pass { model: &self.model, engine: self.engine, batch: &placed, dropout };
             losses.push(pass.gradients(scale, self.recipe.keep, &mut self.gradients)?);
-            self.micro_batches += 1;
         }
         let loss = self.total(&losses)?;
         let [loss, _] = ranks.sum_numbers([loss, 0.0])?;

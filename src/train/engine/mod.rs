@@ -199,6 +199,10 @@ pub trait Engine {
 
     /// Most bytes of the device's memory that were in use at once, where it can be told.
     fn peak_memory(&self) -> Option<u64>;
+    /// Bytes of the device's memory that are free, where memory is what limits a run.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
     /// What the device is called, for people.
     fn name(&self) -> String;
 }

@@ -49,8 +49,7 @@ impl<E: Engine> Layer<E> {
         let active = engine.gate(&gate_up, self.down.group.room())?;
         let active = engine.adapt(&self.down.frozen, active, pass.dropout)?;
         let y = engine.project(&self.down.frozen, &active, pass.dropout, Some(&attended.middle))?;
-        let trace =
-            Trace { attended: kept.attended.then_some(attended), gate_up: kept.gate_up.then_some(gate_up) };
+        let trace = Trace { attended: kept.attended.then_some(attended), gate_up: kept.gate_up.then_some(gate_up) };
         Ok((y, trace))
     }
 

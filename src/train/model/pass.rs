@@ -1,6 +1,7 @@
 //! The whole model, forward and backward, for one micro-batch.
 
 use super::layer::{Context, Kept, Trace};
+use super::spec::Spec;
 use super::weights::Model;
 use crate::error::Result;
 use crate::train::dropout::Dropout;
@@ -19,6 +20,27 @@ pub enum Keep {
 }
 
 impl Keep {
+    /// The most that fits into `free` bytes of a device that computes in bf16, for micro-batches of up to `tokens`
+    /// tokens; of a device that doesn't say, what attention leaves.
+    pub fn within(spec: &Spec, tokens: usize, free: Option<u64>) -> Self {
+        let Some(free) = free else { return Self::Attention };
+        // Attention, the MLP and their gradients in the layer at work, and a chunk of logits.
+        let work = tokens * 2 * (4 * spec.width + 10 * spec.hidden) + (1 << 30);
+        let fits = |keep: &Self| (spec.layers * tokens * keep.bytes(spec) + work) as u64 <= free / 20 * 19;
+        [Self::All, Self::Attention].into_iter().find(fits).unwrap_or(Self::Inputs)
+    }
+
+    /// Bytes that a token leaves in a layer.
+    fn bytes(self, spec: &Spec) -> usize {
+        let heads = spec.heads;
+        let attended = 2 * (heads.row() + heads.query * heads.size + spec.hidden) + 4 * heads.query;
+        match self {
+            Self::Inputs => 2 * spec.hidden,
+            Self::Attention => 2 * spec.hidden + attended,
+            Self::All => 2 * spec.hidden + attended + 4 * spec.width,
+        }
+    }
+
     fn of_layer(self) -> Kept {
         Kept { attended: self != Self::Inputs, gate_up: self == Self::All }
     }

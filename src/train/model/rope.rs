@@ -116,7 +116,8 @@ mod tests {
         let plain = rope("{}").unwrap();
         let half = rope(r#"{"rope_scaling": {"type": "linear", "factor": 2.0}}"#).unwrap();
         assert!(plain.frequencies.iter().zip(&half.frequencies).all(|(a, b)| (a / b - 2.0).abs() < 1e-6));
-        let new = rope(r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}}"#).unwrap();
+        let new =
+            rope(r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}}"#).unwrap();
         assert_eq!(new.frequencies[0], 1.0);
         assert!(rope(r#"{"rope_scaling": {"rope_type": "yarn"}}"#).unwrap_err().to_string().contains("yarn"));
         assert!(rope(r#"{"rope_scaling": {"rope_type": "linear", "factor": 0}}"#).is_err());

@@ -173,13 +173,7 @@ impl Source<'_> {
         engine.vector(&widened(&self.get(name, &[self.spec.hidden])?)?)
     }
 
-    fn stack<E: Engine>(
-        &self,
-        engine: &E,
-        layer: usize,
-        group: Group,
-        projections: &[Projection],
-    ) -> Result<Stack<E>> {
+    fn stack<E: Engine>(&self, engine: &E, layer: usize, group: Group, projections: &[Projection]) -> Result<Stack<E>> {
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         for projection in projections {
@@ -204,7 +198,11 @@ pub(in crate::train) fn widened(tensor: &Tensor) -> Result<Vec<f32>> {
         Dtype::F16 => Ok(words().map(|bits| half::f16::from_bits(bits).to_f32()).collect()),
         other => {
             let problem = format!("tensor {} is of type {other:?}", escaped(tensor.name()));
-            Err(Error::malformed(tensor.file().path(), problem, "cast the model to bf16 with `qft export --dtype bf16`"))
+            Err(Error::malformed(
+                tensor.file().path(),
+                problem,
+                "cast the model to bf16 with `qft export --dtype bf16`",
+            ))
         }
     }
 }

@@ -13,6 +13,11 @@ pub trait Ranks {
     fn sum(&mut self, values: &mut [f32]) -> Result<()>;
     /// The sums over all ranks.
     fn sum_numbers(&mut self, numbers: [f64; 2]) -> Result<[f64; 2]>;
+
+    /// Whether any rank says so.
+    fn any(&mut self, flag: bool) -> Result<bool> {
+        Ok(self.sum_numbers([f64::from(u8::from(flag)), 0.0])?[0] > 0.0)
+    }
 }
 
 /// A run of one process.

@@ -10,7 +10,7 @@ pub(crate) fn check_rotation<E: Probe>(engine: &E, heads: Heads, tolerance: f64)
     let batch = random.batch(&[5, 1, 9], 8);
     let (rows, half) = (batch.tokens.len(), heads.size / 2);
     let qkv = random.values(rows * heads.row(), 1.0);
-    let angles: Vec<f64> = (0..9 * half).map(|i| (i / half) as f64 * 0.7f64.powi((i % half) as i32)).collect();
+    let angles: Vec<f64> = (0..9 * half).map(|i| (i / half) as f64 * 0.7f64.powf((i % half) as f64)).collect();
     let tables = [f64::cos as fn(f64) -> f64, f64::sin];
     let tables = tables.map(|of| angles.iter().map(|angle| of(*angle) as f32).collect::<Vec<f32>>());
     let mut expected = wide(&qkv);

@@ -71,6 +71,11 @@ impl Random {
     }
 }
 
+/// A batch for tests of an engine's own.
+pub(crate) fn random_batch(lengths: &[usize], vocabulary: usize) -> Batch {
+    Random::new(10).batch(lengths, vocabulary)
+}
+
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|value| f64::from(*value)).collect()
 }

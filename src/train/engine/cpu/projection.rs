@@ -1,6 +1,8 @@
 //! Projections with their adapters, forward and backward, and DoRA as PEFT computes it (peft/tuners/lora/dora.py and
 //! variants.py): with dropout, the magnitude's share of the base's output comes from the dropped input.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::elementwise::add;
@@ -141,7 +143,7 @@ pub(super) fn project_back(
         (Some(dora), None) => {
             let y = Matrix::of(times_transposed(x.whole(), &frozen.weight)?);
             for slot in &frozen.group.slots {
-                add_magnitudes(frozen, slot, dora, &[&column(dy, &y, slot)], gradients);
+                add_magnitudes(slot, dora, &products(dy, &y, slot.rows.clone()), gradients);
             }
             drop(y);
             let mut dy = copy(dy, 0, dy.cols())?;
@@ -211,8 +213,9 @@ fn dropped_back(
         let input = dropped(x, slot, dropout)?;
         let own = copy(dy, slot.rows.start, slot.rows.len())?;
         let found = dropped_outputs(frozen, slot, x, &input)?.map(Matrix::of);
-        let sums = [&found[0], &found[1]].map(|found| products(&own, found, 0));
-        add_magnitudes(frozen, slot, dora, &[&sums[0], &sums[1]], gradients);
+        for found in &found {
+            add_magnitudes(slot, dora, &products(&own, found, 0..slot.rows.len()), gradients);
+        }
         drop(found);
 
         // The gradients of the two outputs: (g - 1) * dy and g * dy.
@@ -244,31 +247,25 @@ fn copy(x: &Matrix, start: usize, len: usize) -> Result<Matrix> {
     Matrix::new(out, rows, len, len)
 }
 
-/// Sums over rows of `dy * y` for the columns of a slot.
-fn column(dy: &Matrix, y: &Matrix, slot: &Slot) -> Vec<f64> {
-    let all = products(dy, y, slot.rows.start);
-    all[..slot.rows.len()].to_vec()
-}
-
-/// Sums over rows of `dy * y`, of each column from `start`.
-fn products(dy: &Matrix, y: &Matrix, start: usize) -> Vec<f64> {
-    let (cols, dy_width, y_width) = (dy.cols(), dy.width(), y.width());
-    let mut sums = vec![0.0f64; cols - start];
+/// Sums over rows of `dy * y`, of each of these columns.
+fn products(dy: &Matrix, y: &Matrix, columns: Range<usize>) -> Vec<f64> {
+    let (dy_width, y_width) = (dy.width(), y.width());
+    let mut sums = vec![0.0f64; columns.len()];
     let (dy, y) = (dy.values(), y.values());
     for (dy, y) in dy.chunks_exact(dy_width).zip(y.chunks_exact(y_width)) {
-        for ((sum, dy), y) in sums.iter_mut().zip(&dy[start..cols]).zip(&y[start..cols]) {
+        for ((sum, dy), y) in sums.iter_mut().zip(&dy[columns.clone()]).zip(&y[columns.clone()]) {
             *sum += f64::from(*dy) * f64::from(*y);
         }
     }
     sums
 }
 
-/// The gradients of magnitudes: the sums, over the norms.
-fn add_magnitudes(frozen: &Frozen, slot: &Slot, dora: &Dora, sums: &[&Vec<f64>], gradients: &mut [f32]) {
+/// Adds the gradients of a slot's magnitudes: the sums, over the norms.
+fn add_magnitudes(slot: &Slot, dora: &Dora, sums: &[f64], gradients: &mut [f32]) {
     let Some(magnitude) = slot.magnitude.clone() else { return };
-    debug_assert_eq!(slot.rows.len(), magnitude.len(), "of a group with {} outputs", frozen.group.outputs);
-    for (at, (gradient, norm)) in gradients[magnitude].iter_mut().zip(&dora.norms[slot.rows.clone()]).enumerate() {
-        *gradient += (sums.iter().map(|sums| sums[at]).sum::<f64>() / f64::from(*norm)) as f32;
+    let norms = &dora.norms[slot.rows.clone()];
+    for ((gradient, sum), norm) in gradients[magnitude].iter_mut().zip(sums).zip(norms) {
+        *gradient += (sum / f64::from(*norm)) as f32;
     }
 }
 

@@ -1,7 +1,7 @@
 //! The processor against the references that all engines are held to, and what only it promises.
 
 use super::{CpuEngine, Matrix, elementwise};
-use crate::train::engine::{Heads, checks, checks::Probe};
+use crate::train::engine::{Engine, Heads, checks, checks::Probe};
 
 /// Of the largest value: what f32 leaves, and half a digit.
 const TOLERANCE: f64 = 3e-6;
@@ -64,4 +64,24 @@ fn exp_is_exact_to_two_units() {
         assert!((found / exact - 1.0).abs() < 2.5e-7, "exp({x}) is {found}, not {exact}");
     }
     assert!(elementwise::exp(f32::NAN).is_nan() && elementwise::exp(-1e30) < 1e-37);
+}
+
+/// Large enough for several threads, which must not show.
+#[test]
+fn results_repeat_to_the_bit() {
+    let heads = Heads { query: 6, key: 2, size: 32 };
+    let step = || {
+        let batch = checks::random_batch(&[300, 77, 5], 500);
+        let values = |len: usize| (0..len).map(|i| ((i * 7919 % 4001) as f32 - 2000.0) / 1500.0).collect::<Vec<f32>>();
+        let rows = batch.tokens.len();
+        let qkv = CpuEngine.matrix(rows, heads.row(), 0, &values(rows * heads.row()));
+        let (out, sums) = CpuEngine.attend(&qkv, heads, &batch, 0).unwrap();
+        let back = CpuEngine.attend_back(&out, &qkv, &out, &sums, heads, &batch).unwrap();
+        let head = CpuEngine.matrix(500, out.cols(), 0, &values(500 * out.cols()));
+        let (losses, dx) = CpuEngine.cross_entropy(&out, &head, &batch, 1.0, true).unwrap();
+        let all = [CpuEngine.values(&back), losses, CpuEngine.values(&dx.unwrap())].concat();
+        all.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+    };
+    let first = step();
+    assert!((0..3).all(|_| step() == first));
 }

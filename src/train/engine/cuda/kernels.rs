@@ -63,8 +63,8 @@ kernels! {
     ATTEND_128 = Attention, "attend_128", 128, 98_304;
     ATTEND_BACK_DOT_64 = AttentionBack, "attend_back_dot_64", 128, 0;
     ATTEND_BACK_DOT_128 = AttentionBack, "attend_back_dot_128", 128, 0;
-    ATTEND_BACK_QUERIES_64 = AttentionBack, "attend_back_queries_64", 128, 57_344;
-    ATTEND_BACK_QUERIES_128 = AttentionBack, "attend_back_queries_128", 128, 114_688;
+    ATTEND_BACK_QUERIES_64 = AttentionBack, "attend_back_queries_64", 128, 58_368;
+    ATTEND_BACK_QUERIES_128 = AttentionBack, "attend_back_queries_128", 128, 115_712;
     ATTEND_BACK_KEYS_64 = AttentionBack, "attend_back_keys_64", 128, 58_368;
     ATTEND_BACK_KEYS_128 = AttentionBack, "attend_back_keys_128", 128, 107_520;
     GRAM = Dora, "gram", 256, 0;

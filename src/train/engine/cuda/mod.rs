@@ -395,6 +395,10 @@ impl Engine for CudaEngine {
         self.card.peak()
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        self.card.context.mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+
     fn name(&self) -> String {
         self.card.name().to_owned()
     }

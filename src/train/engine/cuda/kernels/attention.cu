@@ -1,12 +1,13 @@
-// Causal attention over segments of any length, forward (FlashAttention-2, Dao 2023: a running softmax per row over tiles
-// of keys). Backward is in attention_back.cu, the products in attention.cuh.
+// Causal attention over segments of any length, forward (FlashAttention-2, Dao 2023: a running softmax per row over
+// tiles of keys). Backward is in attention_back.cu, the products in attention.cuh.
 //
 // attend_D(qkv, stride, out, out_stride, lse, starts, tiles, tile_count, heads, kv_heads, scale, rows): head size D.
 //   qkv    bf16 [rows, stride]: `heads` queries of D, then `kv_heads` keys, then `kv_heads` values; rotated already
 //   out    bf16 [rows, out_stride]: head h is columns h*D..
 //   lse    f32 [heads, rows]: natural logarithm of the sum of exp(scale * score)
-//   starts u32 [segments + 1]: where segments begin among the rows; tiles u32 [tile_count, 2]: segment, first row within
-//          it; a tile for each BLOCK_ROWS rows of each segment, best those with the greatest first row first
+//   starts u32 [segments + 1]: where segments begin among the rows
+//   tiles  u32 [tile_count, 2]: segment, first row within it; a tile for each BLOCK_ROWS rows of each segment, best
+//          those with the greatest first row first
 //   scale  the bits of an f32 above zero
 // Pointers and strides are multiples of 16 bytes. Grid: tile_count * heads blocks of THREADS.
 // Dynamic shared memory: 49152 bytes for D = 64, 98304 for 128.
@@ -56,7 +57,7 @@ __device__ __forceinline__ void attend(const u16 *qkv, u64 stride, u16 *out, u64
         }
         if (key > warp_row + 31) continue;
 
-        float s[2][N][4];
+        float s[2][N][4] = {};
         multiply_rows<D, N>(s, own + left_lane<D>(), shared + KEYS + stage + right_lane<D>());
         if (next > warp_row + 1) mask<false, N>(s, key + 2 * (lane % 4) - warp_row - lane / 4);
 

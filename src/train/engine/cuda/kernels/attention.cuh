@@ -1,9 +1,10 @@
 // What the passes of attention share: tiles in shared memory, products on tensor cores, and where a block works.
-// Forward is in attention.cu, backward in attention_back.cu. Contraction and fast exponentials are allowed in all three.
+// Forward is in attention.cu, backward in attention_back.cu. Contraction and fast exponentials are allowed in all.
 //
-// A tile is ROWS rows of D bf16 in shared memory without padding; the 16-byte chunk c of row r lies at chunk c ^ (r & 7),
-// so that the eight rows of an 8x8 matrix fall into different banks. Shared memory is addressed by 32-bit offsets, and
-// every instruction that C++ can't say is one small function here; a host emulation brings its own (QFT_EMULATED).
+// A tile is ROWS rows of D bf16 in shared memory without padding; the 16-byte chunk c of row r lies at chunk
+// c ^ (r & 7), so that the eight rows of an 8x8 matrix fall into different banks. Shared memory is addressed by 32-bit
+// offsets, and every instruction that C++ can't say is one small function here; a host emulation brings its own
+// (QFT_EMULATED).
 #pragma once
 
 typedef unsigned char u8;
@@ -76,10 +77,22 @@ __device__ __forceinline__ void load_16(u32 (&to)[4], u32 at) {
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
 }
 
+// The same value, unknown to the compiler, so that what follows from it is computed here rather than kept in registers.
+__device__ __forceinline__ u64 afresh(u64 value) {
+    asm volatile("" : "+l"(value));
+    return value;
+}
+
 // Writes 16 bytes to global memory if `real`.
 __device__ __forceinline__ void write_16(void *to, const u32 (&value)[4], bool real) {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
                  ::"l"(to), "r"(value[0]), "r"(value[1]), "r"(value[2]), "r"(value[3]), "r"((int)real) : "memory");
+}
+
+__device__ __forceinline__ float load_4(u32 at) {
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(at) : "memory");
+    return value;
 }
 
 __device__ __forceinline__ void load_pair(float (&to)[2], u32 at) {
@@ -142,7 +155,7 @@ __device__ __forceinline__ Place find_place(const u32 *starts, const u32 *tiles,
     return {begin, (int)(starts[tile[0] + 1] - begin), (int)tile[1], blockIdx.x % across};
 }
 
-// Begins to copy `valid` rows of D bf16, `stride` elements apart, into a tile of ROWS; the tile's other rows become zeros.
+// Begins to copy `valid` rows of D bf16, `stride` elements apart, into a tile of ROWS whose other rows become zeros.
 template <int D, int ROWS>
 __device__ __forceinline__ void copy_tile(u32 tile, const u16 *from, u64 stride, int valid) {
     constexpr int CHUNKS = D / 8, STEP = THREADS / CHUNKS;
@@ -157,7 +170,7 @@ __device__ __forceinline__ void copy_tile(u32 tile, const u16 *from, u64 stride,
 }
 
 // Where this lane finds its rows of a tile for `load_matrices`, so that four matrices are a 16x16 left operand (or,
-// transposed, the right operand of 16 rows and 16 columns). The k-th 16 columns are at this ^ (k << 5).
+// transposed, a right operand of 16 rows and 16 columns). The k-th 16 columns are at this ^ (k << 5).
 template <int D>
 __device__ __forceinline__ u32 left_lane() {
     u32 lane = threadIdx.x & 31;
@@ -171,15 +184,9 @@ __device__ __forceinline__ u32 right_lane() {
     return ((lane & 7) + (lane >> 4) * 8) * (2 * D) + ((((lane >> 3) & 1) ^ (lane & 7)) << 4);
 }
 
-// acc = left · rightᵀ over D columns: 32 rows of one tile (at `left`, of a `left_lane`) by 8·N rows of another.
+// acc += left · rightᵀ over D columns: 32 rows of one tile (at `left`, of a `left_lane`) by 8·N rows of another.
 template <int D, int N>
 __device__ __forceinline__ void multiply_rows(float (&acc)[2][N][4], u32 left, u32 right) {
-#pragma unroll
-    for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) acc[m][n][e] = 0.0f;
     // What the next 16 columns need first is loaded before the products of these.
     u32 a[2][2][4], b[2][4];
     load_matrices(b[0], right);
@@ -205,7 +212,7 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[2][N][4], u32 left, u
     }
 }
 
-// acc += left · right: 32 rows by 16·K columns in registers, times 16·K rows of a tile (at `right`, of a `left_lane`).
+// acc += left · right: 32 rows by 16·K columns in registers, times 16·K rows of a tile (`right`, of a `left_lane`).
 template <int D, int K>
 __device__ __forceinline__ void multiply_columns(float (&acc)[2][D / 8][4], const u32 (&left)[2][K][4], u32 right) {
 #pragma unroll
@@ -249,8 +256,8 @@ __device__ __forceinline__ void mask(float (&s)[2][N][4], int ahead) {
             }
 }
 
-// Writes a warp's 32 rows, times the `factor` of each, as bf16 `stride` elements apart, by way of 32 rows of a tile that
-// no other warp uses. Rows from `valid` on are not written.
+// Writes a warp's 32 rows, times the `factor` of each, as bf16 `stride` elements apart, by way of 32 rows of a tile
+// that no other warp uses. Rows from `valid` on are not written.
 template <int D>
 __device__ __forceinline__ void write_rows(u16 *out, u64 stride, int valid, const float (&acc)[2][D / 8][4],
                                            const float (&factor)[2][2], u32 tile) {

@@ -1,0 +1,206 @@
+//! The plan of a run: everything that can be decided, and refused, before a device is opened.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Value, json};
+
+use super::checkpoint::{Progress, Resume, find_adapter, find_resumed, load_factors};
+use super::log::{Report, TrainProgress};
+use super::lora::{Group, Layout, initial};
+use super::model::Spec;
+use super::prepare::Prepared;
+use super::schedule::{Schedule, ScheduleKind, warmup_steps};
+use super::settings::Settings;
+use super::trainer::State;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+
+/// What will happen.
+pub struct TrainPlan {
+    /// What was asked.
+    pub settings: Settings,
+    /// The base.
+    pub base: Checkpoint,
+    /// Its sizes.
+    pub spec: Spec,
+    /// The adapter's layout.
+    pub layout: Layout,
+    /// The groups of each layer.
+    pub groups: Vec<[Group; 4]>,
+    /// The data.
+    pub data: Prepared,
+    /// The learning rate.
+    pub schedule: Schedule,
+    /// Where reports go.
+    pub reports: Vec<Report>,
+    /// Where the run stands at its beginning.
+    pub progress: Progress,
+    /// Parameters and moments at its beginning. Fresh magnitudes are filled in once the base is on the device.
+    pub state: State,
+    /// Whether the magnitudes are fresh.
+    pub fresh: bool,
+    /// The run's directory, if it goes on in one that is there.
+    pub run: Option<PathBuf>,
+    /// Records of the log so far.
+    pub history: Vec<serde_json::Map<String, Value>>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+impl TrainPlan {
+    /// Plans a run of `settings` on the base in `dir`, on `world` ranks.
+    pub fn new(
+        settings: Settings,
+        dir: &std::path::Path,
+        world: u64,
+        jobs: usize,
+        cancel: &AtomicBool,
+        progress: &dyn TrainProgress,
+    ) -> Result<Self> {
+        let base = Checkpoint::open(dir)?;
+        let spec = Spec::read(&base)?;
+        let mut notes = settings.notes.clone();
+        notes.extend(base.warnings.iter().cloned());
+        notes.extend(settings.agree(spec.model_type)?);
+        let reports = Report::parse(&settings.report_to)?;
+        let targets = settings.targets()?;
+        let (layout, groups) = spec.layout(settings.lora_spec(), |path| targets.adapt(path));
+        let (all, _) = spec.layout(settings.lora_spec(), |_| true);
+        targets.check(all.modules.iter().map(|module| module.name.as_str()))?;
+        let data = Prepared::new(&settings, dir, spec.vocabulary, jobs, cancel, progress)?;
+        if let Some(window) = spec.window.filter(|window| *window < data.train.longest_sample()) {
+            return Err(Error::refused(
+                format!("the model attends to {window} tokens at most, and rows are longer, which qft does not train"),
+                format!("set --max_length {window}"),
+            ));
+        }
+        let accumulation = settings.accumulation(world);
+        let rows = data.train.rows.len() as u64;
+        let rows_of_a_step = settings.per_device_train_batch_size * world * accumulation;
+        let max_steps = max_steps(&settings, rows, rows_of_a_step);
+        let warmup_steps = warmup_steps(max_steps, settings.warmup_steps, settings.warmup_ratio)?;
+        let kind = ScheduleKind::parse(&settings.lr_scheduler_type)?;
+        let schedule = Schedule { kind, warmup_steps, total_steps: max_steps, peak: settings.learning_rate };
+        let beginning = Progress {
+            max_steps,
+            epoch_len: rows,
+            seed: settings.seed,
+            data_seed: settings.data_seed,
+            world,
+            accumulation,
+            data_fingerprint: data.fingerprint.clone(),
+            ..Progress::default()
+        };
+        let mut plan = Self {
+            state: State::default(),
+            progress: beginning,
+            fresh: false,
+            run: None,
+            history: Vec::new(),
+            settings,
+            base,
+            spec,
+            layout,
+            groups,
+            data,
+            schedule,
+            reports,
+            notes,
+        };
+        plan.begin()?;
+        Ok(plan)
+    }
+
+    /// Decides what the factors begin with: a checkpoint, another adapter, or nothing.
+    fn begin(&mut self) -> Result<()> {
+        let settings = &self.settings;
+        if let Some(dir) = find_adapter(settings)? {
+            self.state = State::new(load_factors(&dir, &self.layout)?);
+            return Ok(());
+        }
+        let Some(spec) = &settings.resume_from_checkpoint else {
+            self.state = State::new(initial(&self.layout, settings.seed));
+            self.fresh = true;
+            return Ok(());
+        };
+        let dir = find_resumed(spec, &settings.output_dir())?;
+        let resume = Resume::open(&dir, settings, &self.layout, &self.progress)?;
+        self.notes.extend(resume.notes);
+        self.state = State {
+            parameters: resume.parameters,
+            first: resume.moments.first,
+            second: resume.moments.second,
+            updates: resume.progress.optimizer_steps,
+            micro_batches: resume.progress.micro_steps,
+        };
+        let beginning = std::mem::replace(&mut self.progress, resume.progress);
+        self.progress.max_steps = beginning.max_steps;
+        if settings.ignore_data_skip {
+            let Progress { data_seed, world, accumulation, data_fingerprint, epoch_len, .. } = beginning;
+            self.progress = Progress {
+                data_seed,
+                world,
+                accumulation,
+                data_fingerprint,
+                epoch_len,
+                position: 0,
+                ..self.progress.clone()
+            };
+        }
+        self.history = resume.history;
+        self.run = dir.parent().map(std::path::Path::to_owned);
+        Ok(())
+    }
+
+    /// Rows of an optimizer step, of all ranks.
+    pub fn rows_of_a_step(&self) -> u64 {
+        self.settings.per_device_train_batch_size * self.progress.world * self.progress.accumulation
+    }
+
+    /// The plan, for machines.
+    pub fn describe(&self) -> Value {
+        json!({
+            "settings": self.settings.args_json(),
+            "base": self.base.dir,
+            "model_type": self.spec.model_type,
+            "modules": self.layout.modules.len(),
+            "trained_parameters": self.layout.len,
+            "data": self.data.describe(),
+            "rows_of_a_step": self.rows_of_a_step(),
+            "max_steps": self.progress.max_steps,
+            "first_step": self.progress.global_step,
+            "warmup_steps": self.schedule.warmup_steps,
+            "output_dir": self.settings.output_dir(),
+            "notes": self.notes,
+        })
+    }
+}
+
+/// Optimizer steps of a run: as the HF Trainer counts them, the last step of an epoch may be short.
+fn max_steps(settings: &Settings, rows: u64, rows_of_a_step: u64) -> u64 {
+    if let Some(steps) = settings.max_steps {
+        return steps;
+    }
+    let steps = rows.div_ceil(rows_of_a_step.max(1)).max(1);
+    #[expect(clippy::cast_sign_loss, reason = "epochs are above zero")]
+    let all = (settings.num_train_epochs * steps as f64).ceil() as u64;
+    all.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_counted_as_the_trainer_does() {
+        let steps = |epochs, rows, of_a_step| {
+            max_steps(&Settings { num_train_epochs: epochs, ..Settings::default() }, rows, of_a_step)
+        };
+        assert_eq!(steps(1.0, 64, 32), 2);
+        assert_eq!(steps(1.0, 65, 32), 3);
+        assert_eq!(steps(3.0, 5, 32), 3);
+        assert_eq!(steps(0.5, 100, 10), 5);
+        assert_eq!(max_steps(&Settings { max_steps: Some(7), ..Settings::default() }, 64, 32), 7);
+    }
+}

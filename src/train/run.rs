@@ -1,0 +1,434 @@
+//! A run, from its plan to its report: step after step, with records, evaluations and checkpoints between them.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
+
+use super::checkpoint::{SchedulerState, Snapshot, checkpoint_dir, new_run, prune, write};
+use super::data::{Batch, epoch_order};
+use super::engine::{CpuEngine, CudaEngine, Engine};
+use super::guard::{Guard, GuardCounts, Verdict};
+use super::log::{Eval, Figures, Finished, Last, Logs, Moment, Record, Tick, Train, TrainProgress};
+use super::model::{Keep, Model};
+use super::plan::TrainPlan;
+use super::prepare::Rows;
+use super::ranks::Ranks;
+use super::settings::Compute;
+use super::trainer::{Recipe, Stepped, Trainer};
+use crate::error::{Error, Result};
+use crate::gpu::Device;
+
+/// What a run is given beside its plan.
+pub struct How<'h> {
+    /// Set from outside to save and stop.
+    pub cancel: &'h AtomicBool,
+    /// Who watches.
+    pub progress: &'h dyn TrainProgress,
+    /// The other processes.
+    pub ranks: &'h mut dyn Ranks,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TrainReport {
+    /// Its directory.
+    pub run: PathBuf,
+    /// The newest checkpoint.
+    pub checkpoint: Option<PathBuf>,
+    /// The checkpoint with the lowest held-out loss, and that loss.
+    pub best: Option<(PathBuf, f64)>,
+    /// Optimizer steps of the whole run, and how many it was to have.
+    pub steps: [u64; 2],
+    /// Mean loss of this process's steps, and of its last.
+    pub loss: f64,
+    /// Loss of the last step.
+    pub last_loss: f64,
+    /// The last held-out loss.
+    pub eval_loss: Option<f64>,
+    /// Tokens of this process's steps.
+    pub tokens: u64,
+    /// Seconds of this process's steps, without loading.
+    pub seconds: f64,
+    /// Steps that were skipped for a loss or a gradient that was not finite.
+    pub skipped: u64,
+    /// Most bytes of the device's memory that were in use.
+    pub peak_memory: Option<u64>,
+    /// The device.
+    pub device: String,
+    /// Whether it was stopped from outside, after saving.
+    pub interrupted: bool,
+    /// What the log leaves to say.
+    pub logs: Finished,
+}
+
+/// Runs the plan on the device that its settings ask for.
+pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
+    let device = plan.settings.device()?;
+    match open_card(device, plan.settings.compute(), how.progress)? {
+        Some(card) => Run::new(&card, plan, how)?.run(how),
+        None => {
+            if plan.settings.compute() == Some(Compute::Bf16) {
+                how.progress.note("the processor trains in f32: --bf16 is for cards");
+            }
+            Run::new(&CpuEngine::new(), plan, how)?.run(how)
+        }
+    }
+}
+
+/// The card to train on; `None` is the processor. Only a card that was demanded must be there.
+fn open_card(device: Device, compute: Option<Compute>, progress: &dyn TrainProgress) -> Result<Option<CudaEngine>> {
+    if device == Device::Cpu || matches!(device, Device::Simulated { .. }) {
+        return Ok(None);
+    }
+    if compute == Some(Compute::F32) {
+        if device.demands_card() {
+            return Err(Error::refused("cards train in bf16", "drop --torch_dtype float32, or use --device cpu"));
+        }
+        return Ok(None);
+    }
+    progress.phase("opening the card");
+    match CudaEngine::open(device) {
+        Ok(card) => Ok(Some(card)),
+        Err(error) if device.demands_card() => Err(error),
+        Err(error) => {
+            let text = error.to_string();
+            progress.note(&format!("training on the processor: {}", text.lines().next().unwrap_or_default()));
+            Ok(None)
+        }
+    }
+}
+
+/// A run under way.
+struct Run<'e, E: Engine> {
+    engine: &'e E,
+    trainer: Trainer<'e, E>,
+    plan: TrainPlan,
+    guard: Guard,
+    logs: Logs,
+    dir: PathBuf,
+    first_step: u64,
+    started: Instant,
+    /// Since the last record.
+    since: Since,
+    total: Since,
+    samples: u64,
+    last: Option<Stepped>,
+    eval_loss: Option<f64>,
+    checkpoint: Option<PathBuf>,
+}
+
+/// What happened since some moment.
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    at: Instant,
+    losses: f64,
+    steps: u64,
+    tokens: u64,
+    rate: f64,
+}
+
+impl Since {
+    fn now() -> Self {
+        Self { at: Instant::now(), losses: 0.0, steps: 0, tokens: 0, rate: 0.0 }
+    }
+
+    fn add(&mut self, done: &Stepped, rate: f64) {
+        // A skipped step has no loss to speak of.
+        if let Verdict::Step { .. } = done.verdict {
+            self.losses += done.loss;
+            self.steps += 1;
+        }
+        self.tokens += done.tokens;
+        self.rate = rate;
+    }
+
+    fn loss(&self) -> f64 {
+        if self.steps == 0 { f64::NAN } else { self.losses / self.steps as f64 }
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.at.elapsed().as_secs_f64().max(1e-9)
+    }
+}
+
+impl<'e, E: Engine> Run<'e, E> {
+    /// Loads the base, and opens the run's directory and logs.
+    fn new(engine: &'e E, mut plan: TrainPlan, how: &How<'_>) -> Result<Self> {
+        how.progress.phase("loading the base");
+        let positions = plan.data.train.longest_sample().max(plan.data.held_out.longest_sample());
+        let groups = std::mem::take(&mut plan.groups);
+        let model = Model::load(engine, &plan.base, &plan.spec, groups, positions, &mut |_| ())?;
+        if plan.fresh {
+            model.fill_magnitudes(engine, &mut plan.state.parameters)?;
+        }
+        let tokens = plan.data.train.longest_row() * plan.settings.per_device_train_batch_size as usize;
+        let settings = &plan.settings;
+        let recipe = Recipe {
+            dropout: settings.lora_dropout,
+            seed: settings.seed,
+            beta1: settings.adam_beta1,
+            beta2: settings.adam_beta2,
+            epsilon: settings.adam_epsilon,
+            decay: settings.weight_decay,
+            keep: Keep::within(&plan.spec, tokens, engine.free_memory()),
+        };
+        let counts = GuardCounts { skipped: plan.progress.skipped, in_a_row: plan.progress.skipped_in_a_row };
+        let guard = Guard::new(settings.max_grad_norm, counts);
+        let trainer = Trainer::new(engine, model, plan.layout.clone(), recipe, &plan.state)?;
+        let writes = how.ranks.rank() == 0;
+        let dir = match (&plan.run, writes) {
+            (Some(dir), _) => dir.clone(),
+            (None, true) => new_run(&settings.output_dir(), settings.add_version, SystemTime::now())?,
+            (None, false) => settings.output_dir(),
+        };
+        let logs = if writes {
+            Logs::open(&dir, &plan.reports, plan.progress.global_step, std::mem::take(&mut plan.history))?
+        } else {
+            Logs::quiet()
+        };
+        let first_step = plan.progress.global_step;
+        Ok(Self {
+            engine,
+            trainer,
+            guard,
+            logs,
+            dir,
+            first_step,
+            started: Instant::now(),
+            since: Since::now(),
+            total: Since::now(),
+            samples: 0,
+            last: None,
+            eval_loss: None,
+            checkpoint: None,
+            plan,
+        })
+    }
+
+    fn run(mut self, how: &mut How<'_>) -> Result<TrainReport> {
+        let (max_steps, strategies) =
+            (self.plan.progress.max_steps, [self.plan.settings.save_strategy(), self.plan.settings.eval_strategy()]);
+        how.progress.start(max_steps, self.plan.progress.global_step);
+        how.progress.phase("training");
+        let mut order = self.order();
+        let mut interrupted = false;
+        while self.plan.progress.global_step < max_steps {
+            if self.plan.progress.position >= self.plan.progress.epoch_len {
+                self.plan.progress.epoch += 1;
+                self.plan.progress.position = 0;
+                order = self.order();
+            }
+            self.step(&order, how)?;
+            let step = self.plan.progress.global_step;
+            let ends_epoch = self.plan.progress.position >= self.plan.progress.epoch_len;
+            interrupted = how.ranks.any(how.cancel.load(Ordering::SeqCst))?;
+            let last = step == max_steps || interrupted;
+            let [saves, evaluates] = strategies.map(|when| when.falls_on(step, max_steps, ends_epoch));
+            let has_held_out = !self.plan.data.held_out.rows.is_empty();
+            if evaluates || (has_held_out && last && !interrupted) {
+                self.evaluate(how)?;
+            }
+            if saves || last {
+                self.save(how)?;
+            }
+            if interrupted {
+                break;
+            }
+        }
+        self.finish(interrupted)
+    }
+
+    /// The order of the epoch's rows.
+    fn order(&self) -> Vec<usize> {
+        epoch_order(self.plan.data.train.rows.len(), self.plan.progress.epoch, self.plan.settings.data_seed)
+    }
+
+    fn step(&mut self, order: &[usize], how: &mut How<'_>) -> Result<()> {
+        let (begin, of_a_step) = (self.plan.progress.position as usize, self.plan.rows_of_a_step() as usize);
+        let rows = &order[begin..(begin + of_a_step).min(order.len())];
+        let batches = self.share(rows, how.ranks);
+        let rate = self.plan.schedule.at(self.trainer.updates());
+        let done = self.trainer.step(&batches, rate, &mut self.guard, how.ranks)?;
+        let progress = &mut self.plan.progress;
+        progress.global_step += 1;
+        progress.position += rows.len() as u64;
+        progress.optimizer_steps = self.trainer.updates();
+        progress.micro_steps = self.trainer.micro_batches();
+        progress.tokens += done.tokens;
+        let GuardCounts { skipped, in_a_row } = self.guard.counts();
+        (progress.skipped, progress.skipped_in_a_row) = (skipped, in_a_row);
+        self.samples += rows.iter().map(|row| self.plan.data.train.rows[*row].len() as u64).sum::<u64>();
+        self.since.add(&done, rate);
+        self.total.add(&done, rate);
+        self.last = Some(done);
+        let step = self.plan.progress.global_step;
+        match done.verdict {
+            Verdict::Step { .. } => {}
+            Verdict::Skip { in_a_row } => how.progress.note(&format!(
+                "step {step} is skipped: its loss is {}, the norm of its gradient {} ({in_a_row} in a row)",
+                done.loss, done.grad_norm
+            )),
+            Verdict::Stop => return Err(self.guard.stopped(step)),
+        }
+        let tick =
+            Tick { step, loss: done.loss, learning_rate: rate, tokens_per_second: self.since.tokens_per_second() };
+        how.progress.step(&tick);
+        if self.plan.settings.logs_at(step, self.plan.progress.max_steps) || step == self.plan.progress.max_steps {
+            let train = Train {
+                loss: self.since.loss(),
+                grad_norm: done.grad_norm,
+                learning_rate: rate,
+                tokens: self.plan.progress.tokens,
+                tokens_per_second: self.since.tokens_per_second(),
+                skipped,
+            };
+            self.record(Figures::Train(train), how)?;
+            self.since = Since::now();
+        }
+        Ok(())
+    }
+
+    /// This rank's micro-batches of a step. Ranks take turns within each micro-batch; near the end of an epoch some may
+    /// be empty.
+    fn share(&self, rows: &[usize], ranks: &dyn Ranks) -> Vec<Batch> {
+        let each = self.plan.settings.per_device_train_batch_size as usize;
+        let micro_batches = rows.chunks(each * ranks.count());
+        let own = |rows: &[usize]| {
+            let begin = (ranks.rank() * each).min(rows.len());
+            self.plan.data.train.batch(&rows[begin..(begin + each).min(rows.len())])
+        };
+        micro_batches.map(own).collect()
+    }
+
+    fn record(&mut self, figures: Figures, how: &How<'_>) -> Result<()> {
+        let progress = &self.plan.progress;
+        let at = Moment {
+            epoch: progress.epochs(),
+            step: progress.global_step,
+            max_steps: progress.max_steps,
+            first_step: self.first_step,
+            seconds: self.started.elapsed().as_secs_f64(),
+            memory: self.engine.peak_memory(),
+        };
+        let record = Record { at, figures };
+        self.logs.record(&record)?;
+        how.progress.record(&record);
+        Ok(())
+    }
+
+    fn evaluate(&mut self, how: &mut How<'_>) -> Result<()> {
+        how.progress.phase("evaluating");
+        let start = Instant::now();
+        let Rows { set, rows } = &self.plan.data.held_out;
+        let each = self.plan.settings.per_device_eval_batch_size as usize;
+        let numbers: Vec<usize> = (0..rows.len()).collect();
+        let (rank, count) = (how.ranks.rank(), how.ranks.count());
+        let of_rank = numbers.chunks(each).skip(rank).step_by(count);
+        let batches: Vec<Batch> = of_rank.map(|rows| self.plan.data.held_out.batch(rows)).collect();
+        let loss = self.trainer.evaluate(&batches, how.ranks)?;
+        let (samples, tokens) = (set.samples.len() as u64, set.lengths().iter().sum::<usize>() as u64);
+        let steps = rows.len().div_ceil(each) as u64;
+        if let Some(loss) = loss {
+            let seconds = start.elapsed().as_secs_f64();
+            self.record(Figures::Eval(Eval { loss, seconds, samples, steps, tokens }), how)?;
+            self.eval_loss = Some(loss);
+            let progress = &mut self.plan.progress;
+            if loss.is_finite() && progress.best_metric.is_none_or(|best| loss < best) {
+                progress.best_metric = Some(loss);
+                progress.best_step = Some(progress.global_step);
+            }
+        }
+        how.progress.phase("training");
+        // The time of an evaluation is not the training's.
+        self.since.at += start.elapsed();
+        self.total.at += start.elapsed();
+        Ok(())
+    }
+
+    fn save(&mut self, how: &How<'_>) -> Result<()> {
+        let saved = checkpoint_dir(&self.dir, self.plan.progress.global_step);
+        if how.ranks.rank() != 0 || self.checkpoint.as_ref() == Some(&saved) {
+            return Ok(());
+        }
+        how.progress.phase("saving");
+        let start = Instant::now();
+        let state = self.trainer.state()?;
+        let schedule = self.plan.schedule;
+        let scheduler = SchedulerState {
+            kind: schedule.kind.name().to_owned(),
+            warmup_steps: schedule.warmup_steps,
+            total_steps: schedule.total_steps,
+            peak: schedule.peak,
+            last_step: self.plan.progress.global_step,
+            last_rate: self.total.rate,
+        };
+        let settings = &self.plan.settings;
+        let snapshot = Snapshot {
+            settings,
+            layout: self.trainer.layout(),
+            parameters: &state.parameters,
+            moments: (!settings.save_only_model).then_some([&state.first[..], &state.second[..]]),
+            progress: &self.plan.progress,
+            scheduler: &scheduler,
+            history: self.logs.history(),
+        };
+        self.checkpoint = Some(write(&self.dir, &snapshot)?);
+        prune(&self.dir, settings.save_total_limit, self.plan.progress.best_step)?;
+        how.progress.phase("training");
+        self.since.at += start.elapsed();
+        self.total.at += start.elapsed();
+        Ok(())
+    }
+
+    fn finish(mut self, interrupted: bool) -> Result<TrainReport> {
+        let seconds = self.total.at.elapsed().as_secs_f64();
+        let progress = self.plan.progress.clone();
+        let last_loss = self.last.map_or(f64::NAN, |done| done.loss);
+        if !interrupted && progress.global_step > self.first_step {
+            let parameters = self.plan.base.weights() as f64;
+            let last = Last {
+                loss: self.total.loss(),
+                seconds,
+                samples: self.samples,
+                steps: progress.global_step - self.first_step,
+                tokens: progress.tokens,
+                total_flos: 6.0 * parameters * progress.tokens as f64,
+                skipped: progress.skipped,
+            };
+            let at = Moment {
+                epoch: progress.epochs(),
+                step: progress.global_step,
+                max_steps: progress.max_steps,
+                first_step: self.first_step,
+                seconds: self.started.elapsed().as_secs_f64(),
+                memory: self.engine.peak_memory(),
+            };
+            self.logs.record(&Record { at, figures: Figures::Last(last) })?;
+        }
+        let title = title(&self.dir);
+        let best = progress.best_step.zip(progress.best_metric);
+        let best = best.map(|(step, loss)| (checkpoint_dir(&self.dir, step), loss));
+        Ok(TrainReport {
+            checkpoint: self.checkpoint,
+            best: best.filter(|(dir, _)| dir.is_dir()),
+            steps: [progress.global_step, progress.max_steps],
+            loss: self.total.loss(),
+            last_loss,
+            eval_loss: self.eval_loss,
+            tokens: self.total.tokens,
+            seconds,
+            skipped: progress.skipped,
+            peak_memory: self.engine.peak_memory(),
+            device: self.engine.name(),
+            interrupted,
+            logs: self.logs.finish(&title)?,
+            run: self.dir,
+        })
+    }
+}
+
+/// What the loss curve is called: the last two parts of the run's path.
+fn title(run: &Path) -> String {
+    let parts: Vec<_> = run.iter().map(|part| part.to_string_lossy()).collect();
+    parts[parts.len().saturating_sub(2)..].join("/")
+}
