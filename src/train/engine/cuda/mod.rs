@@ -7,6 +7,7 @@ mod blas;
 mod card;
 mod dora;
 mod frozen;
+mod functions;
 mod kernels;
 mod masks;
 mod matrix;
@@ -74,7 +75,6 @@ impl CudaEngine {
         let card = Card::open(device)?;
         let workspace = card.allocate(blas::WORKSPACE)?;
         let blas = Blas::open(card.stream.cu_stream().cast(), workspace)?;
-        card.prepare()?;
         Ok(Self { blas, keys: Keys::default(), card })
     }
 
@@ -396,7 +396,7 @@ impl Engine for CudaEngine {
     }
 
     fn free_memory(&self) -> Option<u64> {
-        self.card.context.mem_get_info().ok().map(|(free, _)| free as u64)
+        self.card.free()
     }
 
     fn name(&self) -> String {
