@@ -1,5 +1,6 @@
 //! Matrix products, by cuBLAS, which is found at run time. One of the rooms with `unsafe`.
 
+use std::error::Error as _;
 use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -234,7 +235,7 @@ impl Loaded {
     /// Loads a library that works with the driver: one that is too new for it makes no handle.
     fn load(path: &Path) -> Result<Self, String> {
         // SAFETY: loading cuBLAS runs its initializers, which is what it is made for.
-        let open = |path: &Path| unsafe { Library::new(path) }.map_err(|error| error.to_string());
+        let open = |path: &Path| unsafe { Library::new(path) }.map_err(|error| said(&error));
         // The other half lies beside it, where the loader need not look. Absent, it is found elsewhere, or missed below.
         let other = sibling(path).and_then(|path| open(&path).ok());
         let library = open(path)?;
@@ -270,7 +271,12 @@ fn sibling(path: &Path) -> Option<PathBuf> {
 unsafe fn symbol<T: Copy>(library: &Library, name: &[u8]) -> Result<T, String> {
     // SAFETY: the caller knows the type.
     let found = unsafe { library.get::<T>(name) };
-    found.map(|function| *function).map_err(|error| error.to_string())
+    found.map(|function| *function).map_err(|error| said(&error))
+}
+
+/// What the loader says: the reason is in the error's source.
+fn said(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn check(call: &str, status: c_int) -> Result<()> {
