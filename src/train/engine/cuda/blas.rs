@@ -29,7 +29,7 @@ type GemmEx = unsafe extern "C" fn(
     *const c_void, *mut c_void, c_int, c_int, c_int, c_int,
 ) -> c_int;
 
-/// `cudaDataType`, `cublasComputeType_t` and `cublasGemmAlgo_t`, as library_types.h and cublas_api.h number them.
+/// `cudaDataType`, `cublasComputeType_t` and `cublasGemmAlgo_t`, as `library_types.h` and `cublas_api.h` number them.
 const BF16: c_int = 14;
 const F32: c_int = 0;
 const COMPUTE_F32: c_int = 68;
@@ -95,8 +95,9 @@ impl Blas {
 
     fn with(loaded: Loaded, stream: *mut c_void, workspace: DeviceMemory) -> Result<Self> {
         let Loaded { handle, gemm, destroy, set_stream, set_workspace, set_math_mode, libraries } = loaded;
+        let address = ptr::with_exposed_provenance_mut(workspace.address() as usize);
+        // From here on, the handle is destroyed whatever fails.
         let blas = Self { handle, gemm, destroy, _workspace: workspace, _libraries: libraries };
-        let address = ptr::with_exposed_provenance_mut(blas._workspace.address() as usize);
         // SAFETY: the handle is live, and the stream and the workspace outlive it. The workspace comes after the stream,
         // which takes it away.
         unsafe {
@@ -121,7 +122,7 @@ impl Blas {
         output: Output,
     ) -> Result<()> {
         // SAFETY: the caller vouches for the matrices.
-        unsafe { self.gemm(true, b, a, out, sizes, beta, output) }
+        unsafe { self.gemm(true, [b, a, out], sizes, beta, output) }
     }
 
     /// `out = a * b`: `a` is `[rows, depth]`, `b` `[depth, cols]`.
@@ -130,15 +131,15 @@ impl Blas {
     /// As above.
     pub(super) unsafe fn times(&self, a: At, b: At, out: At, sizes: Sizes) -> Result<()> {
         // SAFETY: the caller vouches for the matrices.
-        unsafe { self.gemm(false, b, a, out, sizes, 0.0, Output::Bf16) }
+        unsafe { self.gemm(false, [b, a, out], sizes, 0.0, Output::Bf16) }
     }
 
+    /// # Safety
+    /// As above.
     unsafe fn gemm(
         &self,
         transposed: bool,
-        b: At,
-        a: At,
-        out: At,
+        [b, a, out]: [At; 3],
         sizes: Sizes,
         beta: f32,
         output: Output,
@@ -293,8 +294,8 @@ mod tests {
 
     /// What cuBLAS does with a call, on numbers.
     fn column_major(call: Call, [a, b]: [&[f64]; 2], c: &mut [f64]) {
-        let [m, n, k] = call.sizes.map(|size| size as usize);
-        let [lda, ldb, ldc] = call.strides.map(|stride| stride as usize);
+        let [m, n, k] = call.sizes.map(|size| usize::try_from(size).unwrap());
+        let [lda, ldb, ldc] = call.strides.map(|stride| usize::try_from(stride).unwrap());
         for i in 0..m {
             for j in 0..n {
                 let a = |l: usize| if call.transposed == 1 { a[l + i * lda] } else { a[i + l * lda] };

@@ -37,7 +37,7 @@ impl CudaEngine {
                 squares.address(),
                 parameters.value(magnitude.start),
                 bits(group.scale),
-                gains.gains.value(slot.rows.start),
+                gains.values.value(slot.rows.start),
                 gains.inverses.value(slot.rows.start),
                 slot.rows.len() as u64,
                 rank as u64,
@@ -60,7 +60,7 @@ impl CudaEngine {
         let y = self.matrix(x.rows, frozen.group.outputs, 0)?;
         if !masks.drop_any() {
             self.product(frozen, x, &y, 0.0)?;
-            self.scale(&y, gains.gains.address(), bias, onto, &y)?;
+            self.scale(&y, gains.values.address(), bias, onto, &y)?;
             return Ok(y);
         }
         let filled = bias != 0 || onto.is_some();
@@ -87,7 +87,7 @@ impl CudaEngine {
             let gained = self.slot_outputs(frozen, slot, &dropped)?;
             let (from, to) = ([gained.address(), gained.stride as u64], [y.column(slot.rows.start), y.stride as u64]);
             let (rows, cols) = (gained.rows as u64, gained.cols as u64);
-            let of_slot = gains.gains.value(slot.rows.start);
+            let of_slot = gains.values.value(slot.rows.start);
             let arguments = [from[0], from[1], of_slot, 0, to[0], to[1], to[0], to[1], rows, cols];
             self.launch(&SCALE_COLUMNS, eights(gained.rows, gained.cols)?, &arguments)?;
         }
@@ -106,7 +106,7 @@ impl CudaEngine {
     ) -> Result<CudaMatrix> {
         // The gradient of what is scaled.
         let scaled = self.matrix(dy.rows, dy.cols, 0)?;
-        self.scale(dy, gains.gains.address(), 0, None, &scaled)?;
+        self.scale(dy, gains.values.address(), 0, None, &scaled)?;
         if !masks.drop_any() {
             let outputs = self.matrix(x.rows, dy.cols, 0)?;
             self.product(frozen, x, &outputs, 0.0)?;
@@ -153,7 +153,7 @@ impl CudaEngine {
         let (rows, cols, inputs) = (dy.rows, slot.rows.len(), frozen.group.inputs);
         let beyond = self.matrix(rows, cols, 0)?;
         let (from, to) = ([dy.column(slot.rows.start), dy.stride as u64], [beyond.address(), beyond.stride as u64]);
-        let of_slot = gains.gains.value(slot.rows.start);
+        let of_slot = gains.values.value(slot.rows.start);
         let arguments = [from[0], from[1], of_slot, to[0], to[1], rows as u64, cols as u64];
         self.launch(&SCALE_BEYOND_ONE, eights(rows, cols)?, &arguments)?;
         let through = self.matrix(rows, inputs, 0)?;
@@ -190,8 +190,8 @@ impl CudaEngine {
         let outputs = self.matrix(x.rows, slot.rows.len(), 0)?;
         let depth = frozen.group.inputs + frozen.group.room();
         let sizes = Sizes { rows: x.rows, cols: slot.rows.len(), depth };
-        // SAFETY: the matrices have these sizes, spare columns included.
         let weights = rows_of(frozen, slot);
+        // SAFETY: the matrices have these sizes, spare columns included.
         unsafe { self.blas.times_transposed(x.at(), weights, outputs.at(), sizes, 0.0, Output::Bf16) }?;
         Ok(outputs)
     }

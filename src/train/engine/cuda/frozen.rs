@@ -48,7 +48,7 @@ pub(super) struct Adapters {
 pub(super) struct Gains {
     /// Norms of the base's rows.
     pub(super) norms: CudaVector,
-    pub(super) gains: CudaVector,
+    pub(super) values: CudaVector,
     /// 1 / norm of the adapted rows.
     pub(super) inverses: CudaVector,
 }
@@ -112,7 +112,7 @@ impl Adapters {
             let ones = vec![1.0; group.outputs];
             Ok(Gains {
                 norms: CudaVector::new(card, group.outputs)?,
-                gains: CudaVector::of(card, &ones)?,
+                values: CudaVector::of(card, &ones)?,
                 inverses: CudaVector::of(card, &ones)?,
             })
         });

@@ -92,7 +92,7 @@ fn load(context: &CudaContext, kernel: &Kernel) -> Result<Function, String> {
     if kernel.shared > SHARED {
         let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function was just loaded, in this context, which loading has bound.
-        let set = unsafe { result::function::set_function_attribute(function, attribute, kernel.shared as i32) };
+        let set = unsafe { result::function::set_function_attribute(function, attribute, kernel.shared.cast_signed()) };
         set.map_err(|error| {
             let (name, shared) = (kernel.name, kernel.shared);
             format!("the kernel {name} can't have {shared} bytes of shared memory: {}", gpu::said(error))

@@ -52,12 +52,11 @@ impl Keys {
         let Some(dropout) = dropout else { return Ok(Masks::NONE) };
         let mut held = self.held.borrow_mut();
         let known = held.as_ref().filter(|(known, _)| known == dropout).map(|(_, memory)| memory.address());
-        let address = match known {
-            Some(address) => address,
-            None => {
-                let keys: Vec<_> = (0..self.modules.get()).map(|module| dropout.mask(module).key).collect();
-                held.insert((*dropout, card.upload(&keys)?)).1.address()
-            }
+        let address = if let Some(address) = known {
+            address
+        } else {
+            let keys: Vec<_> = (0..self.modules.get()).map(|module| dropout.mask(module).key).collect();
+            held.insert((*dropout, card.upload(&keys)?)).1.address()
         };
         let (threshold, scale) = (dropout.mask(0).threshold.into(), dropout.scale().to_bits().into());
         Ok(Masks { keys: address + 8 * first as u64, threshold, scale })

@@ -56,7 +56,7 @@ fn bits(value: f32) -> u64 {
 /// Blocks of 256 threads that handle 8 columns each; kernels count those in 32 bits.
 fn eights(rows: usize, cols: usize) -> Result<u64> {
     match rows.checked_mul(cols / 8) {
-        Some(count) if count <= u32::MAX as usize => Ok(count.div_ceil(256) as u64),
+        Some(count) if u32::try_from(count).is_ok() => Ok(count.div_ceil(256) as u64),
         _ => {
             let problem = format!("a matrix of {rows} x {cols} values is more than the kernels of cards count");
             Err(Error::refused(problem, "lower --per_device_train_batch_size or --max_length"))

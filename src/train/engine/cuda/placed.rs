@@ -65,14 +65,16 @@ fn check(batch: &Batch) -> Result<(), &'static str> {
     let Batch { tokens, positions, starts, targets } = batch;
     let ascending = |numbers: &[u32]| numbers.windows(2).all(|pair| pair[0] < pair[1]);
     let rows: Vec<u32> = targets.iter().map(|target| target.row).collect();
-    let ends = starts.first() == Some(&0) && starts.last().map(|end| *end as usize) == Some(tokens.len());
+    let whole = starts.first() == Some(&0) && starts.last().map(|end| *end as usize) == Some(tokens.len());
+    let none = tokens.is_empty() && starts.len() <= 1;
     if tokens.len() > i32::MAX as usize {
         return Err("there is too much");
     }
     if positions.len() != tokens.len() {
         return Err("the positions are not those of the tokens");
     }
-    if !(ends && ascending(starts)) && !(tokens.is_empty() && starts.len() <= 1) {
+    let covered = none || (whole && ascending(starts));
+    if !covered {
         return Err("the segments don't cover the tokens");
     }
     if !ascending(&rows) || rows.last().is_some_and(|row| *row as usize >= tokens.len()) {

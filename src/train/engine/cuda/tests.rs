@@ -100,7 +100,7 @@ fn rows_of_several_chunks() {
         }
         engine.read(&gradients).unwrap()
     };
-    let (whole, parts) = (gradients(&[0..2100]), gradients(&[0..1000, 1000..2100]));
+    let (whole, parts) = (gradients(std::slice::from_ref(&(0..2100))), gradients(&[0..1000, 1000..2100]));
     let most = whole.iter().fold(0f32, |most, value| most.max(value.abs()));
     assert!(most > 10.0);
     for (whole, parts) in whole.iter().zip(&parts) {
