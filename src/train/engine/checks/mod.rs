@@ -13,7 +13,7 @@ pub(crate) use attention::{check_attention, check_rotation};
 pub(crate) use elementwise::{check_embedding, check_gate, check_normalization};
 pub(crate) use loss::check_cross_entropy;
 pub(crate) use optimizer::{check_adamw, check_vectors};
-pub(crate) use projection::check_projection;
+pub(crate) use projection::{check_projection, check_ranks};
 
 use half::bf16;
 use rand_chacha::ChaCha8Rng;

@@ -29,23 +29,34 @@ pub(crate) fn check_projection<E: Probe>(engine: &E, magnitudes: bool, tolerance
     for adapted in [[true; 3], [true, false, true], [false; 3]] {
         for bias in [false, true] {
             for dropout in [None, Dropout::new(0.25, 42, 3)] {
-                check_case(engine, adapted, bias, dropout, magnitudes, tolerance);
+                check_case(engine, 5, adapted, bias, dropout, magnitudes, tolerance);
             }
+        }
+    }
+}
+
+/// Other ranks: kernels have several for them.
+pub(crate) fn check_ranks<E: Probe>(engine: &E, ranks: &[usize], tolerance: f64) {
+    for rank in ranks {
+        for dropout in [None, Dropout::new(0.25, 42, 3)] {
+            check_case(engine, *rank, [true; 3], false, dropout, false, tolerance);
         }
     }
 }
 
 fn check_case<E: Probe>(
     engine: &E,
+    rank: usize,
     adapted: [bool; 3],
     bias: bool,
     dropout: Option<Dropout>,
     magnitudes: bool,
     tolerance: f64,
 ) {
-    let what = format!("adapted {adapted:?}, bias {bias}, dropout {}, DoRA {magnitudes}", dropout.is_some());
+    let what =
+        format!("rank {rank}, adapted {adapted:?}, bias {bias}, dropout {}, DoRA {magnitudes}", dropout.is_some());
     let mut random = Random::new(9);
-    let mut layout = Layout::new(LoraSpec { rank: 5, scale: 2.0, magnitudes });
+    let mut layout = Layout::new(LoraSpec { rank, scale: 2.0, magnitudes });
     // Another group before this one: places in the vector of parameters don't begin at 0.
     layout.group(INPUTS, &[("before".to_owned(), 8, true)]);
     let parts: Vec<_> =

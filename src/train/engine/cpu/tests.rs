@@ -41,6 +41,7 @@ fn attention() {
 #[test]
 fn projections() {
     checks::check_projection(&CpuEngine, false, TOLERANCE);
+    checks::check_ranks(&CpuEngine, &[16], TOLERANCE);
 }
 
 #[test]

@@ -1,25 +1,60 @@
 //! Products with frozen weights and their adapters, forward and backward, and what an adapter needs after each step.
+//! Rows with magnitudes are in `dora`.
 
-use super::frozen::CudaFrozen;
+use super::card::broken;
+use super::frozen::{CudaFrozen, MOST_RANK};
 use super::kernels::*;
+use super::masks::Masks;
 use super::matrix::{CudaMatrix, CudaVector};
-use super::{At, CudaEngine, Output, Sizes, bits, eights};
-use crate::error::{Error, Result};
+use super::{CudaEngine, Output, Sizes, bits};
+use crate::error::Result;
 use crate::train::dropout::Dropout;
 
-/// Kernels by the width that they are made for: the least that covers a padded rank, or the widest, in parts.
-fn of_width(padded: usize, kernels: [&'static Kernel; 3]) -> (&'static Kernel, u64) {
-    let [eight, sixteen, wide] = kernels;
-    match padded {
-        8 => (eight, 1),
-        16 => (sixteen, 1),
-        _ => (wide, padded.div_ceil(32) as u64),
+/// How the kernels of adapters see the slots: as many, or as one that is wider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct View {
+    slots: usize,
+    rank: usize,
+}
+
+impl View {
+    fn of(frozen: &CudaFrozen, masks: Masks) -> Self {
+        let (slots, rank) = (frozen.group.slots.len(), frozen.group.rank);
+        // Without masks, slots whose rows are not padded are one, for which inputs are read once.
+        if !masks.drop_any() && rank.is_multiple_of(8) && slots * rank <= MOST_RANK {
+            return Self { slots: 1, rank: slots * rank };
+        }
+        Self { slots, rank }
     }
+
+    /// The kernel for the rank, of those for up to 8 and 16 and for parts of 32; and the blocks of a part of the rows, for
+    /// all slots.
+    fn choose(self, [eight, sixteen, wide]: [&'static Kernel; 3]) -> (&'static Kernel, u64) {
+        let padded = self.rank.next_multiple_of(8);
+        let kernel = match padded {
+            8 => eight,
+            16 => sixteen,
+            _ => wide,
+        };
+        (kernel, (self.slots * padded.div_ceil(32)) as u64)
+    }
+}
+
+/// Sums over chunks of rows, of `total` values.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) chunks: usize,
+    pub(super) total: usize,
+    /// Parts that go to places of their own.
+    pub(super) slots: usize,
 }
 
 impl CudaEngine {
     pub(super) fn bind_adapters(&self, frozen: &CudaFrozen, parameters: &CudaVector) -> Result<()> {
         let Some(adapters) = &frozen.adapters else { return Ok(()) };
+        if parameters.len < frozen.parameters() {
+            return Err(broken("a vector of parameters that is too short"));
+        }
         let (group, w) = (&frozen.group, &frozen.weights);
         let (slots, rank, cols) = (group.slots.len() as u64, group.rank as u64, group.inputs as u64);
         let grid = slots * (frozen.padded() as u64 / 8) * cols.div_ceil(256);
@@ -43,48 +78,21 @@ impl CudaEngine {
         self.bind_gains(frozen, parameters)
     }
 
-    /// Gains of rows with magnitudes: m / ||W + s B A||.
-    fn bind_gains(&self, frozen: &CudaFrozen, parameters: &CudaVector) -> Result<()> {
-        let Some(adapters) = &frozen.adapters else { return Ok(()) };
-        let Some(gains) = &adapters.gains else { return Ok(()) };
-        let (group, w, padded) = (&frozen.group, &frozen.weights, frozen.padded());
-        let (rank, cols) = (group.rank, group.inputs);
-        for (number, slot) in group.slots.iter().enumerate() {
-            let Some(magnitude) = &slot.magnitude else { continue };
-            let squares = CudaVector::new(&self.card, rank * rank)?;
-            let arguments = [parameters.value(slot.a.start), squares.address(), rank as u64, cols as u64];
-            self.launch(&GRAM, (rank * rank) as u64, &arguments)?;
-            let along = CudaVector::new(&self.card, slot.rows.len() * padded)?;
-            let rows_at = At { address: w.address() + (slot.rows.start * w.stride * 2) as u64, stride: w.stride };
-            let a_at = At { address: adapters.stack.address() + (number * padded * cols * 2) as u64, stride: cols };
-            let out = At { address: along.address(), stride: padded };
-            let sizes = Sizes { rows: slot.rows.len(), cols: padded, depth: cols };
-            // SAFETY: the matrices have these sizes.
-            unsafe { self.blas.times_transposed(rows_at, a_at, out, sizes, 0.0, Output::F32) }?;
-            let arguments = [
-                gains.norms.value(slot.rows.start),
-                along.address(),
-                padded as u64,
-                parameters.value(slot.b.start),
-                squares.address(),
-                parameters.value(magnitude.start),
-                bits(group.scale),
-                gains.gains.value(slot.rows.start),
-                gains.inverses.value(slot.rows.start),
-                slot.rows.len() as u64,
-                rank as u64,
-            ];
-            self.launch(&DORA_GAINS, (slot.rows.len() as u64).div_ceil(256), &arguments)?;
+    /// The masks of a group's slots.
+    fn masks(&self, frozen: &CudaFrozen, dropout: Option<&Dropout>) -> Result<Masks> {
+        match frozen.group.slots.first() {
+            Some(slot) => self.keys.masks(&self.card, dropout, slot.module),
+            None => Ok(Masks::NONE),
         }
-        Ok(())
     }
 
     pub(super) fn adapt_into(&self, frozen: &CudaFrozen, x: &CudaMatrix, dropout: Option<&Dropout>) -> Result<()> {
+        frozen.check_input(x)?;
         let Some(adapters) = &frozen.adapters else { return Ok(()) };
-        let group = &frozen.group;
-        let masks = frozen.masks(&self.card, dropout)?;
-        let (kernel, parts) = of_width(frozen.padded(), [&ADAPT_8, &ADAPT_16, &ADAPT_32]);
-        let (rows, slots) = (x.rows as u64, group.slots.len() as u64);
+        let masks = self.masks(frozen, dropout)?;
+        let view = View::of(frozen, masks);
+        let (kernel, parts) = view.choose([&ADAPT_8, &ADAPT_16, &ADAPT_32]);
+        let rows = x.rows as u64;
         let arguments = [
             x.address(),
             x.stride as u64,
@@ -94,11 +102,11 @@ impl CudaEngine {
             masks.scale,
             rows,
             x.cols as u64,
-            slots,
-            group.rank as u64,
-            group.room() as u64,
+            view.slots as u64,
+            view.rank as u64,
+            frozen.group.room() as u64,
         ];
-        self.launch(kernel, rows.div_ceil(32) * slots * parts, &arguments)
+        self.launch(kernel, rows.div_ceil(32) * parts, &arguments)
     }
 
     pub(super) fn project_all(
@@ -108,25 +116,15 @@ impl CudaEngine {
         dropout: Option<&Dropout>,
         onto: Option<&CudaMatrix>,
     ) -> Result<CudaMatrix> {
-        let gains = frozen.adapters.as_ref().and_then(|adapters| adapters.gains.as_ref());
+        frozen.check_input(x)?;
+        if onto.is_some_and(|onto| onto.rows != x.rows || onto.cols != frozen.group.outputs) {
+            return Err(broken("a sum of matrices of two shapes"));
+        }
+        if let Some(gains) = frozen.gains() {
+            return self.project_gained(frozen, gains, x, self.masks(frozen, dropout)?, onto);
+        }
         let y = self.matrix(x.rows, frozen.group.outputs, 0)?;
         let bias = frozen.bias.as_ref().map_or(0, CudaVector::address);
-        if let Some(gains) = gains {
-            if dropout.is_some() {
-                return Err(Error::refused(
-                    "DoRA with dropout is not trained on cards yet",
-                    "set --lora_dropout 0, or use --device cpu",
-                ));
-            }
-            self.product(frozen, x, &y, 0.0)?;
-            let (onto, stride) = onto.map_or((0, 0), |onto| (onto.address(), onto.stride as u64));
-            let at = [y.address(), y.stride as u64];
-            let sizes = [y.rows as u64, y.cols as u64];
-            let gains = gains.gains.address();
-            let arguments = [at[0], at[1], gains, bias, onto, stride, at[0], at[1], sizes[0], sizes[1]];
-            self.launch(&SCALE_COLUMNS, eights(y.rows, y.cols), &arguments)?;
-            return Ok(y);
-        }
         let filled = bias != 0 || onto.is_some();
         if filled {
             self.filled(bias, onto, &y)?;
@@ -136,7 +134,7 @@ impl CudaEngine {
     }
 
     /// `y = x_aug * W_aug^T + beta * y`.
-    fn product(&self, frozen: &CudaFrozen, x: &CudaMatrix, y: &CudaMatrix, beta: f32) -> Result<()> {
+    pub(super) fn product(&self, frozen: &CudaFrozen, x: &CudaMatrix, y: &CudaMatrix, beta: f32) -> Result<()> {
         let depth = frozen.group.inputs + frozen.group.room();
         let sizes = Sizes { rows: x.rows, cols: y.cols, depth };
         // SAFETY: both have that many columns, the spare ones included, and y is as large as the product.
@@ -151,38 +149,57 @@ impl CudaEngine {
         dropout: Option<&Dropout>,
         gradients: &CudaVector,
     ) -> Result<CudaMatrix> {
+        frozen.check_input(x)?;
+        if dy.rows != x.rows || dy.cols != frozen.group.outputs || gradients.len < frozen.parameters() {
+            return Err(broken("the gradient of another projection"));
+        }
+        let masks = self.masks(frozen, dropout)?;
+        match frozen.gains() {
+            Some(gains) => self.project_gained_back(frozen, gains, [dy, x], masks, gradients),
+            None => self.plain_back(frozen, dy, x, masks, gradients),
+        }
+    }
+
+    /// Without magnitudes.
+    pub(super) fn plain_back(
+        &self,
+        frozen: &CudaFrozen,
+        dy: &CudaMatrix,
+        x: &CudaMatrix,
+        masks: Masks,
+        gradients: &CudaVector,
+    ) -> Result<CudaMatrix> {
         let group = &frozen.group;
-        let gains = frozen.adapters.as_ref().and_then(|adapters| adapters.gains.as_ref());
-        let scaled = match gains {
-            None => None,
-            Some(gains) => {
-                self.magnitudes_back(frozen, dy, x, gradients)?;
-                let scaled = self.matrix(dy.rows, dy.cols, 0)?;
-                let (from, to) = ([dy.address(), dy.stride as u64], [scaled.address(), scaled.stride as u64]);
-                let (rows, cols) = (dy.rows as u64, dy.cols as u64);
-                let arguments = [from[0], from[1], gains.gains.address(), 0, 0, 0, to[0], to[1], rows, cols];
-                self.launch(&SCALE_COLUMNS, eights(dy.rows, dy.cols), &arguments)?;
-                Some(scaled)
-            }
-        };
-        let dy = scaled.as_ref().unwrap_or(dy);
         let dx = self.matrix(dy.rows, group.inputs, group.room())?;
         self.card.timed("product, back", || {
             let sizes = Sizes { rows: dy.rows, cols: group.inputs + group.room(), depth: group.outputs };
             // SAFETY: the matrices have these sizes.
             unsafe { self.blas.times(dy.at(), frozen.weights.at(), dx.at(), sizes) }
         })?;
-        self.card.timed("adapt, back", || self.adapt_back(frozen, &dx, dropout))?;
-        self.card.timed("factors", || {
-            self.factor_a(frozen, &dx, x, dropout, gradients)?;
-            self.factor_b(frozen, dy, x, gradients)
-        })?;
+        self.factors_back(frozen, dy, x, &dx, masks, gradients)?;
         Ok(dx)
     }
 
-    fn adapt_back(&self, frozen: &CudaFrozen, dx: &CudaMatrix, dropout: Option<&Dropout>) -> Result<()> {
+    /// From the spare columns of `dx` on: the way through the adapters, and the gradients of the factors.
+    pub(super) fn factors_back(
+        &self,
+        frozen: &CudaFrozen,
+        dy: &CudaMatrix,
+        x: &CudaMatrix,
+        dx: &CudaMatrix,
+        masks: Masks,
+        gradients: &CudaVector,
+    ) -> Result<()> {
+        self.card.timed("adapt, back", || self.adapt_back(frozen, dx, masks))?;
+        self.card.timed("factors", || {
+            self.factor_a(frozen, dx, x, masks, gradients)?;
+            self.factor_b(frozen, dy, x, gradients)
+        })
+    }
+
+    fn adapt_back(&self, frozen: &CudaFrozen, dx: &CudaMatrix, masks: Masks) -> Result<()> {
         let Some(adapters) = &frozen.adapters else { return Ok(()) };
-        let masks = frozen.masks(&self.card, dropout)?;
+        let view = View::of(frozen, masks);
         let (rows, cols) = (dx.rows as u64, dx.cols as u64);
         let arguments = [
             dx.address(),
@@ -193,8 +210,8 @@ impl CudaEngine {
             masks.scale,
             rows,
             cols,
-            frozen.group.slots.len() as u64,
-            frozen.group.rank as u64,
+            view.slots as u64,
+            view.rank as u64,
         ];
         self.launch(&ADAPT_BACK, rows.div_ceil(128) * cols.div_ceil(256), &arguments)
     }
@@ -204,16 +221,15 @@ impl CudaEngine {
         frozen: &CudaFrozen,
         dx: &CudaMatrix,
         x: &CudaMatrix,
-        dropout: Option<&Dropout>,
+        masks: Masks,
         gradients: &CudaVector,
     ) -> Result<()> {
         let Some(adapters) = &frozen.adapters else { return Ok(()) };
-        let group = &frozen.group;
-        let masks = frozen.masks(&self.card, dropout)?;
-        let (kernel, parts) = of_width(frozen.padded(), [&FACTOR_A_8, &FACTOR_A_16, &FACTOR_A_32]);
-        let (slots, rank, cols) = (group.slots.len(), group.rank, group.inputs);
-        let (chunks, total) = (x.rows.div_ceil(CHUNK), slots * rank * cols);
-        let partials = CudaVector::new(&self.card, chunks * total)?;
+        let (slots, rank, cols) = (frozen.group.slots.len(), frozen.group.rank, frozen.group.inputs);
+        let view = View::of(frozen, masks);
+        let (kernel, parts) = view.choose([&FACTOR_A_8, &FACTOR_A_16, &FACTOR_A_32]);
+        let shape = Shape { chunks: x.rows.div_ceil(CHUNK), total: slots * rank * cols, slots };
+        let partials = CudaVector::new(&self.card, shape.chunks * shape.total)?;
         let arguments = [
             x.address(),
             x.stride as u64,
@@ -223,24 +239,24 @@ impl CudaEngine {
             masks.threshold,
             x.rows as u64,
             cols as u64,
-            slots as u64,
-            rank as u64,
+            view.slots as u64,
+            view.rank as u64,
             partials.address(),
         ];
-        let grid = (chunks * cols.div_ceil(256) * slots) as u64 * parts;
-        self.launch(kernel, grid, &arguments)?;
-        self.fold(&partials, chunks, total, gradients, adapters.fold_a.address(), slots, masks.scale, 0)
+        self.launch(kernel, (shape.chunks * cols.div_ceil(256)) as u64 * parts, &arguments)?;
+        self.fold(&partials, shape, gradients, adapters.fold_a.address(), masks.scale, 0)
     }
 
     fn factor_b(&self, frozen: &CudaFrozen, dy: &CudaMatrix, x: &CudaMatrix, gradients: &CudaVector) -> Result<()> {
         let Some(adapters) = &frozen.adapters else { return Ok(()) };
         let group = &frozen.group;
-        let (kernel, parts) = of_width(frozen.padded(), [&FACTOR_B_8, &FACTOR_B_16, &FACTOR_B_32]);
+        // A slot's own share of the blocks is counted in `across`.
+        let (kernel, parts) = View { slots: 1, rank: group.rank }.choose([&FACTOR_B_8, &FACTOR_B_16, &FACTOR_B_32]);
         let (slots, rank) = (group.slots.len(), group.rank);
-        let chunks = dy.rows.div_ceil(CHUNK);
-        let total: usize = group.slots.iter().map(|slot| slot.b.len()).sum();
+        let total = group.slots.iter().map(|slot| slot.b.len()).sum();
+        let shape = Shape { chunks: dy.rows.div_ceil(CHUNK), total, slots };
         let across: usize = group.slots.iter().map(|slot| slot.rows.len().div_ceil(256)).sum();
-        let partials = CudaVector::new(&self.card, chunks * total)?;
+        let partials = CudaVector::new(&self.card, shape.chunks * total)?;
         let arguments = [
             dy.address(),
             dy.stride as u64,
@@ -253,46 +269,18 @@ impl CudaEngine {
             partials.address(),
             total as u64,
         ];
-        self.launch(kernel, (chunks * across) as u64 * parts, &arguments)?;
-        let scale = bits(group.scale);
-        self.fold(&partials, chunks, total, gradients, adapters.fold_b.address(), slots, scale, 0)
+        self.launch(kernel, (shape.chunks * across) as u64 * parts, &arguments)?;
+        self.fold(&partials, shape, gradients, adapters.fold_b.address(), bits(group.scale), 0)
     }
 
-    /// The gradient of magnitudes: `dy * z` summed over rows, over the norm, where `z` is what the gains scale.
-    fn magnitudes_back(
-        &self,
-        frozen: &CudaFrozen,
-        dy: &CudaMatrix,
-        x: &CudaMatrix,
-        gradients: &CudaVector,
-    ) -> Result<()> {
-        let Some(gains) = frozen.adapters.as_ref().and_then(|adapters| adapters.gains.as_ref()) else { return Ok(()) };
-        let z = self.matrix(x.rows, frozen.group.outputs, 0)?;
-        self.product(frozen, x, &z, 0.0)?;
-        for slot in &frozen.group.slots {
-            let Some(magnitude) = &slot.magnitude else { continue };
-            let (chunks, cols) = (dy.rows.div_ceil(CHUNK), slot.rows.len());
-            let partials = CudaVector::new(&self.card, chunks * cols)?;
-            let (dy_at, z_at) = (dy.column(slot.rows.start), z.column(slot.rows.start));
-            let (rows, width) = (dy.rows as u64, cols as u64);
-            let arguments = [dy_at, dy.stride as u64, z_at, z.stride as u64, rows, width, partials.address()];
-            self.launch(&COLUMN_DOTS, (chunks * cols.div_ceil(256)) as u64, &arguments)?;
-            let span = self.card.upload(&[0u64, magnitude.start as u64])?;
-            let each = gains.inverses.value(slot.rows.start);
-            self.fold(&partials, chunks, cols, gradients, span.address(), 1, bits(1.0), each)?;
-        }
-        Ok(())
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "they are the kernel's")]
-    fn fold(
+    /// Adds sums of partial sums to gradients: `spans` say which go where, and `each` what each is multiplied by, if
+    /// it is not 0.
+    pub(super) fn fold(
         &self,
         partials: &CudaVector,
-        chunks: usize,
-        total: usize,
+        Shape { chunks, total, slots }: Shape,
         gradients: &CudaVector,
         spans: u64,
-        slots: usize,
         factor: u64,
         each: u64,
     ) -> Result<()> {

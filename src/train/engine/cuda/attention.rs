@@ -1,5 +1,6 @@
 //! Attention on the card: which kernels serve which size of head, and what they are given.
 
+use super::card::broken;
 use super::kernels::*;
 use super::matrix::{CudaMatrix, CudaVector};
 use super::placed::CudaBatch;
@@ -34,10 +35,26 @@ const KERNELS: [Kernels; 2] = [
 ];
 
 fn kernels(heads: Heads) -> Result<&'static Kernels> {
-    KERNELS.iter().find(|kernels| kernels.size == heads.size).ok_or_else(|| {
-        let problem = format!("the model's heads have {} values, and there are kernels for 64 and 128", heads.size);
+    let whole = heads.key > 0 && heads.query.is_multiple_of(heads.key);
+    KERNELS.iter().find(|kernels| kernels.size == heads.size && whole).ok_or_else(|| {
+        let Heads { query, key, size } = heads;
+        let problem =
+            format!("the model has {query} heads of {size} values over {key}; cards have kernels for 64 and 128");
         Error::refused(problem, "train it with --device cpu")
     })
+}
+
+/// Whether there are kernels for such heads.
+pub(super) fn check(heads: Heads) -> Result<()> {
+    kernels(heads).map(|_| ())
+}
+
+/// Whether rows are of these heads, and of this batch.
+pub(super) fn check_rows(qkv: &CudaMatrix, heads: Heads, batch: &CudaBatch) -> Result<()> {
+    if qkv.cols == heads.row() && qkv.rows == batch.rows {
+        return Ok(());
+    }
+    Err(broken("queries and keys of other heads, or of another batch"))
 }
 
 impl CudaEngine {
@@ -49,6 +66,7 @@ impl CudaEngine {
         room: usize,
     ) -> Result<(CudaMatrix, CudaVector)> {
         let kernels = kernels(heads)?;
+        check_rows(qkv, heads, batch)?;
         let out = self.matrix(qkv.rows, heads.query * heads.size, room)?;
         let sums = CudaVector::new(&self.card, heads.query * qkv.rows)?;
         let tiles = &batch.query_tiles;
@@ -80,6 +98,11 @@ impl CudaEngine {
         batch: &CudaBatch,
     ) -> Result<CudaMatrix> {
         let kernels = kernels(heads)?;
+        check_rows(qkv, heads, batch)?;
+        let fits = |matrix: &CudaMatrix| matrix.rows == qkv.rows && matrix.cols == heads.query * heads.size;
+        if !fits(dout) || !fits(out) || sums.len != heads.query * qkv.rows {
+            return Err(broken("the gradient of another attention"));
+        }
         let rows = qkv.rows as u64;
         let dqkv = self.matrix(qkv.rows, qkv.cols, 0)?;
         let dots = CudaVector::new(&self.card, heads.query * qkv.rows)?;
@@ -110,5 +133,19 @@ impl CudaEngine {
             self.launch(kernel, (tiles.count * across) as u64, &arguments)?;
         }
         Ok(dqkv)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_without_kernels_are_refused() {
+        let heads = |query, key, size| Heads { query, key, size };
+        assert!(check(heads(28, 4, 128)).is_ok() && check(heads(9, 3, 64)).is_ok());
+        for bad in [heads(8, 8, 96), heads(8, 3, 64), heads(8, 0, 64)] {
+            assert!(check(bad).unwrap_err().to_string().contains("--device cpu"));
+        }
     }
 }

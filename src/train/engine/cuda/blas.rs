@@ -1,15 +1,17 @@
 //! Matrix products, by cuBLAS, which is found at run time. One of the rooms with `unsafe`.
 
+use std::error::Error as _;
 use std::ffi::{c_int, c_void};
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 use libloading::Library;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, escaped};
 use crate::gpu::DeviceMemory;
 
-/// Where cuBLAS is looked for, unless the variable names a file.
-const NAMES: [&str; 3] = ["libcublas.so.13", "libcublas.so.12", "libcublas.so"];
+/// Where cuBLAS is looked for, unless the variable names a file: the newest first, and where the toolkit puts it.
+const NAMES: [&str; 4] = ["libcublas.so.13", "libcublas.so.12", "libcublas.so", "/usr/local/cuda/lib64/libcublas.so"];
 /// Names the library's file.
 const VARIABLE: &str = "QFT_CUBLAS";
 /// Bytes of its workspace: what NVIDIA advises for Hopper.
@@ -19,6 +21,7 @@ type Handle = *mut c_void;
 type Create = unsafe extern "C" fn(*mut Handle) -> c_int;
 type Destroy = unsafe extern "C" fn(Handle) -> c_int;
 type SetStream = unsafe extern "C" fn(Handle, *mut c_void) -> c_int;
+type SetMathMode = unsafe extern "C" fn(Handle, c_int) -> c_int;
 type SetWorkspace = unsafe extern "C" fn(Handle, *mut c_void, usize) -> c_int;
 #[rustfmt::skip]
 type GemmEx = unsafe extern "C" fn(
@@ -26,11 +29,13 @@ type GemmEx = unsafe extern "C" fn(
     *const c_void, *mut c_void, c_int, c_int, c_int, c_int,
 ) -> c_int;
 
-/// `cudaDataType`, `cublasComputeType_t` and `cublasGemmAlgo_t`, as library_types.h and cublas_api.h number them.
+/// `cudaDataType`, `cublasComputeType_t` and `cublasGemmAlgo_t`, as `library_types.h` and `cublas_api.h` number them.
 const BF16: c_int = 14;
 const F32: c_int = 0;
 const COMPUTE_F32: c_int = 68;
 const DEFAULT: c_int = -1;
+/// `cublasMath_t`: partial sums are added up in f32, not in bf16.
+const DISALLOW_REDUCED_PRECISION_REDUCTION: c_int = 16;
 
 /// cuBLAS, with a handle on the engine's stream.
 pub(super) struct Blas {
@@ -38,8 +43,8 @@ pub(super) struct Blas {
     gemm: GemmEx,
     destroy: Destroy,
     _workspace: DeviceMemory,
-    /// Last: the functions are in it.
-    _library: Library,
+    /// Last: the functions are in the first, which uses the others.
+    _libraries: Vec<Library>,
 }
 
 /// Where a matrix begins and how many values lie between its rows.
@@ -67,23 +72,40 @@ pub(super) enum Output {
 impl Blas {
     /// Finds the library. `stream` is the driver's handle.
     pub(super) fn open(stream: *mut c_void, workspace: DeviceMemory) -> Result<Self> {
-        let library = load()?;
-        // SAFETY: the functions have these signatures in every version of the library that is looked for, and are called
-        // with the handle that it made, while it is loaded.
-        unsafe {
-            let create: Create = symbol(&library, b"cublasCreate_v2\0")?;
-            let destroy: Destroy = symbol(&library, b"cublasDestroy_v2\0")?;
-            let set_stream: SetStream = symbol(&library, b"cublasSetStream_v2\0")?;
-            let set_workspace: SetWorkspace = symbol(&library, b"cublasSetWorkspace_v2\0")?;
-            let gemm: GemmEx = symbol(&library, b"cublasGemmEx\0")?;
-            let mut handle = ptr::null_mut();
-            check("cublasCreate", create(&raw mut handle))?;
-            let blas = Self { handle, gemm, destroy, _workspace: workspace, _library: library };
-            check("cublasSetStream", set_stream(handle, stream))?;
-            let address = ptr::with_exposed_provenance_mut(blas._workspace.address() as usize);
-            check("cublasSetWorkspace", set_workspace(handle, address, WORKSPACE))?;
-            Ok(blas)
+        let named = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let paths = named.map_or_else(|| NAMES.map(PathBuf::from).to_vec(), |path| vec![path]);
+        let mut reasons = Vec::new();
+        for path in &paths {
+            match Loaded::load(path) {
+                Ok(loaded) => return Self::with(loaded, stream, workspace),
+                Err(reason) => reasons.push(reason),
+            }
         }
+        // That a file is not there says less than anything else.
+        let absent = |reason: &&String| !reason.contains("No such file");
+        let reason = reasons.iter().find(absent).or(reasons.first()).map_or("", String::as_str);
+        Err(Error::refused(
+            format!("cuBLAS, which training on a card needs, can't be used: {}", escaped(reason)),
+            format!(
+                "install it (with the CUDA toolkit, or `pip install nvidia-cublas-cu12`) and put it on LD_LIBRARY_PATH, or \
+                 name its file in {VARIABLE}; or use --device cpu"
+            ),
+        ))
+    }
+
+    fn with(loaded: Loaded, stream: *mut c_void, workspace: DeviceMemory) -> Result<Self> {
+        let Loaded { handle, gemm, destroy, set_stream, set_workspace, set_math_mode, libraries } = loaded;
+        let address = ptr::with_exposed_provenance_mut(workspace.address() as usize);
+        // From here on, the handle is destroyed whatever fails.
+        let blas = Self { handle, gemm, destroy, _workspace: workspace, _libraries: libraries };
+        // SAFETY: the handle is live, and the stream and the workspace outlive it. The workspace comes after the stream,
+        // which takes it away.
+        unsafe {
+            check("cublasSetStream", set_stream(handle, stream))?;
+            check("cublasSetWorkspace", set_workspace(handle, address, WORKSPACE))?;
+            check("cublasSetMathMode", set_math_mode(handle, DISALLOW_REDUCED_PRECISION_REDUCTION))?;
+        }
+        Ok(blas)
     }
 
     /// `out = a * b^T + beta * out` of bf16 matrices with sums in f32: `a` is `[rows, depth]`, `b` `[cols, depth]`.
@@ -100,7 +122,7 @@ impl Blas {
         output: Output,
     ) -> Result<()> {
         // SAFETY: the caller vouches for the matrices.
-        unsafe { self.gemm(true, b, a, out, sizes, beta, output) }
+        unsafe { self.gemm(true, [b, a, out], sizes, beta, output) }
     }
 
     /// `out = a * b`: `a` is `[rows, depth]`, `b` `[depth, cols]`.
@@ -109,31 +131,30 @@ impl Blas {
     /// As above.
     pub(super) unsafe fn times(&self, a: At, b: At, out: At, sizes: Sizes) -> Result<()> {
         // SAFETY: the caller vouches for the matrices.
-        unsafe { self.gemm(false, b, a, out, sizes, 0.0, Output::Bf16) }
+        unsafe { self.gemm(false, [b, a, out], sizes, 0.0, Output::Bf16) }
     }
 
-    /// cuBLAS counts columns first, so that a row-major matrix is its transpose there: the product is asked for as
-    /// `out^T = b * a^T`, with `b` as the first operand, transposed or not.
+    /// # Safety
+    /// As above.
     unsafe fn gemm(
         &self,
         transposed: bool,
-        b: At,
-        a: At,
-        out: At,
+        [b, a, out]: [At; 3],
         sizes: Sizes,
         beta: f32,
         output: Output,
     ) -> Result<()> {
-        let Sizes { rows, cols, depth } = sizes;
-        if rows == 0 || cols == 0 {
+        let Some(Call { transposed, sizes: [m, n, k], strides: [lda, ldb, ldc] }) =
+            Call::new(transposed, [b, a, out].map(|at| at.stride), sizes)
+        else {
+            return Err(Error::refused(
+                format!("a product of {sizes:?} is too large for cuBLAS, or its rows overlap"),
+                "lower --per_device_train_batch_size",
+            ));
+        };
+        if m == 0 || n == 0 {
             return Ok(());
         }
-        let int = |size: usize| {
-            let large = |_| Error::refused("a matrix is too large for cuBLAS", "lower --per_device_train_batch_size");
-            c_int::try_from(size).map_err(large)
-        };
-        let (m, n, k) = (int(cols)?, int(rows)?, int(depth)?);
-        let (lda, ldb, ldc) = (int(b.stride)?, int(a.stride)?, int(out.stride)?);
         let alpha = 1f32;
         let place = |address: u64| ptr::with_exposed_provenance_mut::<c_void>(address as usize);
         let (alpha, beta) = ((&raw const alpha).cast(), (&raw const beta).cast());
@@ -143,7 +164,7 @@ impl Blas {
         let status = unsafe {
             (self.gemm)(
                 self.handle,
-                c_int::from(transposed),
+                transposed,
                 0,
                 m,
                 n,
@@ -167,6 +188,32 @@ impl Blas {
     }
 }
 
+/// A product as cuBLAS is asked for it. It counts columns first, so that a row-major matrix is its transpose there: the
+/// product is asked for as `out^T = b * a^T`, with `b` as the first operand, transposed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Call {
+    transposed: c_int,
+    /// m, n, k.
+    sizes: [c_int; 3],
+    /// Leading dimensions of the first operand, the second, and the result.
+    strides: [c_int; 3],
+}
+
+impl Call {
+    /// `None` if a number is too large, or rows overlap. Strides are those of b, a and the result.
+    fn new(transposed: bool, strides: [usize; 3], Sizes { rows, cols, depth }: Sizes) -> Option<Self> {
+        let widths = [if transposed { depth } else { cols }, depth, cols];
+        let int = |size: usize| c_int::try_from(size).ok();
+        strides.iter().zip(widths).all(|(stride, width)| *stride >= width).then_some(())?;
+        let [lda, ldb, ldc] = strides.map(int);
+        Some(Self {
+            transposed: transposed.into(),
+            sizes: [int(cols)?, int(rows)?, int(depth)?],
+            strides: [lda?, ldb?, ldc?],
+        })
+    }
+}
+
 impl Drop for Blas {
     fn drop(&mut self) {
         // SAFETY: the handle is live, and the library is still loaded.
@@ -174,30 +221,63 @@ impl Drop for Blas {
     }
 }
 
-fn load() -> Result<Library> {
-    let named = std::env::var(VARIABLE).ok();
-    let names: Vec<&str> = named.as_deref().map_or_else(|| NAMES.to_vec(), |name| vec![name]);
-    // SAFETY: loading cuBLAS runs its initializers, which is what it is made for.
-    let found = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    found.ok_or_else(|| {
-        Error::refused(
-            format!("cuBLAS, which training on a card needs, was not found ({})", names.join(", ")),
-            format!(
-                "install it (with the CUDA toolkit, or `pip install nvidia-cublas`) and put it on LD_LIBRARY_PATH, or name \
-                 its file in {VARIABLE}; or use --device cpu"
-            ),
-        )
-    })
+/// A library, a handle that it made, and the functions that are called.
+struct Loaded {
+    handle: Handle,
+    gemm: GemmEx,
+    destroy: Destroy,
+    set_stream: SetStream,
+    set_workspace: SetWorkspace,
+    set_math_mode: SetMathMode,
+    libraries: Vec<Library>,
+}
+
+impl Loaded {
+    /// Loads a library that works with the driver: one that is too new for it makes no handle.
+    fn load(path: &Path) -> Result<Self, String> {
+        // SAFETY: loading cuBLAS runs its initializers, which is what it is made for.
+        let open = |path: &Path| unsafe { Library::new(path) }.map_err(|error| said(&error));
+        // The other half lies beside it, where the loader need not look. Absent, it is found elsewhere, or missed below.
+        let other = sibling(path).and_then(|path| open(&path).ok());
+        let library = open(path)?;
+        // SAFETY: the functions have these signatures in every version of the library since CUDA 11, and are called while
+        // it is loaded.
+        unsafe {
+            let create: Create = symbol(&library, b"cublasCreate_v2\0")?;
+            let destroy: Destroy = symbol(&library, b"cublasDestroy_v2\0")?;
+            let set_stream: SetStream = symbol(&library, b"cublasSetStream_v2\0")?;
+            let set_workspace: SetWorkspace = symbol(&library, b"cublasSetWorkspace_v2\0")?;
+            let set_math_mode: SetMathMode = symbol(&library, b"cublasSetMathMode\0")?;
+            let gemm: GemmEx = symbol(&library, b"cublasGemmEx\0")?;
+            let mut handle = ptr::null_mut();
+            let status = create(&raw mut handle);
+            if status != 0 {
+                return Err(format!("cublasCreate of {} fails with status {status}", path.display()));
+            }
+            let libraries = [library].into_iter().chain(other).collect();
+            Ok(Self { handle, gemm, destroy, set_stream, set_workspace, set_math_mode, libraries })
+        }
+    }
+}
+
+/// The file of cuBLASLt beside that of cuBLAS, if the path says where that is.
+fn sibling(path: &Path) -> Option<PathBuf> {
+    let version = path.file_name()?.to_str()?.strip_prefix("libcublas")?;
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty())?;
+    Some(directory.join(format!("libcublasLt{version}")))
 }
 
 /// # Safety
 /// `T` must be the function's type.
-unsafe fn symbol<T: Copy>(library: &Library, name: &[u8]) -> Result<T> {
+unsafe fn symbol<T: Copy>(library: &Library, name: &[u8]) -> Result<T, String> {
     // SAFETY: the caller knows the type.
     let found = unsafe { library.get::<T>(name) };
-    found.map(|function| *function).map_err(|error| {
-        Error::refused(format!("cuBLAS lacks a function: {error}"), format!("name another in {VARIABLE}"))
-    })
+    found.map(|function| *function).map_err(|error| said(&error))
+}
+
+/// What the loader says: the reason is in the error's source.
+fn said(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn check(call: &str, status: c_int) -> Result<()> {
@@ -206,4 +286,47 @@ fn check(call: &str, status: c_int) -> Result<()> {
     }
     // CUBLAS_STATUS_ALLOC_FAILED and CUBLAS_STATUS_EXECUTION_FAILED are the ones that people meet.
     Err(Error::Card { problem: format!("{call} failed with status {status}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What cuBLAS does with a call, on numbers.
+    fn column_major(call: Call, [a, b]: [&[f64]; 2], c: &mut [f64]) {
+        let [m, n, k] = call.sizes.map(|size| usize::try_from(size).unwrap());
+        let [lda, ldb, ldc] = call.strides.map(|stride| usize::try_from(stride).unwrap());
+        for i in 0..m {
+            for j in 0..n {
+                let a = |l: usize| if call.transposed == 1 { a[l + i * lda] } else { a[i + l * lda] };
+                c[i + j * ldc] = (0..k).map(|l| a(l) * b[l + j * ldb]).sum();
+            }
+        }
+    }
+
+    #[test]
+    fn calls_make_row_major_products() {
+        let numbers: Vec<f64> = (0..60).map(|i| f64::from(i * i % 37 - 18)).collect();
+        let sizes = Sizes { rows: 3, cols: 5, depth: 4 };
+        for (transposed, stride) in [(false, 6), (true, 9)] {
+            let call = Call::new(transposed, [stride, 7, 8], sizes).unwrap();
+            let mut out = vec![0.0; 24];
+            let (b, a) = (&numbers[..], &numbers[11..]);
+            column_major(call, [b, a], &mut out);
+            for (row, col) in (0..3).flat_map(|row| (0..5).map(move |col| (row, col))) {
+                let b = |l: usize| if transposed { b[col * stride + l] } else { b[l * stride + col] };
+                let expected: f64 = (0..4).map(|l| a[row * 7 + l] * b(l)).sum();
+                assert!((out[row * 8 + col] - expected).abs() < 1e-9, "{transposed} {row} {col}");
+            }
+        }
+        assert_eq!(Call::new(false, [4, 7, 8], sizes), None, "rows of b overlap");
+        assert_eq!(Call::new(true, [3, 7, 8], sizes), None);
+        assert_eq!(Call::new(true, [9, 7, 8], Sizes { rows: 1 << 31, ..sizes }), None);
+    }
+
+    #[test]
+    fn the_other_half_is_looked_for_beside_the_file() {
+        assert_eq!(sibling(Path::new("/x/libcublas.so.12")), Some(PathBuf::from("/x/libcublasLt.so.12")));
+        assert_eq!(sibling(Path::new("libcublas.so.12")), None);
+    }
 }

@@ -1,14 +1,14 @@
 //! The card that trains: its stream, its memory, and launching kernels. All work is enqueued on one stream, in order, and
 //! memory is freed in that order too. One of the rooms with `unsafe`.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::{ptr, slice};
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::sys::{self, CUmemPool_attribute_enum as PoolAttribute};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
-use super::kernels::{Kernel, MODULES};
+use super::functions::Functions;
+use super::kernels::Kernel;
 use super::staging::{Fill, Staging, Target};
 use super::timing::Timer;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ pub(super) struct Card {
     name: String,
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
-    functions: RefCell<HashMap<&'static str, sys::CUfunction>>,
+    functions: Functions,
     staging: Staging,
     pub(super) timer: Timer,
 }
@@ -70,7 +70,7 @@ impl Card {
         let stream = context.new_stream().map_err(failed)?;
         let name = context.name().map_err(failed)?;
         let staging = Staging::open(&stream).map_err(failed)?;
-        let (functions, timer) = (RefCell::default(), Timer::default());
+        let (functions, timer) = (Functions::prepare(&context)?, Timer::default());
         let card = Self { name, context, stream, functions, staging, timer };
         card.keep_freed_memory()?;
         Ok(card)
@@ -84,7 +84,7 @@ impl Card {
     /// Lets the pool keep what is freed: the next layer will want it.
     fn keep_freed_memory(&self) -> Result<()> {
         let bytes = u64::MAX;
-        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        let attribute = PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         let value = ptr::from_ref(&bytes).cast_mut().cast();
         // SAFETY: the device is that of a live context, and the attribute's value is one u64, which the driver reads.
         unsafe {
@@ -95,8 +95,20 @@ impl Card {
 
     /// Most bytes of the pool that were in use at once.
     pub(super) fn peak(&self) -> Option<u64> {
+        self.pooled(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    }
+
+    /// Bytes that may be allocated: those that are free, and those that the pool keeps.
+    pub(super) fn free(&self) -> Option<u64> {
+        let (free, _) = self.context.mem_get_info().ok()?;
+        let reserved = self.pooled(PoolAttribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        let used = self.pooled(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        Some(free as u64 + reserved.saturating_sub(used))
+    }
+
+    /// What the driver says of the pool, in bytes.
+    fn pooled(&self, attribute: PoolAttribute) -> Option<u64> {
         let mut bytes = 0u64;
-        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
         // SAFETY: as above, but the driver writes the u64.
         unsafe {
             let pool = result::device::get_default_mem_pool(self.context.cu_device()).ok()?;
@@ -189,35 +201,6 @@ impl Card {
         gpu::wait_for(&self.stream).map_err(failed)
     }
 
-    /// Has the driver compile every kernel, side by side.
-    pub(super) fn prepare(&self) -> Result<()> {
-        let context = &self.context;
-        let loaded: Vec<_> = std::thread::scope(|scope| {
-            let load = |kernel: &'static Kernel| {
-                scope.spawn(move || {
-                    let (module, ptx) = MODULES[kernel.module as usize];
-                    // A function is a handle: its address passes between threads as a number.
-                    gpu::load_function(context, module, ptx, kernel.name).map(|f| (kernel, f as usize))
-                })
-            };
-            let threads: Vec<_> = super::kernels::ALL.iter().map(load).collect();
-            let broken = |_| Err("a thread that loads kernels failed".to_owned());
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(broken)).collect()
-        });
-        for loaded in loaded {
-            let (kernel, address) = loaded.map_err(|problem| Error::Card { problem })?;
-            let function: sys::CUfunction = ptr::with_exposed_provenance_mut(address);
-            if kernel.shared > 48 << 10 {
-                let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // SAFETY: the function was just loaded, in this context.
-                unsafe { result::function::set_function_attribute(function, attribute, kernel.shared as i32) }
-                    .map_err(failed)?;
-            }
-            self.functions.borrow_mut().insert(kernel.name, function);
-        }
-        Ok(())
-    }
-
     /// Enqueues `grid` blocks of a kernel.
     ///
     /// # Safety
@@ -227,10 +210,7 @@ impl Card {
         if grid == 0 {
             return Ok(());
         }
-        let function = self.functions.borrow().get(kernel.name).copied();
-        let Some(function) = function else {
-            return Err(Error::Card { problem: format!("the kernel {} is not loaded", kernel.name) });
-        };
+        let function = self.functions.get(kernel)?;
         let Ok(grid) = u32::try_from(grid).and_then(i32::try_from).and_then(u32::try_from) else {
             return Err(Error::refused("a batch is too large for one launch", "lower --per_device_train_batch_size"));
         };

@@ -1,6 +1,5 @@
 //! Frozen weights on the card, with the adapters in their spare columns.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -9,11 +8,15 @@ use safetensors::Dtype;
 use super::card::{Card, broken};
 use super::matrix::{CudaMatrix, CudaVector};
 use crate::checkpoint::Tensor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::DeviceMemory;
-use crate::train::dropout::Dropout;
-use crate::train::lora::Group;
+use crate::train::lora::{Group, Slot};
 use crate::train::model::widened;
+
+/// Columns and rows of slots come in multiples of this.
+const STEP: usize = 8;
+/// Most rows of an A that the kernels of adapters take.
+pub(super) const MOST_RANK: usize = 256;
 
 /// The stacked weights of a group.
 pub struct CudaFrozen {
@@ -38,70 +41,58 @@ pub(super) struct Adapters {
     pub(super) fold_b: DeviceMemory,
     /// For `factor_b`: first row and rows of each slot.
     pub(super) rows: DeviceMemory,
-    /// The masks' keys that are on the card.
-    keys: RefCell<Keys>,
     pub(super) gains: Option<Gains>,
-}
-
-#[derive(Default)]
-struct Keys {
-    values: Vec<u32>,
-    memory: Option<DeviceMemory>,
 }
 
 /// Magnitudes over norms, of every row of the group; 1 where a row has none.
 pub(super) struct Gains {
     /// Norms of the base's rows.
     pub(super) norms: CudaVector,
-    pub(super) gains: CudaVector,
+    pub(super) values: CudaVector,
     /// 1 / norm of the adapted rows.
     pub(super) inverses: CudaVector,
-}
-
-/// The masks of a group, as kernels take them.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Masks {
-    pub(super) keys: u64,
-    pub(super) threshold: u64,
-    pub(super) scale: u64,
-}
-
-impl Masks {
-    /// Nothing is dropped.
-    const NONE: Self = Self { keys: 0, threshold: 0, scale: 1f32.to_bits() as u64 };
 }
 
 impl CudaFrozen {
     /// Copies the weights to the card.
     pub(super) fn new(card: &Card, group: &Group, weights: &[Tensor], biases: &[Option<Tensor>]) -> Result<Self> {
+        check(group)?;
         let matrix = CudaMatrix::new(card, group.outputs, group.inputs, group.room())?;
         card.clear(matrix.memory(), matrix.bytes())?;
         let mut row = 0;
         for tensor in weights {
             row += copy(card, tensor, &matrix, row)?;
         }
+        if row != group.outputs || biases.len() != weights.len() {
+            return Err(broken("weights that are not those of their group"));
+        }
         let bias = if biases.iter().all(Option::is_none) { None } else { Some(stacked(card, weights, biases)?) };
         let adapters = (!group.slots.is_empty()).then(|| Adapters::new(card, group)).transpose()?;
         Ok(Self { group: group.clone(), weights: matrix, bias, adapters })
     }
 
+    /// Length of the vector of parameters, at least.
+    pub(super) fn parameters(&self) -> usize {
+        let ends = |slot: &Slot| slot.a.end.max(slot.b.end).max(slot.magnitude.as_ref().map_or(0, |range| range.end));
+        self.group.slots.iter().map(ends).max().unwrap_or(0)
+    }
+
+    /// Whether `x` is an input of the group, with its room.
+    pub(super) fn check_input(&self, x: &CudaMatrix) -> Result<()> {
+        if x.cols == self.group.inputs && x.stride >= self.group.inputs + self.group.room() {
+            return Ok(());
+        }
+        Err(broken("the input of another projection"))
+    }
+
+    /// The factors of rows, if they have magnitudes.
+    pub(super) fn gains(&self) -> Option<&Gains> {
+        self.adapters.as_ref()?.gains.as_ref()
+    }
+
     /// Ranks as the kernels pad them.
     pub(super) fn padded(&self) -> usize {
         self.group.rank.next_multiple_of(8)
-    }
-
-    /// The masks of the group's slots, on the card.
-    pub(super) fn masks(&self, card: &Card, dropout: Option<&Dropout>) -> Result<Masks> {
-        let (Some(dropout), Some(adapters)) = (dropout, &self.adapters) else { return Ok(Masks::NONE) };
-        let masks = self.group.slots.iter().map(|slot| dropout.mask(slot.module));
-        let threshold = masks.clone().next().map_or(0, |mask| mask.threshold);
-        let values: Vec<u32> = masks.flat_map(|mask| mask.key).collect();
-        let mut keys = adapters.keys.borrow_mut();
-        if keys.values != values || keys.memory.is_none() {
-            *keys = Keys { memory: Some(card.upload(&values)?), values };
-        }
-        let address = keys.memory.as_ref().map_or(0, DeviceMemory::address);
-        Ok(Masks { keys: address, threshold: threshold.into(), scale: dropout.scale().to_bits().into() })
     }
 }
 
@@ -121,7 +112,7 @@ impl Adapters {
             let ones = vec![1.0; group.outputs];
             Ok(Gains {
                 norms: CudaVector::new(card, group.outputs)?,
-                gains: CudaVector::of(card, &ones)?,
+                values: CudaVector::of(card, &ones)?,
                 inverses: CudaVector::of(card, &ones)?,
             })
         });
@@ -133,10 +124,35 @@ impl Adapters {
             fold_a: wide(slots.iter().enumerate().flat_map(|(i, slot)| [first_a(i), slot.a.start]).collect())?,
             fold_b: wide(fold_b)?,
             rows: wide(slots.iter().flat_map(|slot| [slot.rows.start, slot.rows.len()]).collect())?,
-            keys: RefCell::default(),
             gains: gains.transpose()?,
         })
     }
+}
+
+/// Whether kernels can work on the group: what they trust.
+fn check(group: &Group) -> Result<()> {
+    let Group { inputs, outputs, rank, slots, .. } = group;
+    let edges: Vec<usize> = slots.iter().flat_map(|slot| [slot.rows.start, slot.rows.end]).chain([*outputs]).collect();
+    if *inputs == 0 || !inputs.is_multiple_of(STEP) || !edges.iter().all(|edge| edge.is_multiple_of(STEP)) {
+        let problem =
+            format!("the model has a projection of {inputs} to {outputs} values; cards take multiples of {STEP}");
+        return Err(Error::refused(problem, "use --device cpu"));
+    }
+    if !slots.is_empty() && !(1..=MOST_RANK).contains(rank) {
+        let problem = format!("cards train ranks of 1 to {MOST_RANK}, not {rank}");
+        return Err(Error::refused(problem, "choose another lora_rank, or use --device cpu"));
+    }
+    let ordered = slots.iter().enumerate().all(|(number, slot)| {
+        slot.columns == (number * rank..(number + 1) * rank)
+            && slot.module == slots[0].module + number
+            && slot.a.len() == rank * inputs
+            && slot.b.len() == rank * slot.rows.len()
+            && slot.magnitude.as_ref().is_none_or(|magnitude| magnitude.len() == slot.rows.len())
+    });
+    if !ordered || !edges.is_sorted() {
+        return Err(broken("a group whose slots are out of order"));
+    }
+    Ok(())
 }
 
 /// Copies a tensor's rows, as bf16, to rows `first`.. of the matrix. Returns how many there are.
@@ -182,6 +198,7 @@ fn stacked(card: &Card, weights: &[Tensor], biases: &[Option<Tensor>]) -> Result
     let mut values = Vec::new();
     for (weight, bias) in weights.iter().zip(biases) {
         match bias {
+            Some(bias) if bias.elements() != weight.shape()[0] => return Err(broken("a bias of another weight")),
             Some(bias) => values.extend(widened(bias)?),
             None => values.resize(values.len() + weight.shape()[0], 0.0),
         }

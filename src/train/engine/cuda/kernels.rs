@@ -8,6 +8,7 @@ pub(super) enum Module {
     Attention,
     AttentionBack,
     Dora,
+    Dropout,
     Factors,
     Gate,
     Loss,
@@ -18,11 +19,12 @@ pub(super) enum Module {
 }
 
 /// Their names and PTX, in the order of the enum.
-pub(super) const MODULES: [(&str, &str); 11] = [
+pub(super) const MODULES: [(&str, &str); 12] = [
     ("adapt", include_str!("kernels/adapt.ptx")),
     ("attention", include_str!("kernels/attention.ptx")),
     ("attention_back", include_str!("kernels/attention_back.ptx")),
     ("dora", include_str!("kernels/dora.ptx")),
+    ("dropout", include_str!("kernels/dropout.ptx")),
     ("factors", include_str!("kernels/factors.ptx")),
     ("gate", include_str!("kernels/gate.ptx")),
     ("loss", include_str!("kernels/loss.ptx")),
@@ -68,6 +70,9 @@ kernels! {
     GRAM = Dora, "gram", 256, 0;
     DORA_GAINS = Dora, "dora_gains", 256, 0;
     COLUMN_DOTS = Dora, "column_dots", 256, 0;
+    DROP_ROWS = Dropout, "drop_rows", 256, 0;
+    ADD_DROPPED = Dropout, "add_dropped", 256, 0;
+    SCALE_BEYOND_ONE = Dropout, "scale_beyond_one", 256, 0;
     FACTOR_A_8 = Factors, "factor_a_8", 256, 0;
     FACTOR_A_16 = Factors, "factor_a_16", 256, 0;
     FACTOR_A_32 = Factors, "factor_a_32", 256, 0;

@@ -1,7 +1,7 @@
 //! Matrices and vectors on the card.
 
 use super::blas::At;
-use super::card::Card;
+use super::card::{Card, broken};
 use crate::error::Result;
 use crate::gpu::DeviceMemory;
 
@@ -16,8 +16,10 @@ pub struct CudaMatrix {
 impl CudaMatrix {
     /// Not initialized.
     pub(super) fn new(card: &Card, rows: usize, cols: usize, room: usize) -> Result<Self> {
-        let stride = (cols + room).next_multiple_of(8);
-        Ok(Self { memory: card.allocate(rows * stride * 2)?, rows, cols, stride })
+        let stride = cols.checked_add(room).and_then(|width| width.checked_next_multiple_of(8));
+        let len = stride.and_then(|stride| rows.checked_mul(stride)?.checked_mul(2));
+        let (Some(stride), Some(len)) = (stride, len) else { return Err(broken("a matrix beyond all memory")) };
+        Ok(Self { memory: card.allocate(len)?, rows, cols, stride })
     }
 
     /// Its memory.
@@ -32,6 +34,11 @@ impl CudaMatrix {
     /// Where its first value is.
     pub(super) fn address(&self) -> u64 {
         self.memory.address()
+    }
+
+    /// Where row `row` begins.
+    pub(super) fn row(&self, row: usize) -> u64 {
+        self.address() + (row * self.stride) as u64 * 2
     }
 
     /// Where column `col` begins.

@@ -5,8 +5,11 @@ mod adapters;
 mod attention;
 mod blas;
 mod card;
+mod dora;
 mod frozen;
+mod functions;
 mod kernels;
+mod masks;
 mod matrix;
 mod placed;
 mod staging;
@@ -19,7 +22,7 @@ mod timing;
 use std::collections::BTreeMap;
 
 use crate::checkpoint::Tensor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::train::data::Batch;
 use crate::train::dropout::Dropout;
@@ -31,6 +34,7 @@ use blas::{At, Blas, Output, Sizes};
 use card::{Card, broken};
 pub use frozen::CudaFrozen;
 use kernels::*;
+use masks::Keys;
 pub use matrix::{CudaMatrix, CudaVector};
 pub use placed::CudaBatch;
 
@@ -41,6 +45,7 @@ const LOGITS: usize = 640 << 20;
 pub struct CudaEngine {
     /// Before `card`, whose stream it uses.
     blas: Blas,
+    keys: Keys,
     card: Card,
 }
 
@@ -49,9 +54,20 @@ fn bits(value: f32) -> u64 {
     value.to_bits().into()
 }
 
-/// Blocks of 256 threads that handle 8 columns each.
-fn eights(rows: usize, cols: usize) -> u64 {
-    ((rows * (cols / 8)) as u64).div_ceil(256)
+/// Blocks of 256 threads that handle 8 columns each; kernels count those in 32 bits.
+fn eights(rows: usize, cols: usize) -> Result<u64> {
+    match rows.checked_mul(cols / 8) {
+        Some(count) if u32::try_from(count).is_ok() => Ok(count.div_ceil(256) as u64),
+        _ => {
+            let problem = format!("a matrix of {rows} x {cols} values is more than the kernels of cards count");
+            Err(Error::refused(problem, "lower --per_device_train_batch_size or --max_length"))
+        }
+    }
+}
+
+/// Whether `y` has the rows and columns of `x`.
+fn alike(x: &CudaMatrix, y: &CudaMatrix) -> bool {
+    (x.rows, x.cols) == (y.rows, y.cols)
 }
 
 impl CudaEngine {
@@ -60,8 +76,12 @@ impl CudaEngine {
         let card = Card::open(device)?;
         let workspace = card.allocate(blas::WORKSPACE)?;
         let blas = Blas::open(card.stream.cu_stream().cast(), workspace)?;
-        card.prepare()?;
-        Ok(Self { blas, card })
+        Ok(Self { blas, keys: Keys::default(), card })
+    }
+
+    /// Whether there are kernels for such heads: to be asked before weights are loaded.
+    pub fn supports(&self, heads: Heads) -> Result<()> {
+        attention::check(heads)
     }
 
     /// From here on, every operation is timed.
@@ -87,8 +107,16 @@ impl CudaEngine {
     fn filled(&self, bias: u64, onto: Option<&CudaMatrix>, y: &CudaMatrix) -> Result<()> {
         let (onto, stride) = onto.map_or((0, 0), |onto| (onto.address(), onto.stride));
         let arguments = [bias, onto, stride as u64, y.address(), y.stride as u64, y.rows as u64, y.cols as u64];
-        self.launch(&FILL_ROWS, eights(y.rows, y.cols), &arguments)
+        self.launch(&FILL_ROWS, eights(y.rows, y.cols)?, &arguments)
     }
+}
+
+/// Whether `weight` is that of a norm of `x`.
+fn check_norm(x: &CudaMatrix, weight: &CudaVector) -> Result<()> {
+    if x.cols == weight.len && x.cols.is_multiple_of(8) {
+        return Ok(());
+    }
+    Err(broken("a norm of another width"))
 }
 
 impl Engine for CudaEngine {
@@ -117,7 +145,11 @@ impl Engine for CudaEngine {
     }
 
     fn table(&self, tensor: &Tensor) -> Result<CudaMatrix> {
-        let (rows, cols) = (tensor.shape()[0], tensor.shape()[1]);
+        let [rows, cols] = *tensor.shape() else { return Err(broken("a table that is no matrix")) };
+        if cols == 0 || !cols.is_multiple_of(8) {
+            let problem = format!("the model has hidden states of {cols} values, and cards take multiples of 8");
+            return Err(Error::refused(problem, "use --device cpu"));
+        }
         let matrix = self.matrix(rows, cols, 0)?;
         frozen::copy(&self.card, tensor, &matrix, 0)?;
         Ok(matrix)
@@ -125,6 +157,8 @@ impl Engine for CudaEngine {
 
     fn freeze(&self, group: &Group, weights: &[Tensor], biases: &[Option<Tensor>]) -> Result<CudaFrozen> {
         let frozen = CudaFrozen::new(&self.card, group, weights, biases)?;
+        // The slots' modules follow each other.
+        self.keys.expect(group.slots.first().map_or(0, |slot| slot.module + group.slots.len()));
         if let Some(gains) = frozen.adapters.as_ref().and_then(|adapters| adapters.gains.as_ref()) {
             self.norms_into(&frozen, &gains.norms)?;
         }
@@ -153,6 +187,9 @@ impl Engine for CudaEngine {
     }
 
     fn embed(&self, table: &CudaMatrix, batch: &CudaBatch) -> Result<CudaMatrix> {
+        if batch.largest_token >= table.rows {
+            return Err(broken("a token beyond the vocabulary"));
+        }
         let x = self.matrix(batch.rows, table.cols, 0)?;
         self.gather(table, batch.tokens.address(), &x)?;
         Ok(x)
@@ -165,6 +202,7 @@ impl Engine for CudaEngine {
         epsilon: f32,
         room: usize,
     ) -> Result<(CudaMatrix, CudaVector)> {
+        check_norm(x, weight)?;
         self.card.timed("norm", || {
             let y = self.matrix(x.rows, x.cols, room)?;
             let inverse = CudaVector::new(&self.card, x.rows)?;
@@ -185,6 +223,10 @@ impl Engine for CudaEngine {
         inverse: &CudaVector,
         onto: CudaMatrix,
     ) -> Result<CudaMatrix> {
+        check_norm(x, weight)?;
+        if !alike(x, dy) || !alike(x, &onto) || inverse.len != x.rows {
+            return Err(broken("the gradient of another norm"));
+        }
         self.card.timed("norm, back", || {
             let arguments = [
                 dy.address(),
@@ -237,6 +279,11 @@ impl Engine for CudaEngine {
         batch: &CudaBatch,
         back: bool,
     ) -> Result<CudaMatrix> {
+        attention::check_rows(&qkv, heads, batch)?;
+        let reach = (batch.largest_position + 1) * (heads.size / 2);
+        if !heads.size.is_multiple_of(16) || tables.iter().any(|table| table.len < reach) {
+            return Err(broken("positions beyond the tables of rotary embeddings"));
+        }
         self.card.timed("rotate", || {
             let turned = heads.query + heads.key;
             let grid = (qkv.rows * turned * (heads.size / 16)) as u64;
@@ -279,22 +326,28 @@ impl Engine for CudaEngine {
     }
 
     fn gate(&self, gate_up: &CudaMatrix, room: usize) -> Result<CudaMatrix> {
+        if !gate_up.cols.is_multiple_of(16) {
+            return Err(broken("gates of an odd width"));
+        }
         self.card.timed("gate", || {
             let width = gate_up.cols / 2;
             let y = self.matrix(gate_up.rows, width, room)?;
             let (rows, from, to) = (y.rows as u64, gate_up.stride as u64, y.stride as u64);
             let arguments = [gate_up.address(), from, y.address(), to, rows, width as u64];
-            self.launch(&GATE, eights(y.rows, width), &arguments)?;
+            self.launch(&GATE, eights(y.rows, width)?, &arguments)?;
             Ok(y)
         })
     }
 
     fn gate_back(&self, dy: &CudaMatrix, gate_up: CudaMatrix) -> Result<CudaMatrix> {
+        if gate_up.rows != dy.rows || gate_up.cols != 2 * dy.cols {
+            return Err(broken("the gradient of another gate"));
+        }
         self.card.timed("gate, back", || {
             let (rows, width) = (gate_up.rows, gate_up.cols / 2);
             let (from, to) = (dy.stride as u64, gate_up.stride as u64);
             let arguments = [dy.address(), from, gate_up.address(), to, rows as u64, width as u64];
-            self.launch(&GATE_BACK, eights(rows, width), &arguments)?;
+            self.launch(&GATE_BACK, eights(rows, width)?, &arguments)?;
             Ok(gate_up)
         })
     }
@@ -337,6 +390,9 @@ impl Engine for CudaEngine {
         second: &mut CudaVector,
         step: &AdamW,
     ) -> Result<()> {
+        if [gradients, first, second].iter().any(|vector| vector.len != parameters.len) {
+            return Err(broken("gradients or moments of other parameters"));
+        }
         let AdamW { rate, beta1, beta2, epsilon, decay, step, clip } = *step;
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         let numbers = [rate, beta1, beta2, epsilon, decay, correction(beta1), correction(beta2), clip];
@@ -351,7 +407,7 @@ impl Engine for CudaEngine {
     }
 
     fn free_memory(&self) -> Option<u64> {
-        self.card.context.mem_get_info().ok().map(|(free, _)| free as u64)
+        self.card.free()
     }
 
     fn name(&self) -> String {
@@ -370,7 +426,7 @@ impl CudaEngine {
     fn gather(&self, from: &CudaMatrix, indices: u64, to: &CudaMatrix) -> Result<()> {
         let (rows, cols) = (to.rows as u64, from.cols as u64);
         let arguments = [from.address(), from.stride as u64, indices, to.address(), to.stride as u64, rows, cols];
-        self.launch(&GATHER_ROWS, eights(to.rows, from.cols), &arguments)
+        self.launch(&GATHER_ROWS, eights(to.rows, from.cols)?, &arguments)
     }
 
     fn losses(
@@ -382,6 +438,10 @@ impl CudaEngine {
         back: bool,
     ) -> Result<(CudaVector, Option<CudaMatrix>)> {
         let (vocabulary, hidden) = (head.rows, head.cols);
+        let known = batch.targets == 0 || batch.largest_target < vocabulary;
+        if !known || x.rows != batch.rows || x.cols != hidden {
+            return Err(broken("a head of another model, or a target beyond its vocabulary"));
+        }
         let losses = CudaVector::new(&self.card, batch.targets)?;
         let dx = if back { Some(self.zeros_like(x)?) } else { None };
         let most = (LOGITS / (2 * vocabulary.next_multiple_of(8))).max(1);
@@ -413,7 +473,7 @@ impl CudaEngine {
                 unsafe { self.blas.times(logits.at(), head.at(), chosen.at(), sizes) }?;
                 let (from, to) = ([chosen.address(), chosen.stride as u64], [dx.address(), dx.stride as u64]);
                 let arguments = [from[0], from[1], indices, to[0], to[1], rows as u64, hidden as u64];
-                self.launch(&SCATTER_ROWS, eights(rows, hidden), &arguments)?;
+                self.launch(&SCATTER_ROWS, eights(rows, hidden)?, &arguments)?;
             }
         }
         Ok((losses, dx))

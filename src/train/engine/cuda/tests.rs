@@ -1,5 +1,7 @@
 //! The card against the references that all engines are held to. Where there is no card, tests say so and pass.
 
+use std::ops::Range;
+
 use half::bf16;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -8,6 +10,7 @@ use super::{CudaEngine, CudaMatrix, frozen};
 use crate::checkpoint::SafetensorsFile;
 use crate::gpu::Device;
 use crate::train::engine::{Engine, Heads, checks, checks::Probe};
+use crate::train::lora::{Layout, LoraSpec};
 
 /// Of the largest value: a few roundings to bf16.
 const TOLERANCE: f64 = 2e-2;
@@ -64,6 +67,51 @@ fn attention() {
 fn projections() {
     let Some(engine) = engine() else { return };
     checks::check_projection(&engine, false, TOLERANCE);
+    checks::check_ranks(&engine, &[1, 8, 12, 16, 32, 40], TOLERANCE);
+}
+
+/// Gradients of factors are sums over chunks of rows: two parts of a batch give what the whole gives.
+#[test]
+fn rows_of_several_chunks() {
+    let Some(engine) = engine() else { return };
+    let mut layout = Layout::new(LoraSpec { rank: 8, scale: 2.0, magnitudes: false });
+    let group = layout.group(48, &[("a".to_owned(), 16, true), ("b".to_owned(), 264, true)]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("group.safetensors");
+    let some = |len: usize, salt: usize| -> Vec<f32> {
+        let value = |i: usize| ((i * 7919 + salt * 104_729) % 129) as f32 / 64.0 - 1.0;
+        (0..len).map(value).collect()
+    };
+    let bytes: Vec<u8> = some(280 * 48, 1).iter().flat_map(|value| value.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, vec![280, 48], &bytes).unwrap();
+    safetensors::serialize_to_file([("w", view)], None, &path).unwrap();
+    let weights: Vec<_> = SafetensorsFile::open(&path).unwrap().tensors().collect();
+    let mut frozen = engine.freeze(&group, &weights, &[None]).unwrap();
+    engine.bind(&mut frozen, &engine.vector(&some(layout.len, 2)).unwrap()).unwrap();
+    let (x, dy) = (some(2100 * 48, 3), some(2100 * 280, 4));
+    let gradients = |parts: &[Range<usize>]| {
+        let mut gradients = engine.vector(&vec![0.0; layout.len]).unwrap();
+        for rows in parts {
+            let (x, dy) = (&x[rows.start * 48..rows.end * 48], &dy[rows.start * 280..rows.end * 280]);
+            let x = Probe::matrix(&engine, rows.len(), 48, group.room(), x);
+            let x = engine.adapt(&frozen, x, None).unwrap();
+            let dy = Probe::matrix(&engine, rows.len(), 280, 0, dy);
+            engine.project_back(&frozen, &dy, &x, None, &mut gradients).unwrap();
+        }
+        engine.read(&gradients).unwrap()
+    };
+    let (whole, parts) = (gradients(std::slice::from_ref(&(0..2100))), gradients(&[0..1000, 1000..2100]));
+    let most = whole.iter().fold(0f32, |most, value| most.max(value.abs()));
+    assert!(most > 10.0);
+    for (whole, parts) in whole.iter().zip(&parts) {
+        assert!((whole - parts).abs() < 1e-5 * most, "{whole} and {parts}");
+    }
+}
+
+#[test]
+fn projections_with_magnitudes() {
+    let Some(engine) = engine() else { return };
+    checks::check_projection(&engine, true, TOLERANCE);
 }
 
 /// More than a piece of pinned memory, to rows with room and without.
