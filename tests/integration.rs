@@ -25,6 +25,7 @@ mod readme;
 mod report;
 mod tied;
 mod to_hf;
+mod train;
 mod train_golden;
 mod train_ranks;
 mod verify;

@@ -147,6 +147,56 @@ impl Bench {
         self.write(Path::new(name).join("adapter_config.json"), config.to_string());
     }
 
+    /// A two-layer model to train, with grouped heads, in directory `name`, with the tokenizer of fixtures/chat/small:
+    /// `qwen2` in bf16 with biases and tied embeddings, or `llama` in f32 with a head of its own.
+    pub(crate) fn trainee(&self, name: &str, family: &str) {
+        let (hidden, width, kv, vocabulary, is_qwen2) = (32, 64, 16, 384, family == "qwen2");
+        let mut tensors = BTreeMap::new();
+        let mut add = |name: &str, shape: &[usize], mean: f32, deviation: f32| {
+            let mut noise = Noise(tensors.len() as u64 + 1);
+            let values = (0..shape.iter().product()).map(|_: usize| mean + noise.value(deviation));
+            let (dtype, bytes) = match is_qwen2 {
+                true => (Dtype::BF16, values.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect()),
+                false => (Dtype::F32, values.flat_map(f32::to_le_bytes).collect()),
+            };
+            tensors.insert(name.to_owned(), (dtype, shape.to_vec(), bytes));
+        };
+        add("model.embed_tokens.weight", &[vocabulary, hidden], 0.0, 0.3);
+        if !is_qwen2 {
+            add("lm_head.weight", &[vocabulary, hidden], 0.0, 0.3);
+        }
+        add("model.norm.weight", &[hidden], 1.0, 0.1);
+        for layer in 0..2 {
+            let mut add = |name: &str, shape: &[usize], mean, deviation| {
+                add(&format!("model.layers.{layer}.{name}"), shape, mean, deviation);
+            };
+            add("input_layernorm.weight", &[hidden], 1.0, 0.1);
+            add("post_attention_layernorm.weight", &[hidden], 1.0, 0.1);
+            for (module, outputs) in [("q_proj", hidden), ("k_proj", kv), ("v_proj", kv)] {
+                add(&format!("self_attn.{module}.weight"), &[outputs, hidden], 0.0, 0.2);
+                if is_qwen2 {
+                    add(&format!("self_attn.{module}.bias"), &[outputs], 0.0, 0.2);
+                }
+            }
+            add("self_attn.o_proj.weight", &[hidden, hidden], 0.0, 0.2);
+            add("mlp.gate_proj.weight", &[width, hidden], 0.0, 0.2);
+            add("mlp.up_proj.weight", &[width, hidden], 0.0, 0.2);
+            add("mlp.down_proj.weight", &[hidden, width], 0.0, 0.2);
+        }
+        let name = Path::new(name);
+        self.tensors(name.join("model.safetensors"), &tensors);
+        let (class, dtype) = if is_qwen2 { ("Qwen2ForCausalLM", "bfloat16") } else { ("LlamaForCausalLM", "float32") };
+        let config = json!({"architectures": [class], "model_type": family, "hidden_size": hidden,
+            "intermediate_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": vocabulary, "max_position_embeddings": 512, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+            "hidden_act": "silu", "tie_word_embeddings": is_qwen2, "torch_dtype": dtype});
+        self.write(name.join("config.json"), format!("{config:#}\n"));
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/chat/small").join(file);
+            fs::copy(from, self.path(name.join(file))).unwrap();
+        }
+    }
+
     /// All tensors of the model in directory `name`.
     pub(crate) fn model(&self, name: &str) -> BTreeMap<String, Data> {
         read_model(&self.path(name))

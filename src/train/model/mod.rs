@@ -7,6 +7,8 @@ mod layer;
 mod pass;
 mod rope;
 mod spec;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 pub use pass::{Keep, Pass};
