@@ -184,7 +184,6 @@ fn check(mut case: Case) {
     let batch = Batch::new(&samples());
     let (losses, gradients) = case.gradients(&batch, Keep::Attention);
     assert_eq!(losses.len(), batch.targets.len());
-    let (mut worst, mut count) = (0.0f64, 0);
     for (name, range) in case.ranges() {
         let own = &gradients[range.clone()];
         let (top, largest) =
@@ -198,11 +197,9 @@ fn check(mut case: Case) {
             };
             let measured = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * 0.02);
             let error = (measured - f64::from(own[place])).abs() / largest;
-            assert!(error < 1e-2, "{name} {place}: {measured} measured, {} computed, {largest} at most", own[place]);
-            (worst, count) = (worst.max(error), count + 1);
+            assert!(error < 5e-3, "{name} {place}: {measured} measured, {} computed, {largest} at most", own[place]);
         }
     }
-    println!("{count} gradients, within {worst:.1e} of their module's largest");
 }
 
 #[test]
