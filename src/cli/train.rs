@@ -9,8 +9,10 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use qft::checkpoint::Locator;
 use qft::error::{escaped, shown};
+use qft::gpu::{Cards, Device};
 use qft::size::ByteSize;
-use qft::train::ranks::Alone;
+use qft::train::log::{TrainProgress, Unwatched};
+use qft::train::ranks::{self, Launch};
 use qft::train::settings::{Fate, Flag, GROUPS, Given, Settings, find, flags};
 use qft::train::{self, How, TrainPlan, TrainReport};
 use serde_json::{Value, json};
@@ -153,25 +155,42 @@ impl FromArgMatches for TrainArgs {
 }
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let settings = args.settings()?;
+    let mut settings = args.settings()?;
+    let launch = Launch::from_env()?;
+    let speaks = launch.rank == 0;
+    settings.device = own_device(settings.device()?, &launch).to_string();
     let located = Locator::from_env().model(&settings.model_spec(), &mut downloading)?;
     handle_signals();
     let bar = TrainBar::default();
-    let plan = TrainPlan::new(settings, &located.dir, 1, super::jobs(args.run.jobs), &CANCEL, &bar);
+    let progress: &dyn TrainProgress = if speaks { &bar } else { &Unwatched };
+    let jobs = super::jobs(args.run.jobs);
+    let plan = TrainPlan::new(settings, &located.dir, launch.count as u64, jobs, &CANCEL, progress);
     bar.clear();
     let plan = plan?;
     if args.run.dry_run {
         print(&if args.run.json { format!("{:#}\n", plan.describe()) } else { plan_text(&plan) })?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.run.json {
-        note(&plan_text(&plan));
+    if !args.run.json && speaks {
+        note(plan_text(&plan).trim_end());
+        launch.note.iter().for_each(|line| note(&format!("note: {line}")));
     }
-    let report = train::run(plan, &mut How { cancel: &CANCEL, progress: &bar, ranks: &mut Alone });
+    let mut ranks = ranks::join(&launch, plan.digest())?;
+    let report = train::run(plan, &mut How { cancel: &CANCEL, progress, ranks: &mut *ranks });
     bar.clear();
     let report = report?;
-    print(&if args.run.json { report_json(&report) } else { report_text(&report) })?;
+    if speaks {
+        print(&if args.run.json { report_json(&report) } else { report_text(&report) })?;
+    }
     Ok(if report.interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// Of several processes on one host, each has a card of its own.
+fn own_device(device: Device, launch: &Launch) -> Device {
+    match device {
+        Device::Auto | Device::Cuda if launch.count > 1 && Cards::count() > 0 => Device::One(launch.local_rank),
+        device => device,
+    }
 }
 
 /// The report, for people: where the run is, what it came to, and what to do next.

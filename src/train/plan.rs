@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::checkpoint::{Progress, Resume, find_adapter, find_resumed, load_factors};
 use super::log::{Report, TrainProgress};
@@ -156,6 +157,19 @@ impl TrainPlan {
     /// Rows of an optimizer step, of all ranks.
     pub fn rows_of_a_step(&self) -> u64 {
         self.settings.per_device_train_batch_size * self.progress.world * self.progress.accumulation
+    }
+
+    /// What every rank of a run must have in common: settings but for the device, data and modules.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut settings = self.settings.args_json();
+        settings.remove("device");
+        let common = json!({
+            "settings": settings,
+            "data": self.data.fingerprint,
+            "parameters": self.layout.len,
+            "step": self.progress.global_step,
+        });
+        Sha256::digest(common.to_string()).into()
     }
 
     /// The plan, for machines.
