@@ -43,6 +43,9 @@ struct RunArgs {
     /// Worker threads [default: one a core].
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    /// Print where the card's time of the last step went.
+    #[arg(long, hide = true)]
+    timings: bool,
 }
 
 /// What was typed.
@@ -167,7 +170,8 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     if !args.run.json {
         note(&plan_text(&plan));
     }
-    let report = train::run(plan, &mut How { cancel: &CANCEL, progress: &bar, ranks: &mut Alone });
+    let report =
+        train::run(plan, &mut How { cancel: &CANCEL, progress: &bar, ranks: &mut Alone, timings: args.run.timings });
     bar.clear();
     let report = report?;
     print(&if args.run.json { report_json(&report) } else { report_text(&report) })?;
@@ -206,7 +210,17 @@ fn report_text(report: &TrainReport) -> String {
         "qft export --merge-lora --max-shard 2GB".to_owned()
     };
     row("next", next);
-    lines(&rows)
+    lines(&rows) + &timings_text(report)
+}
+
+/// Where the time of the last step went, the most first; nothing where nobody asked.
+fn timings_text(report: &TrainReport) -> String {
+    let mut spent: Vec<(&str, f64)> =
+        report.timings.iter().map(|(operation, seconds)| (*operation, *seconds)).collect();
+    spent.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let rows: Vec<[String; 2]> =
+        spent.iter().map(|(operation, seconds)| [format!("  {operation}"), format!("{seconds:.4} s")]).collect();
+    if rows.is_empty() { String::new() } else { "the card's seconds of the last step:\n".to_owned() + &lines(&rows) }
 }
 
 fn report_json(report: &TrainReport) -> String {
@@ -226,6 +240,7 @@ fn report_json(report: &TrainReport) -> String {
         "peak_memory": report.peak_memory,
         "interrupted": report.interrupted,
         "curve": report.logs.curve,
+        "timings": report.timings,
     });
     format!("{json:#}\n")
 }
