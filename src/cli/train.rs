@@ -375,6 +375,16 @@ mod tests {
     }
 
     #[test]
+    fn timings_come_with_the_most_first() {
+        assert!(parse("qft train --model m --dataset d --timings").unwrap().run.timings);
+        let timings = [("attend", 0.25), ("project", 1.5)].into_iter().collect();
+        let report = TrainReport { timings, ..TrainReport::default() };
+        let text = timings_text(&report);
+        assert!(text.find("project").unwrap() < text.find("attend").unwrap() && text.contains("1.5000 s"), "{text}");
+        assert_eq!(timings_text(&TrainReport::default()), "");
+    }
+
+    #[test]
     fn the_plan_shows_what_was_asked() {
         let rows = asked(&parse(COMMAND).unwrap().settings().unwrap());
         let shows = |name: &str, value: &str| rows.iter().any(|row| row == &[name.to_owned(), value.to_owned()]);

@@ -76,7 +76,8 @@ pub(crate) fn train(args: &[String]) -> anyhow::Result<()> {
     let mut entrants = entrants(&words, python.is_some());
     compete(&mut entrants, rounds, &data)?;
     let Shape { rows, length, steps } = shape;
-    println!("\n{machine}\n{}", data.describe());
+    let model = if device == CPU { "Model: a tiny one, to try this out".to_owned() } else { data.describe() };
+    println!("\n{machine}\n{model}");
     println!("Training: {rows} rows of {length} tokens a step, {steps} steps, {WARM_UP} of them not counted\n");
     println!("{}", report::table(&entrants));
     println!("{}", report::breakdowns(&entrants));
