@@ -45,6 +45,9 @@ struct RunArgs {
     /// Worker threads [default: one a core].
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    /// Print where the card's time of the last step went.
+    #[arg(long, hide = true)]
+    timings: bool,
 }
 
 /// What was typed.
@@ -176,7 +179,8 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         launch.note.iter().for_each(|line| note(&format!("note: {line}")));
     }
     let mut ranks = ranks::join(&launch, plan.digest())?;
-    let report = train::run(plan, &mut How { cancel: &CANCEL, progress, ranks: &mut *ranks });
+    let mut how = How { cancel: &CANCEL, progress, ranks: &mut *ranks, timings: args.run.timings };
+    let report = train::run(plan, &mut how);
     bar.clear();
     let report = report?;
     if speaks {
@@ -225,7 +229,17 @@ fn report_text(report: &TrainReport) -> String {
         "qft export --merge-lora --max-shard 2GB".to_owned()
     };
     row("next", next);
-    lines(&rows)
+    lines(&rows) + &timings_text(report)
+}
+
+/// Where the time of the last step went, the most first; nothing where nobody asked.
+fn timings_text(report: &TrainReport) -> String {
+    let mut spent: Vec<(&str, f64)> =
+        report.timings.iter().map(|(operation, seconds)| (*operation, *seconds)).collect();
+    spent.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let rows: Vec<[String; 2]> =
+        spent.iter().map(|(operation, seconds)| [format!("  {operation}"), format!("{seconds:.4} s")]).collect();
+    if rows.is_empty() { String::new() } else { "the card's seconds of the last step:\n".to_owned() + &lines(&rows) }
 }
 
 fn report_json(report: &TrainReport) -> String {
@@ -245,6 +259,7 @@ fn report_json(report: &TrainReport) -> String {
         "peak_memory": report.peak_memory,
         "interrupted": report.interrupted,
         "curve": report.logs.curve,
+        "timings": report.timings,
     });
     format!("{json:#}\n")
 }
@@ -376,6 +391,16 @@ mod tests {
         assert!(refused("--deepspeed zero2").contains("nothing to shard"));
         assert!(refused("--train_type full").contains("qft trains LoRA"));
         assert!(refused("--modules_to_save embed_tokens lm_head").contains("LoRA"));
+    }
+
+    #[test]
+    fn timings_come_with_the_most_first() {
+        assert!(parse("qft train --model m --dataset d --timings").unwrap().run.timings);
+        let timings = [("attend", 0.25), ("project", 1.5)].into_iter().collect();
+        let report = TrainReport { timings, ..TrainReport::default() };
+        let text = timings_text(&report);
+        assert!(text.find("project").unwrap() < text.find("attend").unwrap() && text.contains("1.5000 s"), "{text}");
+        assert_eq!(timings_text(&TrainReport::default()), "");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A run, from its plan to its report: step after step, with records, evaluations and checkpoints between them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
@@ -26,6 +27,8 @@ pub struct How<'h> {
     pub progress: &'h dyn TrainProgress,
     /// The other processes.
     pub ranks: &'h mut dyn Ranks,
+    /// Whether the operations of the last step are timed.
+    pub timings: bool,
 }
 
 /// What a run did.
@@ -55,6 +58,8 @@ pub struct TrainReport {
     pub peak_memory: Option<u64>,
     /// The device.
     pub device: String,
+    /// Seconds of the last step by operation, where they were asked for and the device can tell.
+    pub timings: BTreeMap<&'static str, f64>,
     /// Whether it was stopped from outside, after saving.
     pub interrupted: bool,
     /// What the log leaves to say.
@@ -248,6 +253,9 @@ impl<'e, E: Engine> Run<'e, E> {
         let rows = &order[begin..(begin + of_a_step).min(order.len())];
         let batches = self.share(rows, how.ranks);
         let rate = self.plan.schedule.at(self.trainer.updates());
+        if how.timings && self.plan.progress.global_step + 1 == self.plan.progress.max_steps {
+            self.engine.time();
+        }
         let done = self.trainer.step(&batches, rate, &mut self.guard, how.ranks)?;
         let progress = &mut self.plan.progress;
         progress.global_step += 1;
@@ -420,6 +428,7 @@ impl<'e, E: Engine> Run<'e, E> {
             skipped: progress.skipped,
             peak_memory: self.engine.peak_memory(),
             device: self.engine.name(),
+            timings: self.engine.timings()?,
             interrupted,
             logs: self.logs.finish(&title)?,
             run: self.dir,

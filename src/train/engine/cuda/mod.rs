@@ -84,16 +84,6 @@ impl CudaEngine {
         attention::check(heads)
     }
 
-    /// From here on, every operation is timed.
-    pub fn time(&self) {
-        self.card.timer.start();
-    }
-
-    /// Seconds that the card spent by operation since [`Self::time`]; waits for it.
-    pub fn timings(&self) -> Result<BTreeMap<&'static str, f64>> {
-        self.card.timer.read(&self.card.stream).map_err(card::failed)
-    }
-
     /// Enqueues a kernel whose arguments are right: see its source.
     fn launch(&self, kernel: &Kernel, grid: u64, arguments: &[u64]) -> Result<()> {
         // SAFETY: this room passes what kernels/*.cu document, of matrices and vectors that are alive.
@@ -408,6 +398,14 @@ impl Engine for CudaEngine {
 
     fn free_memory(&self) -> Option<u64> {
         self.card.free()
+    }
+
+    fn time(&self) {
+        self.card.timer.start();
+    }
+
+    fn timings(&self) -> Result<BTreeMap<&'static str, f64>> {
+        self.card.timer.read(&self.card.stream).map_err(card::failed)
     }
 
     fn name(&self) -> String {
