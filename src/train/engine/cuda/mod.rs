@@ -33,7 +33,10 @@ use crate::train::ranks::Ranks;
 use blas::{At, Blas, Output, Sizes};
 use card::{Card, broken};
 pub use frozen::CudaFrozen;
-use kernels::*;
+use kernels::{
+    ADAMW, CROSS_ENTROPY, FILL_ROWS, GATE, GATE_BACK, GATHER_ROWS, Kernel, NORMALIZE, NORMALIZE_BACK, ROTATE,
+    ROW_NORMS, SCATTER_ROWS, SUM_PARTIALS, SUM_SQUARES,
+};
 use masks::Keys;
 pub use matrix::{CudaMatrix, CudaVector};
 pub use placed::CudaBatch;
