@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Progress, Resume, find_adapter, find_resumed, load_factors};
+use super::checkpoint::{Progress, Resume, check_new, find_adapter, find_resumed, load_factors};
 use super::log::{Report, TrainProgress};
 use super::lora::{Group, Layout, initial};
 use super::model::Spec;
@@ -110,6 +110,9 @@ impl TrainPlan {
             notes,
         };
         plan.begin()?;
+        if plan.run.is_none() && !plan.settings.add_version {
+            check_new(&plan.settings.output_dir())?;
+        }
         Ok(plan)
     }
 
