@@ -168,6 +168,7 @@ fn compare_settings(dir: &Path, then: &Settings, now: &Settings) -> Result<Vec<S
 fn compare_data(dir: &Path, then: &Progress, now: &Progress, anew: bool, notes: &mut Vec<String>) -> Result<()> {
     let rows = [
         ("the data", then.data_fingerprint.clone(), now.data_fingerprint.clone()),
+        ("the number of rows", then.epoch_len.to_string(), now.epoch_len.to_string()),
         ("the number of ranks", then.world.to_string(), now.world.to_string()),
         ("gradient_accumulation_steps", then.accumulation.to_string(), now.accumulation.to_string()),
     ];
@@ -294,6 +295,7 @@ mod tests {
         assert!(open(&|s, _| s.lora_rank = 8).unwrap_err().contains("give --lora_rank 4"));
         assert!(open(&|s, _| s.seed = 1).unwrap_err().contains("seed 42, not 1"));
         assert!(open(&|s, _| s.data_seed = 1).unwrap_err().contains("--ignore_data_skip"));
+        assert!(open(&|_, now| now.epoch_len = 1).unwrap_err().contains("the number of rows was 160"));
         assert!(open(&|_, now| now.data_fingerprint = "x".to_owned()).unwrap_err().contains("the data was abc"));
         assert!(open(&|_, now| now.world = 2).unwrap_err().contains("ranks"));
         let anew = open(&|s, now| {

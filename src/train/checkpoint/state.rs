@@ -50,6 +50,9 @@ pub struct Progress {
     pub tokens: u64,
 }
 
+/// More than anything that a run counts, and far enough from the end of u64 to go on counting.
+const MOST: u64 = 1 << 56;
+
 impl Progress {
     /// Epochs that are done, with the share of the one under way.
     pub fn epochs(&self) -> f64 {
@@ -58,7 +61,9 @@ impl Progress {
 
     /// What can't be in a record that qft wrote.
     pub(super) fn problem(&self) -> Option<String> {
+        let counts = [self.micro_steps, self.epoch, self.epoch_len, self.tokens, self.global_step, self.skipped];
         let problems = [
+            (counts.into_iter().any(|count| count > MOST), "a number that no run reaches"),
             (self.optimizer_steps > self.global_step, "more optimizer steps than steps"),
             (self.position > self.epoch_len, "a position behind the end of its epoch"),
             (u64::from(self.skipped_in_a_row) > self.skipped, "more skipped steps in a row than in all"),
