@@ -226,7 +226,7 @@ impl<'e, E: Engine> Run<'e, E> {
             let [saves, evaluates] = strategies.map(|when| when.falls_on(step, max_steps, ends_epoch));
             let has_held_out = !self.plan.data.held_out.rows.is_empty();
             if evaluates || (has_held_out && last && !interrupted) {
-                self.evaluate(how)?;
+                self.evaluate(saves || last, how)?;
             }
             if saves || last {
                 self.save(how)?;
@@ -316,7 +316,8 @@ impl<'e, E: Engine> Run<'e, E> {
         Ok(())
     }
 
-    fn evaluate(&mut self, how: &mut How<'_>) -> Result<()> {
+    /// Looks at the held-out data. The best is the best of the steps that are `saved`: others can't be gone back to.
+    fn evaluate(&mut self, saved: bool, how: &mut How<'_>) -> Result<()> {
         how.progress.phase("evaluating");
         let start = Instant::now();
         let Rows { set, rows } = &self.plan.data.held_out;
@@ -333,7 +334,7 @@ impl<'e, E: Engine> Run<'e, E> {
             self.record(Figures::Eval(Eval { loss, seconds, samples, steps, tokens }), how)?;
             self.eval_loss = Some(loss);
             let progress = &mut self.plan.progress;
-            if loss.is_finite() && progress.best_metric.is_none_or(|best| loss < best) {
+            if saved && loss.is_finite() && progress.best_metric.is_none_or(|best| loss < best) {
                 progress.best_metric = Some(loss);
                 progress.best_step = Some(progress.global_step);
             }
