@@ -1,6 +1,6 @@
 //! The plan of a run: everything that can be decided, and refused, before a device is opened.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ impl TrainPlan {
     /// Plans a run of `settings` on the base in `dir`, on `world` ranks.
     pub fn new(
         settings: Settings,
-        dir: &std::path::Path,
+        dir: &Path,
         world: u64,
         jobs: usize,
         cancel: &AtomicBool,
@@ -153,7 +153,7 @@ impl TrainPlan {
             };
         }
         self.history = resume.history;
-        self.run = dir.parent().map(std::path::Path::to_owned);
+        self.run = Some(run_of(&dir)?);
         Ok(())
     }
 
@@ -194,6 +194,18 @@ impl TrainPlan {
     }
 }
 
+/// The directory of the run that a checkpoint belongs to, also where it was named from within: `checkpoint-20`, `.`.
+fn run_of(checkpoint: &Path) -> Result<PathBuf> {
+    if checkpoint.file_name().is_some() {
+        match checkpoint.parent() {
+            Some(run) if !run.as_os_str().is_empty() => return Ok(run.to_owned()),
+            _ => return Ok(PathBuf::from(".")),
+        }
+    }
+    let whole = checkpoint.canonicalize().map_err(Error::io("look for", checkpoint))?;
+    Ok(whole.parent().unwrap_or(&whole).to_owned())
+}
+
 /// Optimizer steps of a run: as the HF Trainer counts them, the last step of an epoch may be short.
 fn max_steps(settings: &Settings, rows: u64, rows_of_a_step: u64) -> u64 {
     if let Some(steps) = settings.max_steps {
@@ -208,6 +220,14 @@ fn max_steps(settings: &Settings, rows: u64, rows_of_a_step: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_checkpoint_may_be_named_from_within_its_run() {
+        assert_eq!(run_of(Path::new("a/v0/checkpoint-20/")).unwrap(), Path::new("a/v0"));
+        assert_eq!(run_of(Path::new("checkpoint-20")).unwrap(), Path::new("."));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(run_of(Path::new(".")).unwrap(), here.canonicalize().unwrap().parent().unwrap());
+    }
 
     #[test]
     fn steps_are_counted_as_the_trainer_does() {
