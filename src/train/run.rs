@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use super::checkpoint::{SchedulerState, Snapshot, checkpoint_dir, new_run, prune, write};
 use super::data::{Batch, epoch_order};
-use super::engine::{CpuEngine, CudaEngine, Engine};
+use super::engine::{CpuEngine, CudaEngine, Engine, Heads};
 use super::guard::{Guard, GuardCounts, Verdict};
 use super::log::{Eval, Figures, Finished, Last, Logs, Moment, Record, Tick, Train, TrainProgress};
 use super::model::{Keep, Model};
@@ -64,7 +64,7 @@ pub struct TrainReport {
 /// Runs the plan on the device that its settings ask for.
 pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     let device = plan.settings.device()?;
-    match open_card(device, plan.settings.compute(), how.progress)? {
+    match open_card(device, plan.settings.compute(), plan.spec.heads, how.progress)? {
         Some(card) => Run::new(&card, plan, how)?.run(how),
         None => {
             if plan.settings.compute() == Some(Compute::Bf16) {
@@ -76,7 +76,12 @@ pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
 }
 
 /// The card to train on; `None` is the processor. Only a card that was demanded must be there.
-fn open_card(device: Device, compute: Option<Compute>, progress: &dyn TrainProgress) -> Result<Option<CudaEngine>> {
+fn open_card(
+    device: Device,
+    compute: Option<Compute>,
+    heads: Heads,
+    progress: &dyn TrainProgress,
+) -> Result<Option<CudaEngine>> {
     if device == Device::Cpu || matches!(device, Device::Simulated { .. }) {
         return Ok(None);
     }
@@ -87,7 +92,8 @@ fn open_card(device: Device, compute: Option<Compute>, progress: &dyn TrainProgr
         return Ok(None);
     }
     progress.phase("opening the card");
-    match CudaEngine::open(device) {
+    // A model that the card has no kernels for is told before its weights are read.
+    match CudaEngine::open(device).and_then(|card| card.supports(heads).map(|()| card)) {
         Ok(card) => Ok(Some(card)),
         Err(error) if device.demands_card() => Err(error),
         Err(error) => {
