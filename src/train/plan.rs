@@ -70,7 +70,8 @@ impl TrainPlan {
         let (all, _) = spec.layout(settings.lora_spec(), |_| true);
         targets.check(all.modules.iter().map(|module| module.name.as_str()))?;
         let data = Prepared::new(&settings, dir, spec.vocabulary, jobs, cancel, progress)?;
-        if let Some(window) = spec.window.filter(|window| *window < data.train.longest_sample()) {
+        let longest = data.train.longest_sample().max(data.held_out.longest_sample());
+        if let Some(window) = spec.window.filter(|window| *window < longest) {
             return Err(Error::refused(
                 format!("the model attends to {window} tokens at most, and rows are longer, which qft does not train"),
                 format!("set --max_length {window}"),
