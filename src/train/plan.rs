@@ -79,7 +79,7 @@ impl TrainPlan {
         }
         let accumulation = settings.accumulation(world);
         let rows = data.train.rows.len() as u64;
-        let rows_of_a_step = settings.per_device_train_batch_size * world * accumulation;
+        let rows_of_a_step = settings.rows_of_a_step(world, accumulation);
         let max_steps = max_steps(&settings, rows, rows_of_a_step);
         let warmup_steps = warmup_steps(max_steps, settings.warmup_steps, settings.warmup_ratio)?;
         let kind = ScheduleKind::parse(&settings.lr_scheduler_type)?;
@@ -160,7 +160,7 @@ impl TrainPlan {
 
     /// Rows of an optimizer step, of all ranks.
     pub fn rows_of_a_step(&self) -> u64 {
-        self.settings.per_device_train_batch_size * self.progress.world * self.progress.accumulation
+        self.settings.rows_of_a_step(self.progress.world, self.progress.accumulation)
     }
 
     /// What every rank of a run must have in common: settings but for the device, data and modules.

@@ -167,7 +167,12 @@ impl<'e, E: Engine> Run<'e, E> {
         if plan.fresh {
             model.fill_magnitudes(engine, &mut plan.state.parameters)?;
         }
-        let tokens = plan.data.train.longest_row() * plan.settings.per_device_train_batch_size as usize;
+        // A micro-batch has no more rows than there are.
+        let rows = plan.data.train.rows.len().min(plan.settings.per_device_train_batch_size as usize);
+        let tokens = plan.data.train.longest_row().saturating_mul(rows);
+        // Parameters, gradients and both moments are still to come.
+        let state = 16 * plan.layout.len as u64;
+        let free = engine.free_memory().map(|free| free.saturating_sub(state));
         let settings = &plan.settings;
         let recipe = Recipe {
             dropout: settings.lora_dropout,
@@ -176,7 +181,7 @@ impl<'e, E: Engine> Run<'e, E> {
             beta2: settings.adam_beta2,
             epsilon: settings.adam_epsilon,
             decay: settings.weight_decay,
-            keep: Keep::within(&plan.spec, tokens, engine.free_memory()),
+            keep: Keep::within(&plan.spec, tokens, free),
         };
         let counts = GuardCounts { skipped: plan.progress.skipped, in_a_row: plan.progress.skipped_in_a_row };
         let guard = Guard::new(settings.max_grad_norm, counts);
@@ -251,7 +256,7 @@ impl<'e, E: Engine> Run<'e, E> {
 
     fn step(&mut self, order: &[usize], how: &mut How<'_>) -> Result<()> {
         let (begin, of_a_step) = (self.plan.progress.position as usize, self.plan.rows_of_a_step() as usize);
-        let rows = &order[begin..(begin + of_a_step).min(order.len())];
+        let rows = &order[begin..begin.saturating_add(of_a_step).min(order.len())];
         let batches = self.share(rows, how.ranks);
         let rate = self.plan.schedule.at(self.trainer.updates());
         let done = self.trainer.step(&batches, rate, &mut self.guard, how.ranks)?;
@@ -298,10 +303,10 @@ impl<'e, E: Engine> Run<'e, E> {
     /// be empty.
     fn share(&self, rows: &[usize], ranks: &dyn Ranks) -> Vec<Batch> {
         let each = self.plan.settings.per_device_train_batch_size as usize;
-        let micro_batches = rows.chunks(each * ranks.count());
+        let micro_batches = rows.chunks(each.saturating_mul(ranks.count()));
         let own = |rows: &[usize]| {
-            let begin = (ranks.rank() * each).min(rows.len());
-            self.plan.data.train.batch(&rows[begin..(begin + each).min(rows.len())])
+            let begin = each.saturating_mul(ranks.rank()).min(rows.len());
+            self.plan.data.train.batch(&rows[begin..begin.saturating_add(each).min(rows.len())])
         };
         micro_batches.map(own).collect()
     }
