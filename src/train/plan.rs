@@ -17,6 +17,9 @@ use super::trainer::State;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
+/// The highest rank: above any model's width, and safe to multiply by its sizes.
+const MOST_RANK: u64 = 1 << 15;
+
 /// What will happen.
 pub struct TrainPlan {
     /// What was asked.
@@ -66,6 +69,12 @@ impl TrainPlan {
         notes.extend(settings.agree(spec.model_type)?);
         let reports = Report::parse(&settings.report_to)?;
         let targets = settings.targets()?;
+        if settings.lora_rank > MOST_RANK {
+            return Err(Error::refused(
+                format!("--lora_rank {} is more than qft trains", settings.lora_rank),
+                format!("choose one up to {MOST_RANK}: more than the width of a layer adds nothing"),
+            ));
+        }
         let (layout, groups) = spec.layout(settings.lora_spec(), |path| targets.adapt(path));
         let (all, _) = spec.layout(settings.lora_spec(), |_| true);
         targets.check(all.modules.iter().map(|module| module.name.as_str()))?;

@@ -149,7 +149,7 @@ impl Fields<'_> {
         let uses_window = family.model_type == "mistral" || self.flag("use_sliding_window");
         Ok(Spec {
             model_type: family.model_type,
-            layers: self.size("num_hidden_layers")?,
+            layers: self.layers(base)?,
             hidden,
             width: self.size("intermediate_size")?,
             vocabulary: self.size("vocab_size")?,
@@ -159,6 +159,16 @@ impl Fields<'_> {
             rope: Rope::read(self.config, &self.path, size)?,
             window: if uses_window { self.optional("sliding_window")? } else { None },
         })
+    }
+
+    /// As many layers as are said, of which each must have tensors: lists are made for all of them.
+    fn layers(&self, base: &Checkpoint) -> Result<usize> {
+        let (layers, tensors) = (self.size("num_hidden_layers")?, base.tensors.len());
+        if layers <= tensors {
+            return Ok(layers);
+        }
+        let problem = format!("has {layers} layers, and the model {tensors} tensors");
+        Err(self.malformed(&problem, "download the model again"))
     }
 
     fn malformed(&self, problem: &str, remedy: &'static str) -> Error {
