@@ -385,7 +385,8 @@ impl<'e, E: Engine> Run<'e, E> {
             history: self.logs.history(),
         };
         self.checkpoint = Some(write(&self.dir, &snapshot)?);
-        prune(&self.dir, settings.save_total_limit, self.plan.progress.best_step)?;
+        let kept = prune(&self.dir, settings.save_total_limit, self.plan.progress.best_step)?;
+        kept.iter().for_each(|note| how.progress.note(note));
         how.progress.phase("training");
         self.since.at += start.elapsed();
         self.total.at += start.elapsed();
