@@ -208,9 +208,12 @@ fn report_text(report: &TrainReport, takes_best: bool) -> String {
     let skipped = if report.skipped > 0 { format!(", {} skipped", report.skipped) } else { String::new() };
     row("steps", format!("{steps} of {max_steps}{skipped}"));
     let held_out = report.eval_loss.map_or(String::new(), |loss| format!(", held out {loss:.4}"));
-    row("loss", format!("{:.4}, at the end {:.4}{held_out}", report.loss, report.last_loss));
-    let rate = report.tokens as f64 / report.seconds.max(1e-9);
-    row("speed", format!("{} tokens in {:.1} s, {rate:.0} a second", report.tokens, report.seconds));
+    // A run that was resumed behind its end has done nothing.
+    if report.tokens > 0 {
+        row("loss", format!("{:.4}, at the end {:.4}{held_out}", report.loss, report.last_loss));
+        let rate = report.tokens as f64 / report.seconds.max(1e-9);
+        row("speed", format!("{} tokens in {:.1} s, {rate:.0} a second", report.tokens, report.seconds));
+    }
     let memory = report.peak_memory.map_or(String::new(), |bytes| format!(", at most {} used", ByteSize(bytes)));
     row("device", format!("{}{memory}", escaped(&report.device)));
     row("run", shown(&report.run));

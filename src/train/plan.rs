@@ -15,7 +15,7 @@ use super::schedule::{Schedule, ScheduleKind, warmup_steps};
 use super::settings::Settings;
 use super::trainer::State;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 
 /// The highest rank: above any model's width, and safe to multiply by its sizes.
 const MOST_RANK: u64 = 1 << 15;
@@ -150,6 +150,13 @@ impl TrainPlan {
         };
         let beginning = std::mem::replace(&mut self.progress, resume.progress);
         self.progress.max_steps = beginning.max_steps;
+        let (step, last) = (self.progress.global_step, self.progress.max_steps);
+        if step >= last {
+            self.notes.push(format!(
+                "nothing is left to do: {} is behind step {step} of {last}; --num_train_epochs or --max_steps says more",
+                shown(&dir)
+            ));
+        }
         if settings.ignore_data_skip {
             let Progress { data_seed, world, accumulation, data_fingerprint, epoch_len, .. } = beginning;
             self.progress = Progress {

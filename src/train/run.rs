@@ -198,6 +198,8 @@ impl<'e, E: Engine> Run<'e, E> {
             Logs::quiet()
         };
         let first_step = plan.progress.global_step;
+        // Of a run that is resumed, the newest until there is another.
+        let checkpoint = plan.run.is_some().then(|| checkpoint_dir(&dir, first_step)).filter(|dir| dir.is_dir());
         Ok(Self {
             engine,
             trainer,
@@ -211,7 +213,7 @@ impl<'e, E: Engine> Run<'e, E> {
             samples: 0,
             last: None,
             eval_loss: None,
-            checkpoint: None,
+            checkpoint,
             plan,
         })
     }
