@@ -198,6 +198,7 @@ impl<'e, E: Engine> Run<'e, E> {
             Logs::quiet()
         };
         let first_step = plan.progress.global_step;
+        let (steps, losses) = (plan.progress.unlogged_steps, plan.progress.unlogged_loss);
         // Of a run that is resumed, the newest until there is another.
         let checkpoint = plan.run.is_some().then(|| checkpoint_dir(&dir, first_step)).filter(|dir| dir.is_dir());
         Ok(Self {
@@ -208,7 +209,7 @@ impl<'e, E: Engine> Run<'e, E> {
             dir,
             first_step,
             started: Instant::now(),
-            since: Since::now(),
+            since: Since { steps, losses, ..Since::now() },
             total: Since::now(),
             samples: 0,
             last: None,
@@ -298,6 +299,7 @@ impl<'e, E: Engine> Run<'e, E> {
             self.record(Figures::Train(train), how)?;
             self.since = Since::now();
         }
+        (self.plan.progress.unlogged_steps, self.plan.progress.unlogged_loss) = (self.since.steps, self.since.losses);
         Ok(())
     }
 

@@ -48,6 +48,13 @@ pub struct Progress {
     pub best_step: Option<u64>,
     /// Tokens that were seen, of all ranks.
     pub tokens: u64,
+    /// Steps that were taken since the last record of the loss, and the sum of their losses: the next record is of them
+    /// too, whoever writes it.
+    #[serde(default)]
+    pub unlogged_steps: u64,
+    /// See above.
+    #[serde(default)]
+    pub unlogged_loss: f64,
 }
 
 /// More than anything that a run counts, and far enough from the end of u64 to go on counting.
@@ -68,6 +75,8 @@ impl Progress {
             (self.position > self.epoch_len, "a position behind the end of its epoch"),
             (u64::from(self.skipped_in_a_row) > self.skipped, "more skipped steps in a row than in all"),
             (self.best_step.is_some_and(|step| step > self.global_step), "a best step that is still to come"),
+            (self.unlogged_steps > self.global_step, "more steps to log than steps"),
+            (!self.unlogged_loss.is_finite(), "a loss that is no number"),
             (self.best_metric.is_some_and(|metric| !metric.is_finite()), "a best metric that is no number"),
         ];
         problems.into_iter().find(|(is, _)| *is).map(|(_, problem)| problem.to_owned())
