@@ -78,7 +78,7 @@ impl TrainPlan {
         let (layout, groups) = spec.layout(settings.lora_spec(), |path| targets.adapt(path));
         let (all, _) = spec.layout(settings.lora_spec(), |_| true);
         targets.check(all.modules.iter().map(|module| module.name.as_str()))?;
-        let data = Prepared::new(&settings, dir, spec.vocabulary, jobs, cancel, progress)?;
+        let data = Prepared::new(&settings, dir, &spec, jobs, cancel, progress)?;
         let longest = data.train.longest_sample().max(data.held_out.longest_sample());
         if let Some(window) = spec.window.filter(|window| *window < longest) {
             return Err(Error::refused(

@@ -81,6 +81,8 @@ pub struct Spec {
     pub tied: bool,
     /// Rotary embedding.
     pub rope: Rope,
+    /// Positions that the model was made for, where it says so.
+    pub positions: Option<usize>,
     /// Most tokens that a query attends to, where the model limits it.
     pub window: Option<usize>,
 }
@@ -157,6 +159,7 @@ impl Fields<'_> {
             epsilon,
             tied: self.flag("tie_word_embeddings"),
             rope: Rope::read(self.config, &self.path, size)?,
+            positions: self.optional("max_position_embeddings")?,
             window: if uses_window { self.optional("sliding_window")? } else { None },
         })
     }
