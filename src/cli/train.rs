@@ -1,6 +1,6 @@
 //! `qft train`: from flags and a TOML file to settings, to a run. The flags are made from the library's table of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
@@ -162,7 +162,12 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let launch = Launch::from_env()?;
     let speaks = launch.rank == 0;
     settings.device = own_device(settings.device()?, &launch).to_string();
-    let located = Locator::from_env().model(&settings.model_spec(), &mut downloading)?;
+    let locator = Locator::from_env();
+    let located = locator.model(&settings.model_spec(), &mut downloading)?;
+    // An adapter that is no directory is on the Hub.
+    for adapter in settings.adapters.iter_mut().filter(|adapter| !Path::new(adapter).exists()) {
+        *adapter = locator.model(adapter, &mut downloading)?.dir.to_string_lossy().into_owned();
+    }
     handle_signals();
     let bar = TrainBar::default();
     let progress: &dyn TrainProgress = if speaks { &bar } else { &Unwatched };
@@ -178,13 +183,14 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         note(plan_text(&plan).trim_end());
         launch.note.iter().for_each(|line| note(&format!("note: {line}")));
     }
+    let takes_best = plan.settings.load_best_model_at_end;
     let mut ranks = ranks::join(&launch, plan.digest())?;
     let mut how = How { cancel: &CANCEL, progress, ranks: &mut *ranks, timings: args.run.timings };
     let report = train::run(plan, &mut how);
     bar.clear();
     let report = report?;
     if speaks {
-        print(&if args.run.json { report_json(&report) } else { report_text(&report) })?;
+        print(&if args.run.json { report_json(&report) } else { report_text(&report, takes_best) })?;
     }
     Ok(if report.interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
 }
@@ -197,17 +203,21 @@ fn own_device(device: Device, launch: &Launch) -> Device {
     }
 }
 
-/// The report, for people: where the run is, what it came to, and what to do next.
-fn report_text(report: &TrainReport) -> String {
+/// The report, for people: where the run is, what it came to, and what to do next. Export takes the newest checkpoint
+/// unless it is told: with `takes_best`, it is told the best.
+fn report_text(report: &TrainReport, takes_best: bool) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
     let [steps, max_steps] = report.steps;
     let skipped = if report.skipped > 0 { format!(", {} skipped", report.skipped) } else { String::new() };
     row("steps", format!("{steps} of {max_steps}{skipped}"));
     let held_out = report.eval_loss.map_or(String::new(), |loss| format!(", held out {loss:.4}"));
-    row("loss", format!("{:.4}, at the end {:.4}{held_out}", report.loss, report.last_loss));
-    let rate = report.tokens as f64 / report.seconds.max(1e-9);
-    row("speed", format!("{} tokens in {:.1} s, {rate:.0} a second", report.tokens, report.seconds));
+    // A run that was resumed behind its end has done nothing.
+    if report.tokens > 0 {
+        row("loss", format!("{:.4}, at the end {:.4}{held_out}", report.loss, report.last_loss));
+        let rate = report.tokens as f64 / report.seconds.max(1e-9);
+        row("speed", format!("{} tokens in {:.1} s, {rate:.0} a second", report.tokens, report.seconds));
+    }
     let memory = report.peak_memory.map_or(String::new(), |bytes| format!(", at most {} used", ByteSize(bytes)));
     row("device", format!("{}{memory}", escaped(&report.device)));
     row("run", shown(&report.run));
@@ -226,7 +236,9 @@ fn report_text(report: &TrainReport) -> String {
     let next = if report.interrupted {
         "the same command with --resume_from_checkpoint true".to_owned()
     } else {
-        "qft export --merge-lora --max-shard 2GB".to_owned()
+        let best = report.best.as_ref().filter(|_| takes_best);
+        let adapter = best.map_or(String::new(), |(best, _)| format!(" --adapter {}", shown(best)));
+        format!("qft export --merge-lora{adapter} --max-shard 2GB")
     };
     row("next", next);
     lines(&rows) + &timings_text(report)

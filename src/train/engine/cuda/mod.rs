@@ -279,7 +279,7 @@ impl Engine for CudaEngine {
         }
         self.card.timed("rotate", || {
             let turned = heads.query + heads.key;
-            let grid = (qkv.rows * turned * (heads.size / 16)) as u64;
+            let blocks = eights(qkv.rows, turned * heads.size / 2)?;
             let arguments = [
                 qkv.address(),
                 qkv.stride as u64,
@@ -291,7 +291,7 @@ impl Engine for CudaEngine {
                 heads.size as u64,
                 u64::from(back),
             ];
-            self.launch(&ROTATE, grid.div_ceil(256), &arguments)?;
+            self.launch(&ROTATE, blocks, &arguments)?;
             Ok(qkv)
         })
     }
