@@ -159,6 +159,8 @@ impl FromArgMatches for TrainArgs {
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let mut settings = args.settings()?;
+    // A dry run leaves no tokens behind.
+    settings.load_from_cache_file &= !args.run.dry_run;
     let launch = Launch::from_env()?;
     let speaks = launch.rank == 0;
     settings.device = own_device(settings.device()?, &launch).to_string();
@@ -176,6 +178,9 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     bar.clear();
     let plan = plan?;
     if args.run.dry_run {
+        if !speaks {
+            return Ok(ExitCode::SUCCESS);
+        }
         print(&if args.run.json { format!("{:#}\n", plan.describe()) } else { plan_text(&plan) })?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -198,7 +203,9 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 /// Of several processes on one host, each has a card of its own.
 fn own_device(device: Device, launch: &Launch) -> Device {
     match device {
-        Device::Auto | Device::Cuda if launch.count > 1 && Cards::count() > 0 => Device::One(launch.local_rank),
+        Device::Auto | Device::Cuda | Device::All if launch.count > 1 && Cards::count() > 0 => {
+            Device::One(launch.local_rank)
+        }
         device => device,
     }
 }

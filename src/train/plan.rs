@@ -183,10 +183,12 @@ impl TrainPlan {
     pub fn digest(&self) -> [u8; 32] {
         let mut settings = self.settings.args_json();
         settings.remove("device");
+        let factors: Vec<u8> = self.state.parameters.iter().flat_map(|value| value.to_le_bytes()).collect();
         let common = json!({
+            "qft": env!("CARGO_PKG_VERSION"),
             "settings": settings,
+            "factors": crate::digest::sha256(&factors),
             "data": self.data.fingerprint,
-            "parameters": self.layout.len,
             "step": self.progress.global_step,
         });
         Sha256::digest(common.to_string()).into()

@@ -198,7 +198,8 @@ impl<'e, E: Engine> Run<'e, E> {
             (None, false) => settings.output_dir(),
         };
         let logs = if writes {
-            Logs::open(&dir, &plan.reports, plan.progress.global_step, std::mem::take(&mut plan.history))?
+            let events = settings.logging_dir.as_deref();
+            Logs::open(&dir, events, &plan.reports, plan.progress.global_step, std::mem::take(&mut plan.history))?
         } else {
             Logs::quiet()
         };
@@ -238,6 +239,9 @@ impl<'e, E: Engine> Run<'e, E> {
                 order = self.order();
             }
             self.step(&order, how)?;
+            if how.ranks.count() > 1 && self.plan.progress.global_step == self.first_step + 1 {
+                how.progress.note(&format!("{} ranks, summed by {}", how.ranks.count(), how.ranks.transport()));
+            }
             let step = self.plan.progress.global_step;
             let ends_epoch = self.plan.progress.position >= self.plan.progress.epoch_len;
             interrupted = how.ranks.any(how.cancel.load(Ordering::SeqCst))?;
@@ -430,7 +434,7 @@ impl<'e, E: Engine> Run<'e, E> {
             };
             self.logs.record(&Record { at, figures: Figures::Last(last) })?;
         }
-        let title = title(&self.dir);
+        let title = self.plan.settings.run_name.clone().unwrap_or_else(|| title(&self.dir));
         let best = progress.best_step.zip(progress.best_metric);
         let best = best.map(|(step, loss)| (checkpoint_dir(&self.dir, step), loss));
         Ok(TrainReport {
