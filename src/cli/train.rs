@@ -1,6 +1,6 @@
 //! `qft train`: from flags and a TOML file to settings, to a run. The flags are made from the library's table of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
@@ -9,8 +9,10 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use qft::checkpoint::Locator;
 use qft::error::{escaped, shown};
+use qft::gpu::{Cards, Device};
 use qft::size::ByteSize;
-use qft::train::ranks::Alone;
+use qft::train::log::{TrainProgress, Unwatched};
+use qft::train::ranks::{self, Launch};
 use qft::train::settings::{Fate, Flag, GROUPS, Given, Settings, find, flags};
 use qft::train::{self, How, TrainPlan, TrainReport};
 use serde_json::{Value, json};
@@ -43,6 +45,9 @@ struct RunArgs {
     /// Worker threads [default: one a core].
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    /// Print where the card's time of the last step went.
+    #[arg(long, hide = true)]
+    timings: bool,
 }
 
 /// What was typed.
@@ -153,38 +158,73 @@ impl FromArgMatches for TrainArgs {
 }
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let settings = args.settings()?;
-    let located = Locator::from_env().model(&settings.model_spec(), &mut downloading)?;
+    let mut settings = args.settings()?;
+    // A dry run leaves no tokens behind.
+    settings.load_from_cache_file &= !args.run.dry_run;
+    let launch = Launch::from_env()?;
+    let speaks = launch.rank == 0;
+    settings.device = own_device(settings.device()?, &launch).to_string();
+    let locator = Locator::from_env();
+    let located = locator.model(&settings.model_spec(), &mut downloading)?;
+    // An adapter that is no directory is on the Hub.
+    for adapter in settings.adapters.iter_mut().filter(|adapter| !Path::new(adapter).exists()) {
+        *adapter = locator.model(adapter, &mut downloading)?.dir.to_string_lossy().into_owned();
+    }
     handle_signals();
     let bar = TrainBar::default();
-    let plan = TrainPlan::new(settings, &located.dir, 1, super::jobs(args.run.jobs), &CANCEL, &bar);
+    let progress: &dyn TrainProgress = if speaks { &bar } else { &Unwatched };
+    let jobs = super::jobs(args.run.jobs);
+    let plan = TrainPlan::new(settings, &located.dir, launch.count as u64, jobs, &CANCEL, progress);
     bar.clear();
     let plan = plan?;
     if args.run.dry_run {
+        if !speaks {
+            return Ok(ExitCode::SUCCESS);
+        }
         print(&if args.run.json { format!("{:#}\n", plan.describe()) } else { plan_text(&plan) })?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.run.json {
-        note(&plan_text(&plan));
+    if !args.run.json && speaks {
+        note(plan_text(&plan).trim_end());
+        launch.note.iter().for_each(|line| note(&format!("note: {line}")));
     }
-    let report = train::run(plan, &mut How { cancel: &CANCEL, progress: &bar, ranks: &mut Alone });
+    let takes_best = plan.settings.load_best_model_at_end;
+    let mut ranks = ranks::join(&launch, plan.digest())?;
+    let mut how = How { cancel: &CANCEL, progress, ranks: &mut *ranks, timings: args.run.timings };
+    let report = train::run(plan, &mut how);
     bar.clear();
     let report = report?;
-    print(&if args.run.json { report_json(&report) } else { report_text(&report) })?;
+    if speaks {
+        print(&if args.run.json { report_json(&report) } else { report_text(&report, takes_best) })?;
+    }
     Ok(if report.interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// The report, for people: where the run is, what it came to, and what to do next.
-fn report_text(report: &TrainReport) -> String {
+/// Of several processes on one host, each has a card of its own.
+fn own_device(device: Device, launch: &Launch) -> Device {
+    match device {
+        Device::Auto | Device::Cuda | Device::All if launch.count > 1 && Cards::count() > 0 => {
+            Device::One(launch.local_rank)
+        }
+        device => device,
+    }
+}
+
+/// The report, for people: where the run is, what it came to, and what to do next. Export takes the newest checkpoint
+/// unless it is told: with `takes_best`, it is told the best.
+fn report_text(report: &TrainReport, takes_best: bool) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
     let [steps, max_steps] = report.steps;
     let skipped = if report.skipped > 0 { format!(", {} skipped", report.skipped) } else { String::new() };
     row("steps", format!("{steps} of {max_steps}{skipped}"));
     let held_out = report.eval_loss.map_or(String::new(), |loss| format!(", held out {loss:.4}"));
-    row("loss", format!("{:.4}, at the end {:.4}{held_out}", report.loss, report.last_loss));
-    let rate = report.tokens as f64 / report.seconds.max(1e-9);
-    row("speed", format!("{} tokens in {:.1} s, {rate:.0} a second", report.tokens, report.seconds));
+    // A run that was resumed behind its end has done nothing.
+    if report.tokens > 0 {
+        row("loss", format!("{:.4}, at the end {:.4}{held_out}", report.loss, report.last_loss));
+        let rate = report.tokens as f64 / report.seconds.max(1e-9);
+        row("speed", format!("{} tokens in {:.1} s, {rate:.0} a second", report.tokens, report.seconds));
+    }
     let memory = report.peak_memory.map_or(String::new(), |bytes| format!(", at most {} used", ByteSize(bytes)));
     row("device", format!("{}{memory}", escaped(&report.device)));
     row("run", shown(&report.run));
@@ -203,10 +243,22 @@ fn report_text(report: &TrainReport) -> String {
     let next = if report.interrupted {
         "the same command with --resume_from_checkpoint true".to_owned()
     } else {
-        "qft export --merge-lora --max-shard 2GB".to_owned()
+        let best = report.best.as_ref().filter(|_| takes_best);
+        let adapter = best.map_or(String::new(), |(best, _)| format!(" --adapter {}", shown(best)));
+        format!("qft export --merge-lora{adapter} --max-shard 2GB")
     };
     row("next", next);
-    lines(&rows)
+    lines(&rows) + &timings_text(report)
+}
+
+/// Where the time of the last step went, the most first; nothing where nobody asked.
+fn timings_text(report: &TrainReport) -> String {
+    let mut spent: Vec<(&str, f64)> =
+        report.timings.iter().map(|(operation, seconds)| (*operation, *seconds)).collect();
+    spent.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let rows: Vec<[String; 2]> =
+        spent.iter().map(|(operation, seconds)| [format!("  {operation}"), format!("{seconds:.4} s")]).collect();
+    if rows.is_empty() { String::new() } else { "the card's seconds of the last step:\n".to_owned() + &lines(&rows) }
 }
 
 fn report_json(report: &TrainReport) -> String {
@@ -226,6 +278,7 @@ fn report_json(report: &TrainReport) -> String {
         "peak_memory": report.peak_memory,
         "interrupted": report.interrupted,
         "curve": report.logs.curve,
+        "timings": report.timings,
     });
     format!("{json:#}\n")
 }
@@ -357,6 +410,16 @@ mod tests {
         assert!(refused("--deepspeed zero2").contains("nothing to shard"));
         assert!(refused("--train_type full").contains("qft trains LoRA"));
         assert!(refused("--modules_to_save embed_tokens lm_head").contains("LoRA"));
+    }
+
+    #[test]
+    fn timings_come_with_the_most_first() {
+        assert!(parse("qft train --model m --dataset d --timings").unwrap().run.timings);
+        let timings = [("attend", 0.25), ("project", 1.5)].into_iter().collect();
+        let report = TrainReport { timings, ..TrainReport::default() };
+        let text = timings_text(&report);
+        assert!(text.find("project").unwrap() < text.find("attend").unwrap() && text.contains("1.5000 s"), "{text}");
+        assert_eq!(timings_text(&TrainReport::default()), "");
     }
 
     #[test]

@@ -54,6 +54,12 @@ impl Cards {
         }
     }
 
+    /// How many cards are fit for qft.
+    pub fn count() -> usize {
+        // A driver that lacks a function makes cudarc panic: none is fit then.
+        catch_unwind(|| driver::find(Device::Auto)).ok().and_then(Result::ok).map_or(0, |found| found.len())
+    }
+
     /// No cards: all is done on the processor.
     pub fn none() -> Self {
         Self::settled(Device::Cpu, Err(NoCard::NotWanted))

@@ -1,11 +1,12 @@
 //! The plan of a run: everything that can be decided, and refused, before a device is opened.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Progress, Resume, find_adapter, find_resumed, load_factors};
+use super::checkpoint::{Progress, Resume, check_new, find_adapter, find_resumed, load_factors};
 use super::log::{Report, TrainProgress};
 use super::lora::{Group, Layout, initial};
 use super::model::Spec;
@@ -14,7 +15,10 @@ use super::schedule::{Schedule, ScheduleKind, warmup_steps};
 use super::settings::Settings;
 use super::trainer::State;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
+
+/// The highest rank: above any model's width, and safe to multiply by its sizes.
+const MOST_RANK: u64 = 1 << 15;
 
 /// What will happen.
 pub struct TrainPlan {
@@ -52,7 +56,7 @@ impl TrainPlan {
     /// Plans a run of `settings` on the base in `dir`, on `world` ranks.
     pub fn new(
         settings: Settings,
-        dir: &std::path::Path,
+        dir: &Path,
         world: u64,
         jobs: usize,
         cancel: &AtomicBool,
@@ -65,11 +69,18 @@ impl TrainPlan {
         notes.extend(settings.agree(spec.model_type)?);
         let reports = Report::parse(&settings.report_to)?;
         let targets = settings.targets()?;
+        if settings.lora_rank > MOST_RANK {
+            return Err(Error::refused(
+                format!("--lora_rank {} is more than qft trains", settings.lora_rank),
+                format!("choose one up to {MOST_RANK}: more than the width of a layer adds nothing"),
+            ));
+        }
         let (layout, groups) = spec.layout(settings.lora_spec(), |path| targets.adapt(path));
         let (all, _) = spec.layout(settings.lora_spec(), |_| true);
         targets.check(all.modules.iter().map(|module| module.name.as_str()))?;
-        let data = Prepared::new(&settings, dir, spec.vocabulary, jobs, cancel, progress)?;
-        if let Some(window) = spec.window.filter(|window| *window < data.train.longest_sample()) {
+        let data = Prepared::new(&settings, dir, &spec, jobs, cancel, progress)?;
+        let longest = data.train.longest_sample().max(data.held_out.longest_sample());
+        if let Some(window) = spec.window.filter(|window| *window < longest) {
             return Err(Error::refused(
                 format!("the model attends to {window} tokens at most, and rows are longer, which qft does not train"),
                 format!("set --max_length {window}"),
@@ -77,7 +88,7 @@ impl TrainPlan {
         }
         let accumulation = settings.accumulation(world);
         let rows = data.train.rows.len() as u64;
-        let rows_of_a_step = settings.per_device_train_batch_size * world * accumulation;
+        let rows_of_a_step = settings.rows_of_a_step(world, accumulation);
         let max_steps = max_steps(&settings, rows, rows_of_a_step);
         let warmup_steps = warmup_steps(max_steps, settings.warmup_steps, settings.warmup_ratio)?;
         let kind = ScheduleKind::parse(&settings.lr_scheduler_type)?;
@@ -109,6 +120,9 @@ impl TrainPlan {
             notes,
         };
         plan.begin()?;
+        if plan.run.is_none() && !plan.settings.add_version {
+            check_new(&plan.settings.output_dir())?;
+        }
         Ok(plan)
     }
 
@@ -136,6 +150,13 @@ impl TrainPlan {
         };
         let beginning = std::mem::replace(&mut self.progress, resume.progress);
         self.progress.max_steps = beginning.max_steps;
+        let (step, last) = (self.progress.global_step, self.progress.max_steps);
+        if step >= last {
+            self.notes.push(format!(
+                "nothing is left to do: {} is behind step {step} of {last}; --num_train_epochs or --max_steps says more",
+                shown(&dir)
+            ));
+        }
         if settings.ignore_data_skip {
             let Progress { data_seed, world, accumulation, data_fingerprint, epoch_len, .. } = beginning;
             self.progress = Progress {
@@ -149,13 +170,28 @@ impl TrainPlan {
             };
         }
         self.history = resume.history;
-        self.run = dir.parent().map(std::path::Path::to_owned);
+        self.run = Some(run_of(&dir)?);
         Ok(())
     }
 
     /// Rows of an optimizer step, of all ranks.
     pub fn rows_of_a_step(&self) -> u64 {
-        self.settings.per_device_train_batch_size * self.progress.world * self.progress.accumulation
+        self.settings.rows_of_a_step(self.progress.world, self.progress.accumulation)
+    }
+
+    /// What every rank of a run must have in common: settings but for the device, data and modules.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut settings = self.settings.args_json();
+        settings.remove("device");
+        let factors: Vec<u8> = self.state.parameters.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let common = json!({
+            "qft": env!("CARGO_PKG_VERSION"),
+            "settings": settings,
+            "factors": crate::digest::sha256(&factors),
+            "data": self.data.fingerprint,
+            "step": self.progress.global_step,
+        });
+        Sha256::digest(common.to_string()).into()
     }
 
     /// The plan, for machines.
@@ -177,6 +213,18 @@ impl TrainPlan {
     }
 }
 
+/// The directory of the run that a checkpoint belongs to, also where it was named from within: `checkpoint-20`, `.`.
+fn run_of(checkpoint: &Path) -> Result<PathBuf> {
+    if checkpoint.file_name().is_some() {
+        match checkpoint.parent() {
+            Some(run) if !run.as_os_str().is_empty() => return Ok(run.to_owned()),
+            _ => return Ok(PathBuf::from(".")),
+        }
+    }
+    let whole = checkpoint.canonicalize().map_err(Error::io("look for", checkpoint))?;
+    Ok(whole.parent().unwrap_or(&whole).to_owned())
+}
+
 /// Optimizer steps of a run: as the HF Trainer counts them, the last step of an epoch may be short.
 fn max_steps(settings: &Settings, rows: u64, rows_of_a_step: u64) -> u64 {
     if let Some(steps) = settings.max_steps {
@@ -191,6 +239,14 @@ fn max_steps(settings: &Settings, rows: u64, rows_of_a_step: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_checkpoint_may_be_named_from_within_its_run() {
+        assert_eq!(run_of(Path::new("a/v0/checkpoint-20/")).unwrap(), Path::new("a/v0"));
+        assert_eq!(run_of(Path::new("checkpoint-20")).unwrap(), Path::new("."));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(run_of(Path::new(".")).unwrap(), here.canonicalize().unwrap().parent().unwrap());
+    }
 
     #[test]
     fn steps_are_counted_as_the_trainer_does() {

@@ -10,6 +10,7 @@ use super::data::{
     self, Batch, Conversation, DatasetSpec, EncodeOptions, Encoded, Encoder, Lengths, Skipped, cache, pack,
 };
 use super::log::TrainProgress;
+use super::model::Spec;
 use super::settings::Settings;
 use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
@@ -68,11 +69,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads and tokenizes what the settings name, for the model in `dir`, whose embeddings have `vocabulary` rows.
+    /// Reads and tokenizes what the settings name, for the model in `dir`, which `spec` describes.
     pub fn new(
         settings: &Settings,
         dir: &Path,
-        vocabulary: usize,
+        spec: &Spec,
         jobs: usize,
         cancel: &AtomicBool,
         progress: &dyn TrainProgress,
@@ -93,10 +94,11 @@ impl Prepared {
         let options = EncodeOptions {
             system: settings.system_prompt()?,
             loss_scale: named(&settings.loss_scale, "--loss_scale")?,
-            max_length,
+            max_length: max_length.or(spec.positions),
             truncation: named(&settings.truncation_strategy, "--truncation_strategy")?,
         };
         let encoder = Encoder::new(dir, options)?;
+        let vocabulary = spec.vocabulary;
         if encoder.ids_end() as usize > vocabulary {
             return Err(Error::refused(
                 format!(

@@ -1,12 +1,13 @@
 //! A run, from its plan to its report: step after step, with records, evaluations and checkpoints between them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
 use super::checkpoint::{SchedulerState, Snapshot, checkpoint_dir, new_run, prune, write};
 use super::data::{Batch, epoch_order};
-use super::engine::{CpuEngine, CudaEngine, Engine};
+use super::engine::{CpuEngine, CudaEngine, Engine, Heads};
 use super::guard::{Guard, GuardCounts, Verdict};
 use super::log::{Eval, Figures, Finished, Last, Logs, Moment, Record, Tick, Train, TrainProgress};
 use super::model::{Keep, Model};
@@ -26,6 +27,8 @@ pub struct How<'h> {
     pub progress: &'h dyn TrainProgress,
     /// The other processes.
     pub ranks: &'h mut dyn Ranks,
+    /// Whether the operations of the last step are timed.
+    pub timings: bool,
 }
 
 /// What a run did.
@@ -55,6 +58,8 @@ pub struct TrainReport {
     pub peak_memory: Option<u64>,
     /// The device.
     pub device: String,
+    /// Seconds of the last step by operation, where they were asked for and the device can tell.
+    pub timings: BTreeMap<&'static str, f64>,
     /// Whether it was stopped from outside, after saving.
     pub interrupted: bool,
     /// What the log leaves to say.
@@ -64,7 +69,7 @@ pub struct TrainReport {
 /// Runs the plan on the device that its settings ask for.
 pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     let device = plan.settings.device()?;
-    match open_card(device, plan.settings.compute(), how.progress)? {
+    match open_card(device, plan.settings.compute(), plan.spec.heads, how.progress)? {
         Some(card) => Run::new(&card, plan, how)?.run(how),
         None => {
             if plan.settings.compute() == Some(Compute::Bf16) {
@@ -76,7 +81,12 @@ pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
 }
 
 /// The card to train on; `None` is the processor. Only a card that was demanded must be there.
-fn open_card(device: Device, compute: Option<Compute>, progress: &dyn TrainProgress) -> Result<Option<CudaEngine>> {
+fn open_card(
+    device: Device,
+    compute: Option<Compute>,
+    heads: Heads,
+    progress: &dyn TrainProgress,
+) -> Result<Option<CudaEngine>> {
     if device == Device::Cpu || matches!(device, Device::Simulated { .. }) {
         return Ok(None);
     }
@@ -87,7 +97,8 @@ fn open_card(device: Device, compute: Option<Compute>, progress: &dyn TrainProgr
         return Ok(None);
     }
     progress.phase("opening the card");
-    match CudaEngine::open(device) {
+    // A model that the card has no kernels for is told before its weights are read.
+    match CudaEngine::open(device).and_then(|card| card.supports(heads).map(|()| card)) {
         Ok(card) => Ok(Some(card)),
         Err(error) if device.demands_card() => Err(error),
         Err(error) => {
@@ -161,7 +172,12 @@ impl<'e, E: Engine> Run<'e, E> {
         if plan.fresh {
             model.fill_magnitudes(engine, &mut plan.state.parameters)?;
         }
-        let tokens = plan.data.train.longest_row() * plan.settings.per_device_train_batch_size as usize;
+        // A micro-batch has no more rows than there are.
+        let rows = plan.data.train.rows.len().min(plan.settings.per_device_train_batch_size as usize);
+        let tokens = plan.data.train.longest_row().saturating_mul(rows);
+        // Parameters, gradients and both moments are still to come.
+        let state = 16 * plan.layout.len as u64;
+        let free = engine.free_memory().map(|free| free.saturating_sub(state));
         let settings = &plan.settings;
         let recipe = Recipe {
             dropout: settings.lora_dropout,
@@ -170,7 +186,7 @@ impl<'e, E: Engine> Run<'e, E> {
             beta2: settings.adam_beta2,
             epsilon: settings.adam_epsilon,
             decay: settings.weight_decay,
-            keep: Keep::within(&plan.spec, tokens, engine.free_memory()),
+            keep: Keep::within(&plan.spec, tokens, free),
         };
         let counts = GuardCounts { skipped: plan.progress.skipped, in_a_row: plan.progress.skipped_in_a_row };
         let guard = Guard::new(settings.max_grad_norm, counts);
@@ -182,11 +198,15 @@ impl<'e, E: Engine> Run<'e, E> {
             (None, false) => settings.output_dir(),
         };
         let logs = if writes {
-            Logs::open(&dir, &plan.reports, plan.progress.global_step, std::mem::take(&mut plan.history))?
+            let events = settings.logging_dir.as_deref();
+            Logs::open(&dir, events, &plan.reports, plan.progress.global_step, std::mem::take(&mut plan.history))?
         } else {
             Logs::quiet()
         };
         let first_step = plan.progress.global_step;
+        let (steps, losses) = (plan.progress.unlogged_steps, plan.progress.unlogged_loss);
+        // Of a run that is resumed, the newest until there is another.
+        let checkpoint = plan.run.is_some().then(|| checkpoint_dir(&dir, first_step)).filter(|dir| dir.is_dir());
         Ok(Self {
             engine,
             trainer,
@@ -195,12 +215,12 @@ impl<'e, E: Engine> Run<'e, E> {
             dir,
             first_step,
             started: Instant::now(),
-            since: Since::now(),
+            since: Since { steps, losses, ..Since::now() },
             total: Since::now(),
             samples: 0,
             last: None,
             eval_loss: None,
-            checkpoint: None,
+            checkpoint,
             plan,
         })
     }
@@ -219,6 +239,9 @@ impl<'e, E: Engine> Run<'e, E> {
                 order = self.order();
             }
             self.step(&order, how)?;
+            if how.ranks.count() > 1 && self.plan.progress.global_step == self.first_step + 1 {
+                how.progress.note(&format!("{} ranks, summed by {}", how.ranks.count(), how.ranks.transport()));
+            }
             let step = self.plan.progress.global_step;
             let ends_epoch = self.plan.progress.position >= self.plan.progress.epoch_len;
             interrupted = how.ranks.any(how.cancel.load(Ordering::SeqCst))?;
@@ -226,7 +249,7 @@ impl<'e, E: Engine> Run<'e, E> {
             let [saves, evaluates] = strategies.map(|when| when.falls_on(step, max_steps, ends_epoch));
             let has_held_out = !self.plan.data.held_out.rows.is_empty();
             if evaluates || (has_held_out && last && !interrupted) {
-                self.evaluate(how)?;
+                self.evaluate(saves || last, how)?;
             }
             if saves || last {
                 self.save(how)?;
@@ -245,9 +268,12 @@ impl<'e, E: Engine> Run<'e, E> {
 
     fn step(&mut self, order: &[usize], how: &mut How<'_>) -> Result<()> {
         let (begin, of_a_step) = (self.plan.progress.position as usize, self.plan.rows_of_a_step() as usize);
-        let rows = &order[begin..(begin + of_a_step).min(order.len())];
+        let rows = &order[begin..begin.saturating_add(of_a_step).min(order.len())];
         let batches = self.share(rows, how.ranks);
         let rate = self.plan.schedule.at(self.trainer.updates());
+        if how.timings && self.plan.progress.global_step + 1 == self.plan.progress.max_steps {
+            self.engine.time();
+        }
         let done = self.trainer.step(&batches, rate, &mut self.guard, how.ranks)?;
         let progress = &mut self.plan.progress;
         progress.global_step += 1;
@@ -285,6 +311,7 @@ impl<'e, E: Engine> Run<'e, E> {
             self.record(Figures::Train(train), how)?;
             self.since = Since::now();
         }
+        (self.plan.progress.unlogged_steps, self.plan.progress.unlogged_loss) = (self.since.steps, self.since.losses);
         Ok(())
     }
 
@@ -292,10 +319,10 @@ impl<'e, E: Engine> Run<'e, E> {
     /// be empty.
     fn share(&self, rows: &[usize], ranks: &dyn Ranks) -> Vec<Batch> {
         let each = self.plan.settings.per_device_train_batch_size as usize;
-        let micro_batches = rows.chunks(each * ranks.count());
+        let micro_batches = rows.chunks(each.saturating_mul(ranks.count()));
         let own = |rows: &[usize]| {
-            let begin = (ranks.rank() * each).min(rows.len());
-            self.plan.data.train.batch(&rows[begin..(begin + each).min(rows.len())])
+            let begin = each.saturating_mul(ranks.rank()).min(rows.len());
+            self.plan.data.train.batch(&rows[begin..begin.saturating_add(each).min(rows.len())])
         };
         micro_batches.map(own).collect()
     }
@@ -316,7 +343,8 @@ impl<'e, E: Engine> Run<'e, E> {
         Ok(())
     }
 
-    fn evaluate(&mut self, how: &mut How<'_>) -> Result<()> {
+    /// Looks at the held-out data. The best is the best of the steps that are `saved`: others can't be gone back to.
+    fn evaluate(&mut self, saved: bool, how: &mut How<'_>) -> Result<()> {
         how.progress.phase("evaluating");
         let start = Instant::now();
         let Rows { set, rows } = &self.plan.data.held_out;
@@ -333,7 +361,7 @@ impl<'e, E: Engine> Run<'e, E> {
             self.record(Figures::Eval(Eval { loss, seconds, samples, steps, tokens }), how)?;
             self.eval_loss = Some(loss);
             let progress = &mut self.plan.progress;
-            if loss.is_finite() && progress.best_metric.is_none_or(|best| loss < best) {
+            if saved && loss.is_finite() && progress.best_metric.is_none_or(|best| loss < best) {
                 progress.best_metric = Some(loss);
                 progress.best_step = Some(progress.global_step);
             }
@@ -373,7 +401,8 @@ impl<'e, E: Engine> Run<'e, E> {
             history: self.logs.history(),
         };
         self.checkpoint = Some(write(&self.dir, &snapshot)?);
-        prune(&self.dir, settings.save_total_limit, self.plan.progress.best_step)?;
+        let kept = prune(&self.dir, settings.save_total_limit, self.plan.progress.best_step)?;
+        kept.iter().for_each(|note| how.progress.note(note));
         how.progress.phase("training");
         self.since.at += start.elapsed();
         self.total.at += start.elapsed();
@@ -405,7 +434,7 @@ impl<'e, E: Engine> Run<'e, E> {
             };
             self.logs.record(&Record { at, figures: Figures::Last(last) })?;
         }
-        let title = title(&self.dir);
+        let title = self.plan.settings.run_name.clone().unwrap_or_else(|| title(&self.dir));
         let best = progress.best_step.zip(progress.best_metric);
         let best = best.map(|(step, loss)| (checkpoint_dir(&self.dir, step), loss));
         Ok(TrainReport {
@@ -420,6 +449,7 @@ impl<'e, E: Engine> Run<'e, E> {
             skipped: progress.skipped,
             peak_memory: self.engine.peak_memory(),
             device: self.engine.name(),
+            timings: self.engine.timings()?,
             interrupted,
             logs: self.logs.finish(&title)?,
             run: self.dir,

@@ -23,7 +23,7 @@ struct Task {
     run: fn(&[String]) -> anyhow::Result<()>,
 }
 
-const TASKS: [Task; 7] = [
+const TASKS: [Task; 8] = [
     Task {
         words: &["ci"],
         options: "",
@@ -54,6 +54,14 @@ const TASKS: [Task; 7] = [
         options: "[--layers N] [--runs N] [--dir DIR] [--python PYTHON] [--tokenizer DIR] [--qft BINARY]",
         about: "time exports on an NVIDIA card against the processor, a copy with SHA-256, and PEFT on the card",
         run: bench::gpu,
+    },
+    Task {
+        words: &["bench", "train"],
+        options: "[--layers N] [--rows N] [--length N] [--steps N] [--runs N] [--dir DIR] [--python PYTHON] \
+                  [--tokenizer DIR] [--qft BINARY] [--device DEVICE]",
+        about: "time LoRA training of such a model on an NVIDIA card against transformers with PEFT; --device cpu tries \
+                it out on a tiny one",
+        run: bench::train,
     },
     Task {
         words: &["ptx"],

@@ -12,7 +12,7 @@ mod write;
 pub use adapter::load_factors;
 pub use prune::prune;
 pub use resume::{Moments, Resume, find_adapter, find_resumed};
-pub use runs::{checkpoint_dir, new_run, step_of};
+pub use runs::{check_new, checkpoint_dir, new_run, step_of};
 pub use state::{Progress, SchedulerState};
 pub use write::{Snapshot, write};
 

@@ -168,6 +168,7 @@ fn compare_settings(dir: &Path, then: &Settings, now: &Settings) -> Result<Vec<S
 fn compare_data(dir: &Path, then: &Progress, now: &Progress, anew: bool, notes: &mut Vec<String>) -> Result<()> {
     let rows = [
         ("the data", then.data_fingerprint.clone(), now.data_fingerprint.clone()),
+        ("the number of rows", then.epoch_len.to_string(), now.epoch_len.to_string()),
         ("the number of ranks", then.world.to_string(), now.world.to_string()),
         ("gradient_accumulation_steps", then.accumulation.to_string(), now.accumulation.to_string()),
     ];
@@ -187,15 +188,20 @@ fn compare_data(dir: &Path, then: &Progress, now: &Progress, anew: bool, notes: 
 /// The checkpoint that `--resume_from_checkpoint` means: a checkpoint, the newest of a run, or, for `true`, of the
 /// newest run below `output`.
 pub fn find_resumed(spec: &str, output: &Path) -> Result<PathBuf> {
+    find(
+        spec,
+        output,
+        "name a checkpoint with --resume_from_checkpoint, or the --output_dir of its run, or train from the start",
+    )
+}
+
+fn find(spec: &str, output: &Path, remedy: &'static str) -> Result<PathBuf> {
     let dir = if spec == "true" { output } else { Path::new(spec) };
     if spec != "true" && member_if_there(dir, ADAPTER_CONFIG)?.is_some() {
         return Ok(dir.to_owned());
     }
     newest_checkpoint(dir).map_err(|error| match error {
-        Error::Refused { problem, .. } => Error::refused(
-            problem,
-            "name a checkpoint with --resume_from_checkpoint, or the --output_dir of its run, or train from the start",
-        ),
+        Error::Refused { problem, .. } => Error::refused(problem, remedy),
         other => other,
     })
 }
@@ -204,7 +210,11 @@ pub fn find_resumed(spec: &str, output: &Path) -> Result<PathBuf> {
 pub fn find_adapter(settings: &Settings) -> Result<Option<PathBuf>> {
     match (&settings.resume_from_checkpoint, settings.adapters.first()) {
         (Some(spec), _) if settings.resume_only_model => find_resumed(spec, &settings.output_dir()).map(Some),
-        (_, Some(dir)) => find_resumed(dir, Path::new(dir)).map(Some),
+        (_, Some(dir)) => {
+            // A directory may be called true.
+            let path = Path::new(dir).join("");
+            find(&path.to_string_lossy(), &path, "name the adapter's directory or Hub id with --adapters").map(Some)
+        }
         _ => Ok(None),
     }
 }
@@ -294,6 +304,7 @@ mod tests {
         assert!(open(&|s, _| s.lora_rank = 8).unwrap_err().contains("give --lora_rank 4"));
         assert!(open(&|s, _| s.seed = 1).unwrap_err().contains("seed 42, not 1"));
         assert!(open(&|s, _| s.data_seed = 1).unwrap_err().contains("--ignore_data_skip"));
+        assert!(open(&|_, now| now.epoch_len = 1).unwrap_err().contains("the number of rows was 160"));
         assert!(open(&|_, now| now.data_fingerprint = "x".to_owned()).unwrap_err().contains("the data was abc"));
         assert!(open(&|_, now| now.world = 2).unwrap_err().contains("ranks"));
         let anew = open(&|s, now| {

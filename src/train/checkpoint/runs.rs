@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 
 /// The directory of the checkpoint behind step `step` of a run.
 pub fn checkpoint_dir(run: &Path, step: u64) -> PathBuf {
@@ -41,6 +41,19 @@ pub fn new_run(output: &Path, add_version: bool, now: SystemTime) -> Result<Path
         }
     }
     Err(Error::io("create a run in", output)(io::ErrorKind::AlreadyExists.into()))
+}
+
+/// Refuses to begin a run in `output` itself where another has left checkpoints: their steps would be mixed, and the
+/// newest, which is what is kept, resumed and exported, would be the other's.
+pub fn check_new(output: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(output) else { return Ok(()) };
+    let Some(checkpoint) = entries.flatten().map(|entry| entry.path()).find(|path| step_of(path).is_some()) else {
+        return Ok(());
+    };
+    Err(Error::refused(
+        format!("{} is there already: a new run would write among the checkpoints of another", shown(&checkpoint)),
+        "go on from it with --resume_from_checkpoint true, name another --output_dir, or drop --add_version false",
+    ))
 }
 
 /// The number in `v12-20250820-093000`; what follows it doesn't matter, as in ms-swift.
@@ -95,6 +108,9 @@ mod tests {
         fs::create_dir(out.join("values")).unwrap();
         assert_eq!(name(new_run(&out, true, now).unwrap()), "v42-20250820-093000");
         assert_eq!(new_run(&out, false, now).unwrap(), out);
+        assert!(check_new(&out).is_ok() && check_new(&out.join("none")).is_ok());
+        fs::create_dir(out.join("checkpoint-3")).unwrap();
+        assert!(check_new(&out).unwrap_err().to_string().contains("checkpoint-3"));
     }
 
     #[test]

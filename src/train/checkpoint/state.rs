@@ -48,7 +48,17 @@ pub struct Progress {
     pub best_step: Option<u64>,
     /// Tokens that were seen, of all ranks.
     pub tokens: u64,
+    /// Steps that were taken since the last record of the loss, and the sum of their losses: the next record is of them
+    /// too, whoever writes it.
+    #[serde(default)]
+    pub unlogged_steps: u64,
+    /// See above.
+    #[serde(default)]
+    pub unlogged_loss: f64,
 }
+
+/// More than anything that a run counts, and far enough from the end of u64 to go on counting.
+const MOST: u64 = 1 << 56;
 
 impl Progress {
     /// Epochs that are done, with the share of the one under way.
@@ -58,11 +68,15 @@ impl Progress {
 
     /// What can't be in a record that qft wrote.
     pub(super) fn problem(&self) -> Option<String> {
+        let counts = [self.micro_steps, self.epoch, self.epoch_len, self.tokens, self.global_step, self.skipped];
         let problems = [
+            (counts.into_iter().any(|count| count > MOST), "a number that no run reaches"),
             (self.optimizer_steps > self.global_step, "more optimizer steps than steps"),
             (self.position > self.epoch_len, "a position behind the end of its epoch"),
             (u64::from(self.skipped_in_a_row) > self.skipped, "more skipped steps in a row than in all"),
             (self.best_step.is_some_and(|step| step > self.global_step), "a best step that is still to come"),
+            (self.unlogged_steps > self.global_step, "more steps to log than steps"),
+            (!self.unlogged_loss.is_finite(), "a loss that is no number"),
             (self.best_metric.is_some_and(|metric| !metric.is_finite()), "a best metric that is no number"),
         ];
         problems.into_iter().find(|(is, _)| *is).map(|(_, problem)| problem.to_owned())

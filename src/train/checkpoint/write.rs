@@ -156,6 +156,8 @@ pub(super) mod tests {
                 best_metric: Some(1.5),
                 best_step: Some(10),
                 tokens: 12345,
+                unlogged_steps: 3,
+                unlogged_loss: 1.0 / 3.0,
             };
             let scheduler = SchedulerState { kind: "cosine".to_owned(), total_steps: 100, ..SchedulerState::default() };
             let record = serde_json::json!({"epoch": 0.5, "loss": 2.25, "step": 20});

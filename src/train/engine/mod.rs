@@ -15,6 +15,8 @@ pub mod cuda;
 pub use cpu::CpuEngine;
 pub use cuda::CudaEngine;
 
+use std::collections::BTreeMap;
+
 use crate::Result;
 use crate::checkpoint::Tensor;
 
@@ -209,6 +211,12 @@ pub trait Engine {
     /// Bytes of the device's memory that are free, where memory is what limits a run.
     fn free_memory(&self) -> Option<u64> {
         None
+    }
+    /// From here on, every operation is timed, where the device can do that.
+    fn time(&self) {}
+    /// Seconds that the device spent by operation since [`Self::time`], for which it is waited.
+    fn timings(&self) -> Result<BTreeMap<&'static str, f64>> {
+        Ok(BTreeMap::new())
     }
     /// What the device is called, for people.
     fn name(&self) -> String;

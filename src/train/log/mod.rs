@@ -85,7 +85,8 @@ pub struct Logs {
     run: Option<PathBuf>,
     sinks: Vec<Box<dyn Watch + Send>>,
     history: Vec<Map<String, Value>>,
-    swanlab: bool,
+    /// The event files to hand over.
+    swanlab: Option<PathBuf>,
 }
 
 /// What a finished log leaves to say.
@@ -99,14 +100,22 @@ pub struct Finished {
 
 impl Logs {
     /// The logs in the directory `run` of a run that has done `done` steps, with `history` (`log_history` of
-    /// `trainer_state.json`) of them. The logs of later steps are cut.
-    pub fn open(run: &Path, reports: &[Report], done: u64, history: Vec<Map<String, Value>>) -> Result<Self> {
+    /// `trainer_state.json`) of them. The logs of later steps are cut. Event files go to `events`, else to `runs` in it.
+    pub fn open(
+        run: &Path,
+        events: Option<&Path>,
+        reports: &[Report],
+        done: u64,
+        history: Vec<Map<String, Value>>,
+    ) -> Result<Self> {
         fs::create_dir_all(run).map_err(Error::io("create", run))?;
+        let events = events.map_or_else(|| run.join(EVENTS_DIR), Path::to_owned);
         let mut sinks: Vec<Box<dyn Watch + Send>> = vec![Box::new(JsonLines::open(&run.join(LOG_FILE), done)?)];
         if !reports.is_empty() {
-            sinks.push(Box::new(EventFile::create(&run.join(EVENTS_DIR), done)?));
+            sinks.push(Box::new(EventFile::create(&events, done)?));
         }
-        Ok(Self { run: Some(run.to_owned()), sinks, history, swanlab: reports.contains(&Report::SwanLab) })
+        let swanlab = reports.contains(&Report::SwanLab).then_some(events);
+        Ok(Self { run: Some(run.to_owned()), sinks, history, swanlab })
     }
 
     /// Logs that keep nothing but their history: of ranks other than 0, and of tests.
@@ -135,7 +144,7 @@ impl Logs {
             Some(svg) => Some(publish(&run.join(CURVE_FILE), svg.as_bytes())?),
             None => None,
         };
-        let command = self.swanlab.then(|| convert(&run.join(EVENTS_DIR)));
+        let command = self.swanlab.as_deref().map(convert);
         Ok(Finished { curve, command })
     }
 }
@@ -239,7 +248,7 @@ mod tests {
     fn a_run_leaves_its_logs() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("a run");
-        let mut logs = Logs::open(&run, &[Report::SwanLab], 0, Vec::new()).unwrap();
+        let mut logs = Logs::open(&run, None, &[Report::SwanLab], 0, Vec::new()).unwrap();
         for step in 1..=4 {
             logs.record(&record(step * 10, 3.0 / step as f64)).unwrap();
         }
@@ -253,7 +262,7 @@ mod tests {
         assert_eq!(names, [LOG_FILE, CURVE_FILE, EVENTS_DIR]);
 
         let history = logs.history()[..2].to_vec();
-        let mut resumed = Logs::open(&run, &[], 20, history).unwrap();
+        let mut resumed = Logs::open(&run, None, &[], 20, history).unwrap();
         resumed.record(&record(30, 0.5)).unwrap();
         assert_eq!(resumed.finish("a run").unwrap().command, None);
         assert_eq!(fs::read_to_string(run.join(LOG_FILE)).unwrap().lines().count(), 3);

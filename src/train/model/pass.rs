@@ -25,8 +25,9 @@ impl Keep {
     pub fn within(spec: &Spec, tokens: usize, free: Option<u64>) -> Self {
         let Some(free) = free else { return Self::Attention };
         // Attention, the MLP and their gradients in the layer at work, and a chunk of logits.
-        let work = tokens * 2 * (4 * spec.width + 10 * spec.hidden) + (1 << 30);
-        let fits = |keep: &Self| (spec.layers * tokens * keep.bytes(spec) + work) as u64 <= free / 20 * 19;
+        let work = (8 * spec.width + 20 * spec.hidden) as u128;
+        let bytes = |keep: &Self| tokens as u128 * ((spec.layers * keep.bytes(spec)) as u128 + work) + (1 << 30);
+        let fits = |keep: &Self| bytes(keep) <= u128::from(free / 20 * 19);
         [Self::All, Self::Attention].into_iter().find(fits).unwrap_or(Self::Inputs)
     }
 

@@ -81,6 +81,8 @@ pub struct Spec {
     pub tied: bool,
     /// Rotary embedding.
     pub rope: Rope,
+    /// Positions that the model was made for, where it says so.
+    pub positions: Option<usize>,
     /// Most tokens that a query attends to, where the model limits it.
     pub window: Option<usize>,
 }
@@ -149,7 +151,7 @@ impl Fields<'_> {
         let uses_window = family.model_type == "mistral" || self.flag("use_sliding_window");
         Ok(Spec {
             model_type: family.model_type,
-            layers: self.size("num_hidden_layers")?,
+            layers: self.layers(base)?,
             hidden,
             width: self.size("intermediate_size")?,
             vocabulary: self.size("vocab_size")?,
@@ -157,8 +159,19 @@ impl Fields<'_> {
             epsilon,
             tied: self.flag("tie_word_embeddings"),
             rope: Rope::read(self.config, &self.path, size)?,
+            positions: self.optional("max_position_embeddings")?,
             window: if uses_window { self.optional("sliding_window")? } else { None },
         })
+    }
+
+    /// As many layers as are said, of which each must have tensors: lists are made for all of them.
+    fn layers(&self, base: &Checkpoint) -> Result<usize> {
+        let (layers, tensors) = (self.size("num_hidden_layers")?, base.tensors.len());
+        if layers <= tensors {
+            return Ok(layers);
+        }
+        let problem = format!("has {layers} layers, and the model {tensors} tensors");
+        Err(self.malformed(&problem, "download the model again"))
     }
 
     fn malformed(&self, problem: &str, remedy: &'static str) -> Error {

@@ -24,6 +24,7 @@ const PLAIN_LORA: &str = "drop the flag; qft trains LoRA, rsLoRA (--use_rslora) 
 const DATA_PARALLEL: &str = "drop the flag: only the factors have gradients and optimizer state, so that there is \
                              nothing to shard; give several cards with torchrun's variables (RANK, WORLD_SIZE, ...)";
 const UNQUANTIZED: &str = "drop the flag: qft trains over bf16 weights; take a smaller base if the card is too small";
+const RECOMPUTED: &str = "what fits into the card's memory is kept for the backward pass, the rest computed again";
 const ADAMW: &str = "drop the flag: qft has AdamW";
 const ROWS: &str = "drop the flag, and bring the rows into ShareGPT or OpenAI form first";
 const TEXT_LOSS: &str = "drop the flag: qft has the cross-entropy of tokens, averaged over a step's tokens";
@@ -70,8 +71,8 @@ pub(super) const FOREIGN: [Flag; 87] = [
     only("fp16", &[], "use --bf16 true, which has the range of f32 and needs no scaling of the loss"),
     noted("tf32", Kind::Bool, &[], "cards multiply in bf16, with sums in f32"),
     noted("attn_impl", Kind::Text, &[], "attention is always tiled, on every device"),
-    noted("gradient_checkpointing", Kind::Bool, &["true"], "layers are always computed again in the backward pass"),
-    noted("gradient_checkpointing_kwargs", Kind::Text, &[], "layers are always computed again in the backward pass"),
+    noted("gradient_checkpointing", Kind::Bool, &["true"], RECOMPUTED),
+    noted("gradient_checkpointing_kwargs", Kind::Text, &[], RECOMPUTED),
     noted("vit_gradient_checkpointing", Kind::Bool, &[], "qft trains models of text"),
     noted("use_liger_kernel", Kind::Bool, &["false"], "kernels are fused anyway"),
     noted("use_logits_to_keep", Kind::Bool, &[], "logits are made for the tokens that are learned, some at a time"),

@@ -136,6 +136,11 @@ impl Settings {
         self.gradient_accumulation_steps.unwrap_or_else(|| ROWS_OF_A_STEP.div_ceil(rows))
     }
 
+    /// Rows of an optimizer step on all ranks.
+    pub fn rows_of_a_step(&self, world: u64, accumulation: u64) -> u64 {
+        self.per_device_train_batch_size.saturating_mul(world).saturating_mul(accumulation)
+    }
+
     /// Whether there is held-out data.
     pub fn has_held_out(&self) -> bool {
         !self.val_dataset.is_empty() || self.split_dataset_ratio > 0.0
@@ -259,6 +264,8 @@ mod tests {
         };
         assert_eq!((accumulation(1, 1, None), accumulation(3, 2, None), accumulation(8, 4, None)), (16, 3, 1));
         assert_eq!(accumulation(8, 1, Some(4)), 4);
+        let huge = Settings { per_device_train_batch_size: u64::MAX, ..Settings::default() };
+        assert_eq!((huge.rows_of_a_step(2, 3), huge.accumulation(2)), (u64::MAX, 1));
     }
 
     #[test]

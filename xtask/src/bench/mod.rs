@@ -8,6 +8,7 @@ mod gguf;
 mod gpu;
 mod machine;
 mod measure;
+mod train;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::shell::{self, root};
 pub(crate) use export::export;
 pub(crate) use gguf::gguf;
 pub(crate) use gpu::gpu;
+pub(crate) use train::train;
 
 /// The peer that merges.
 const SCRIPT: &str = include_str!("peft_merge.py");

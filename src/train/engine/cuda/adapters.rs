@@ -3,7 +3,10 @@
 
 use super::card::broken;
 use super::frozen::{CudaFrozen, MOST_RANK};
-use super::kernels::*;
+use super::kernels::{
+    ADAPT_8, ADAPT_16, ADAPT_32, ADAPT_BACK, CHUNK, FACTOR_A_8, FACTOR_A_16, FACTOR_A_32, FACTOR_B_8, FACTOR_B_16,
+    FACTOR_B_32, FOLD, Kernel, PACK_A, PACK_B,
+};
 use super::masks::Masks;
 use super::matrix::{CudaMatrix, CudaVector};
 use super::{CudaEngine, Output, Sizes, bits};

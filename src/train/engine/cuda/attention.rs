@@ -1,7 +1,10 @@
 //! Attention on the card: which kernels serve which size of head, and what they are given.
 
 use super::card::broken;
-use super::kernels::*;
+use super::kernels::{
+    ATTEND_64, ATTEND_128, ATTEND_BACK_DOT_64, ATTEND_BACK_DOT_128, ATTEND_BACK_KEYS_64, ATTEND_BACK_KEYS_128,
+    ATTEND_BACK_QUERIES_64, ATTEND_BACK_QUERIES_128, Kernel,
+};
 use super::matrix::{CudaMatrix, CudaVector};
 use super::placed::CudaBatch;
 use super::{CudaEngine, bits};

@@ -47,7 +47,7 @@ pub(super) fn failed(error: DriverError) -> Error {
     if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
         return Error::refused(
             "the card has too little memory for these batches",
-            "lower --per_device_train_batch_size or --max_length, or set --gradient_checkpointing true",
+            "lower --per_device_train_batch_size or --max_length: what fits is kept, and the rest is computed again already",
         );
     }
     Error::Card { problem: format!("the card failed: {}", gpu::said(error)) }

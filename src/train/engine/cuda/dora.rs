@@ -5,7 +5,7 @@
 
 use super::adapters::Shape;
 use super::frozen::{CudaFrozen, Gains};
-use super::kernels::*;
+use super::kernels::{ADD_DROPPED, CHUNK, COLUMN_DOTS, DORA_GAINS, DROP_ROWS, GRAM, SCALE_BEYOND_ONE, SCALE_COLUMNS};
 use super::masks::Masks;
 use super::matrix::{CudaMatrix, CudaVector};
 use super::{At, CudaEngine, Output, Sizes, bits, eights};

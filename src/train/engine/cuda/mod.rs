@@ -33,7 +33,10 @@ use crate::train::ranks::Ranks;
 use blas::{At, Blas, Output, Sizes};
 use card::{Card, broken};
 pub use frozen::CudaFrozen;
-use kernels::*;
+use kernels::{
+    ADAMW, CROSS_ENTROPY, FILL_ROWS, GATE, GATE_BACK, GATHER_ROWS, Kernel, NORMALIZE, NORMALIZE_BACK, ROTATE,
+    ROW_NORMS, SCATTER_ROWS, SUM_PARTIALS, SUM_SQUARES,
+};
 use masks::Keys;
 pub use matrix::{CudaMatrix, CudaVector};
 pub use placed::CudaBatch;
@@ -82,16 +85,6 @@ impl CudaEngine {
     /// Whether there are kernels for such heads: to be asked before weights are loaded.
     pub fn supports(&self, heads: Heads) -> Result<()> {
         attention::check(heads)
-    }
-
-    /// From here on, every operation is timed.
-    pub fn time(&self) {
-        self.card.timer.start();
-    }
-
-    /// Seconds that the card spent by operation since [`Self::time`]; waits for it.
-    pub fn timings(&self) -> Result<BTreeMap<&'static str, f64>> {
-        self.card.timer.read(&self.card.stream).map_err(card::failed)
     }
 
     /// Enqueues a kernel whose arguments are right: see its source.
@@ -286,7 +279,7 @@ impl Engine for CudaEngine {
         }
         self.card.timed("rotate", || {
             let turned = heads.query + heads.key;
-            let grid = (qkv.rows * turned * (heads.size / 16)) as u64;
+            let blocks = eights(qkv.rows, turned * heads.size / 2)?;
             let arguments = [
                 qkv.address(),
                 qkv.stride as u64,
@@ -298,7 +291,7 @@ impl Engine for CudaEngine {
                 heads.size as u64,
                 u64::from(back),
             ];
-            self.launch(&ROTATE, grid.div_ceil(256), &arguments)?;
+            self.launch(&ROTATE, blocks, &arguments)?;
             Ok(qkv)
         })
     }
@@ -408,6 +401,14 @@ impl Engine for CudaEngine {
 
     fn free_memory(&self) -> Option<u64> {
         self.card.free()
+    }
+
+    fn time(&self) {
+        self.card.timer.start();
+    }
+
+    fn timings(&self) -> Result<BTreeMap<&'static str, f64>> {
+        self.card.timer.read(&self.card.stream).map_err(card::failed)
     }
 
     fn name(&self) -> String {

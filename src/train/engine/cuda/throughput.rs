@@ -1,4 +1,4 @@
-//! How fast a model trains on the card.
+//! A whole model on the card: how fast it trains, and whether it trains as it does on the processor.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use super::CudaEngine;
 use crate::checkpoint::Checkpoint;
 use crate::gpu::Device;
 use crate::train::data::{Batch, Target};
-use crate::train::engine::Engine;
+use crate::train::engine::{CpuEngine, Engine};
 use crate::train::guard::{Guard, GuardCounts};
 use crate::train::lora::{LoraSpec, initial};
 use crate::train::model::{Keep, Model, Spec};
@@ -97,4 +97,46 @@ fn train_throughput() {
     let timings = engine.timings().unwrap();
     timings.iter().for_each(|(name, seconds)| println!("{name:>16} {seconds:.3} s"));
     println!("{:>16} {:.3} s", "all", timings.values().sum::<f64>());
+}
+
+/// `QFT_BASE=DIR cargo test --release on_the_card_as_on_the_processor -- --ignored --nocapture`, where the model is small.
+#[test]
+#[ignore = "needs a card and a model"]
+fn on_the_card_as_on_the_processor() {
+    let Ok(base) = std::env::var("QFT_BASE") else { return println!("skipped: QFT_BASE names no model") };
+    let base = Checkpoint::open(&PathBuf::from(base)).unwrap();
+    let card = CudaEngine::open(Device::Cuda).unwrap();
+    for (magnitudes, dropout) in [(false, 0.0), (false, 0.1), (true, 0.0), (true, 0.1)] {
+        let lora = LoraSpec { rank: 8, scale: 4.0, magnitudes };
+        let [found, expected] = [one_step(&card, &base, lora, dropout), one_step(&CpuEngine, &base, lora, dropout)];
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let norms = [&found.1, &expected.1].map(|gradients| dot(gradients, gradients).sqrt());
+        let cosine = dot(&found.1, &expected.1) / (norms[0] * norms[1]);
+        println!(
+            "DoRA {magnitudes}, dropout {dropout}: losses {} {}, norms {norms:?}, cosine {cosine}",
+            found.0, expected.0
+        );
+        assert!((found.0 / expected.0 - 1.0).abs() < 5e-3 && cosine > 0.99 && (norms[0] / norms[1] - 1.0).abs() < 0.02);
+    }
+}
+
+/// The loss and the gradients of one step, with B away from zero.
+fn one_step<E: Engine>(engine: &E, base: &Checkpoint, lora: LoraSpec, dropout: f64) -> (f64, Vec<f32>) {
+    let spec = Spec::read(base).unwrap();
+    let (layout, groups) = spec.layout(lora, |_| true);
+    let length = number("QFT_LENGTH", 12);
+    let model = Model::load(engine, base, &spec, groups, length, &mut |_| {}).unwrap();
+    let mut parameters = initial(&layout, 42);
+    model.fill_magnitudes(engine, &mut parameters).unwrap();
+    for module in &layout.modules {
+        for (i, value) in parameters[module.b.clone()].iter_mut().enumerate() {
+            *value = ((i * 2_654_435_761 % 1000) as f32 / 500.0 - 1.0) * 0.01;
+        }
+    }
+    let keep = Keep::Attention;
+    let recipe = Recipe { dropout, seed: 42, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, decay: 0.0, keep };
+    let mut trainer = Trainer::new(engine, model, layout, recipe, &State::new(parameters)).unwrap();
+    let batch = batch(number("QFT_SEGMENTS", 2), length, spec.vocabulary, 0);
+    let done = trainer.step(&[batch], 2e-4, &mut Guard::new(1.0, GuardCounts::default()), &mut Alone).unwrap();
+    (done.loss, trainer.gradients().unwrap())
 }
