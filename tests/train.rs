@@ -237,6 +237,12 @@ fn a_resumed_run_is_the_one_that_was_not_interrupted() {
         assert_eq!(checkpoints(&bench, &newest), [10, 20, 30]);
         let history = |run: &Path| bench.json(run.join("checkpoint-30/trainer_state.json"))["log_history"].clone();
         assert_eq!(series(history(&newest).as_array().unwrap(), "loss"), losses);
+        // A record of several steps, of which some were another process's.
+        let rarely = RUN.replace("--logging_steps 1", "--logging_steps 4");
+        bench.ok(&format!("{rarely} --out rare"));
+        copy_up_to(&bench, "rare", "rarer", 10);
+        bench.ok(&format!("{rarely} --out rarer --resume_from_checkpoint true"));
+        assert_same_run(&bench, &run_of(&bench, "rarer"), &run_of(&bench, "rare"));
         // Another seed is another run.
         bench.ok(&format!("{RUN} --out other --seed 43 --max_steps 3"));
         let other = series(&log(&bench, &run_of(&bench, "other")), "loss");
@@ -267,6 +273,11 @@ fn start(bench: &Bench, line: &str) -> Child {
     command.args(line.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
+fn signal(child: &Child, name: &str) {
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args([name, &pid]).status().unwrap().success());
+}
+
 /// Waits until the run below `output` has logged `lines` lines; `false` if the process ended before.
 fn wait_for_lines(bench: &Bench, child: &mut Child, output: &str, lines: usize) -> bool {
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -287,19 +298,18 @@ fn a_signal_saves_and_ends_the_run() {
     let bench = bench("qwen2");
     bench.ok(&format!("{RUN} --out whole"));
     let whole = run_of(&bench, "whole");
-    for (signal, lines) in [("-INT", 4), ("-TERM", 17)] {
-        let out = format!("out{signal}");
+    for (name, lines) in [("-INT", 4), ("-TERM", 17)] {
+        let out = format!("out{name}");
         let mut child = start(&bench, &format!("{RUN} --out {out}"));
         assert!(wait_for_lines(&bench, &mut child, &out, lines), "the run was over before it could be interrupted");
-        let pid = child.id().to_string();
-        assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        signal(&child, name);
         let ended = said(child.wait_with_output().unwrap());
         assert_eq!(ended.code, Some(130), "{}{}", ended.out, ended.err);
         assert!(ended.out.contains("--resume_from_checkpoint true"), "{}", ended.out);
         let run = run_of(&bench, &out);
         let steps = checkpoints(&bench, &run);
         let stopped = *steps.last().unwrap();
-        assert!(stopped >= 3 && stopped < 30, "{steps:?}");
+        assert!((3..30).contains(&stopped), "{steps:?}");
         state(&bench, &run.join(format!("checkpoint-{stopped}")));
         assert_eq!(
             series(&log(&bench, &run), "loss").last().unwrap().0,
@@ -338,25 +348,28 @@ fn a_killed_run_goes_on_from_its_newest_checkpoint() {
     assert_same_run(&bench, &run_of(&bench, "out"), &whole);
 }
 
+/// Starts two ranks of the same line.
+fn start_two(bench: &Bench, line: &str) -> [Child; 2] {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    ["0", "1"].map(|rank| {
+        let mut command = bench.command();
+        command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")]);
+        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]).args(line.split_whitespace());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    })
+}
+
 /// Two processes share each step's rows; masks of dropout, too, are those of one process with all of them.
 #[test]
 fn two_processes_train_as_one() {
     let bench = bench("qwen2");
-    let line = RUN.replace("_epochs 2", "_epochs 1");
     let shared = |each: u32, accumulation: u32| {
-        let line = line.replace("_batch_size 2", &format!("_batch_size {each}"));
-        line.replace("_steps 3", &format!("_steps {accumulation}"))
+        let line = RUN.replace("_epochs 2", "_epochs 1").replace("_batch_size 2", &format!("_batch_size {each}"));
+        line.replace("accumulation_steps 3", &format!("accumulation_steps {accumulation}"))
     };
     bench.ok(&format!("{} --out one", shared(1, 6)));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let children = ["0", "1"].map(|rank| {
-        let mut command = bench.command();
-        command.args(format!("{} --out two", shared(1, 3)).split_whitespace());
-        command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")]);
-        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    });
-    let [first, second] = children.map(|child| said(child.wait_with_output().unwrap()));
+    let line = format!("{} --out two", shared(1, 3));
+    let [first, second] = start_two(&bench, &line).map(|child| said(child.wait_with_output().unwrap()));
     assert_eq!((first.code, second.code), (Some(0), Some(0)), "{}{}", first.err, second.err);
     assert!(first.out.contains("15 of 15") && second.out.is_empty(), "{}{}", first.out, second.out);
     let [one, two] = ["one", "two"].map(|out| log(&bench, &run_of(&bench, out)));
@@ -368,9 +381,21 @@ fn two_processes_train_as_one() {
         }
     }
     assert_eq!(checkpoints(&bench, &run_of(&bench, "two")), [10, 15]);
-    // What two ranks began, two ranks go on with.
-    let resume = format!("{} --out two --resume_from_checkpoint true", shared(1, 3));
-    bench.refuses(&resume, &["the number of ranks was 2"]);
+    bench.refuses(&format!("{line} --resume_from_checkpoint true"), &["the number of ranks was 2"]);
+
+    // A signal to one of them ends both behind the same step, and two go on to the same end.
+    let line = format!("{} --out cut", shared(1, 3));
+    let [mut first, second] = start_two(&bench, &line);
+    assert!(wait_for_lines(&bench, &mut first, "cut", 3), "the run was over before it could be interrupted");
+    signal(&second, "-TERM");
+    let ended = [first, second].map(|child| said(child.wait_with_output().unwrap()));
+    assert!(ended.iter().all(|said| said.code == Some(130)), "{ended:?}");
+    let cut = run_of(&bench, "cut");
+    assert!((2..15).contains(checkpoints(&bench, &cut).last().unwrap()));
+    let resumed = start_two(&bench, &format!("{line} --resume_from_checkpoint true"));
+    let resumed = resumed.map(|child| said(child.wait_with_output().unwrap()));
+    assert!(resumed.iter().all(|said| said.code == Some(0)), "{resumed:?}");
+    assert_same_run(&bench, &cut, &run_of(&bench, "two"));
 }
 
 #[test]
@@ -427,7 +452,7 @@ fn bad_rows_are_named_skipped_and_counted() {
     assert_eq!(plan["data"]["lengths"]["dropped"], json!({"too long": 1}));
     let text = bench.ok(&format!("{line} --dry_run"));
     assert!(text.out.contains("3 rows, the first: ") && text.out.contains("1 too long"), "{}", text.out);
-    assert!(!bench.names().contains(&"out".to_owned()));
+    assert!(!bench.path("output").exists(), "a dry run leaves nothing behind");
     let done = bench.ok(&format!("{line} --out out --json"));
     assert_eq!(printed(&done)["steps"], 2);
     bench.refuses(&format!("{line} --out strict --strict true"), &["rows.jsonl: line 2", "not JSON"]);

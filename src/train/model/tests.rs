@@ -50,7 +50,7 @@ struct Case {
 impl Case {
     fn new(magnitudes: bool, adapted: impl Fn(&str) -> bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = json!({"model_type": "qwen2", "hidden_size": HIDDEN, "intermediate_size": 24,
+        let config = json!({"model_type": "qwen2", "hidden_size": HIDDEN, "intermediate_size": 28,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
             "vocab_size": VOCABULARY, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false});
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -67,8 +67,9 @@ impl Case {
         let sizes = |projection| match projection {
             Projection::Q => [24, HIDDEN],
             Projection::K | Projection::V => [12, HIDDEN],
-            Projection::O | Projection::Down => [HIDDEN, 24],
-            Projection::Gate | Projection::Up => [24, HIDDEN],
+            Projection::O => [HIDDEN, 24],
+            Projection::Gate | Projection::Up => [28, HIDDEN],
+            Projection::Down => [HIDDEN, 28],
         };
         for layer in 0..2 {
             for norm in ["input_layernorm", "post_attention_layernorm"] {
