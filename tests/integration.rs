@@ -28,5 +28,6 @@ mod to_hf;
 mod train;
 mod train_golden;
 mod train_ranks;
+mod train_resume;
 mod verify;
 mod workbench;

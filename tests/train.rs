@@ -1,14 +1,12 @@
-//! `qft train` from the command line, on the processor: whole runs, what they leave, and how they go on.
+//! `qft train` from the command line, on the processor: whole runs, what they leave, and what they refuse.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::workbench::{Bench, Noise, Said, said};
+use crate::workbench::{Bench, Noise, Said};
 
 /// Everything that a checkpoint holds.
 const FILES: [&str; 8] = [
@@ -23,7 +21,7 @@ const FILES: [&str; 8] = [
 ];
 
 /// A run of 30 steps in two epochs, the last step of each of which is short, with all that chance has a part in.
-const RUN: &str = "train --model base --dataset data.jsonl --split_dataset_ratio 0.1 --device cpu --report_to none \
+pub(crate) const RUN: &str = "train --model base --dataset data.jsonl --split_dataset_ratio 0.1 --device cpu --report_to none \
     --max_length 128 --lora_rank 4 --lora_dropout 0.1 --per_device_train_batch_size 2 --gradient_accumulation_steps 3 \
     --num_train_epochs 2 --learning_rate 1e-2 --warmup_ratio 0.1 --save_steps 10 --logging_steps 1";
 
@@ -39,12 +37,12 @@ fn row(number: u64) -> Value {
     ]})
 }
 
-fn rows(count: u64) -> String {
+pub(crate) fn rows(count: u64) -> String {
     (0..count).map(|number| format!("{}\n", row(number))).collect()
 }
 
 /// A base of `family` and 98 rows of data.
-fn bench(family: &str) -> Bench {
+pub(crate) fn bench(family: &str) -> Bench {
     let bench = Bench::new();
     bench.trainee("base", family);
     bench.write("data.jsonl", rows(98));
@@ -52,7 +50,7 @@ fn bench(family: &str) -> Bench {
 }
 
 /// The only run below directory `output`, relative to the bench.
-fn run_of(bench: &Bench, output: &str) -> PathBuf {
+pub(crate) fn run_of(bench: &Bench, output: &str) -> PathBuf {
     let entries = fs::read_dir(bench.path(output)).unwrap().map(|entry| entry.unwrap().file_name());
     let runs: Vec<_> = entries.filter(|name| name.to_string_lossy().starts_with('v')).collect();
     assert_eq!(runs.len(), 1, "{runs:?}");
@@ -60,7 +58,7 @@ fn run_of(bench: &Bench, output: &str) -> PathBuf {
 }
 
 /// The steps of a run's checkpoints; whatever else is hidden beside them is a defect.
-fn checkpoints(bench: &Bench, run: &Path) -> Vec<u64> {
+pub(crate) fn checkpoints(bench: &Bench, run: &Path) -> Vec<u64> {
     let names = fs::read_dir(bench.path(run)).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
     let names: Vec<String> = names.collect();
     assert!(!names.iter().any(|name| name.starts_with('.')), "{names:?}");
@@ -71,51 +69,25 @@ fn checkpoints(bench: &Bench, run: &Path) -> Vec<u64> {
 }
 
 /// The lines of a run's log.
-fn log(bench: &Bench, run: &Path) -> Vec<Value> {
+pub(crate) fn log(bench: &Bench, run: &Path) -> Vec<Value> {
     let text = bench.read(run.join("logging.jsonl"));
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The values that the log has for `key`, by step.
-fn series(log: &[Value], key: &str) -> Vec<(u64, f64)> {
+pub(crate) fn series(log: &[Value], key: &str) -> Vec<(u64, f64)> {
     log.iter().filter_map(|line| Some((line["step"].as_u64().unwrap(), line.get(key)?.as_f64().unwrap()))).collect()
 }
 
-/// What must not depend on when a run stopped: the figures of each line, in the log's own digits.
-fn figures(bench: &Bench, run: &Path) -> Vec<String> {
-    let keys = ["step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", "num_input_tokens_seen"];
-    let of = |line: &Value| keys.map(|key| line.get(key).map_or(String::new(), Value::to_string)).join(" ");
-    log(bench, run).iter().filter(|line| line.get("train_runtime").is_none()).map(of).collect()
-}
-
 /// The files of a checkpoint that must not depend on it either: all but those that name its directory.
-fn state(bench: &Bench, checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn state(bench: &Bench, checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = bench.files(&checkpoint.to_string_lossy());
     assert_eq!(files.keys().map(String::as_str).collect::<Vec<_>>(), FILES);
     files.retain(|name, _| !["args.json", "trainer_state.json"].contains(&name.as_str()));
     files
 }
 
-fn assert_same_run(bench: &Bench, run: &Path, whole: &Path) {
-    assert_eq!(figures(bench, run), figures(bench, whole));
-    let last = *checkpoints(bench, whole).last().unwrap();
-    let [ours, theirs] = [run, whole].map(|run| state(bench, &run.join(format!("checkpoint-{last}"))));
-    for (name, bytes) in &theirs {
-        assert!(&ours[name] == bytes, "{name} of the last checkpoint differs");
-    }
-}
-
-/// Copies directory `from` to `to`, without the checkpoints of steps behind `last`.
-fn copy_up_to(bench: &Bench, from: &str, to: &str, last: u64) {
-    for (name, bytes) in bench.files(from) {
-        let step = name.split('/').find_map(|part| part.strip_prefix("checkpoint-")?.parse::<u64>().ok());
-        if step.is_none_or(|step| step <= last) {
-            bench.write(Path::new(to).join(name), bytes);
-        }
-    }
-}
-
-fn printed(said: &Said) -> Value {
+pub(crate) fn printed(said: &Said) -> Value {
     serde_json::from_str(&said.out).unwrap_or_else(|e| panic!("{e}: {}", said.out))
 }
 
@@ -210,200 +182,6 @@ fn the_merged_model_is_the_one_that_was_trained() {
         let merged = held_out(&bench.ok(&again));
         assert!((merged - loss).abs() < 1e-5 * loss, "{name}: {merged} merged, {loss} trained");
     }
-}
-
-#[test]
-fn a_resumed_run_is_the_one_that_was_not_interrupted() {
-    for family in ["qwen2", "llama"] {
-        let bench = bench(family);
-        // How many threads there are changes no bit either.
-        let mut command = bench.command();
-        command.env("RAYON_NUM_THREADS", "3").args(format!("{RUN} --out whole").split_whitespace());
-        assert_eq!(said(command.output().unwrap()).code, Some(0));
-        let whole = run_of(&bench, "whole");
-        assert_eq!(checkpoints(&bench, &whole), [10, 20, 30]);
-        let losses = series(&log(&bench, &whole), "loss");
-        assert_eq!(losses.len(), 30);
-        assert!(losses.windows(2).all(|pair| pair[0].1 != pair[1].1), "{losses:?}");
-        let name = whole.file_name().unwrap().to_str().unwrap();
-        // By name, over the checkpoints of later steps; it goes on in the run's own directory.
-        copy_up_to(&bench, "whole", "named", 30);
-        let said = bench.ok(&format!("{RUN} --out named --resume_from_checkpoint named/{name}/checkpoint-10"));
-        assert!(said.err.contains("from step 10"), "{}", said.err);
-        assert_same_run(&bench, &run_of(&bench, "named"), &whole);
-        // The newest, which is in the second epoch.
-        copy_up_to(&bench, "whole", "newest", 20);
-        let said = bench.ok(&format!("{RUN} --out newest --resume_from_checkpoint true"));
-        assert!(said.err.contains("from step 20"), "{}", said.err);
-        let newest = run_of(&bench, "newest");
-        assert_same_run(&bench, &newest, &whole);
-        assert_eq!(checkpoints(&bench, &newest), [10, 20, 30]);
-        let history = |run: &Path| bench.json(run.join("checkpoint-30/trainer_state.json"))["log_history"].clone();
-        assert_eq!(series(history(&newest).as_array().unwrap(), "loss"), losses);
-        // A record of several steps, of which some were another process's.
-        let rarely = RUN.replace("--logging_steps 1", "--logging_steps 4");
-        bench.ok(&format!("{rarely} --out rare"));
-        copy_up_to(&bench, "rare", "rarer", 10);
-        bench.ok(&format!("{rarely} --out rarer --resume_from_checkpoint true"));
-        assert_same_run(&bench, &run_of(&bench, "rarer"), &run_of(&bench, "rare"));
-        // Another seed is another run.
-        bench.ok(&format!("{RUN} --out other --seed 43 --max_steps 3"));
-        let other = series(&log(&bench, &run_of(&bench, "other")), "loss");
-        assert!(other[..3] != losses[..3]);
-    }
-}
-
-#[test]
-fn what_does_not_fit_a_checkpoint_is_refused() {
-    let bench = bench("qwen2");
-    let run = RUN.replace("--num_train_epochs 2", "--max_steps 2");
-    bench.ok(&format!("{run} --out out"));
-    let resume = "--out out --resume_from_checkpoint true";
-    bench.refuses(&format!("{run} {resume} --lora_rank 8"), &["lora_rank 4, not 8", "--resume_only_model"]);
-    bench.refuses(&format!("{run} {resume} --lora_rank 4 --seed 1"), &["seed 42, not 1"]);
-    bench.refuses(&format!("{run} {resume} --gradient_accumulation_steps 2"), &["gradient_accumulation_steps"]);
-    bench.refuses(&format!("{run} {resume} --target_modules q_proj"), &["other modules", "--target_modules"]);
-    bench.write("data.jsonl", rows(97));
-    bench.refuses(&format!("{run} {resume}"), &["the data was", "--ignore_data_skip true"]);
-    bench.refuses(&format!("{run} --out none --resume_from_checkpoint true"), &["none holds no checkpoint"]);
-    // Its factors are still of use.
-    let only = bench.ok(&format!("{run} {resume} --resume_only_model true --json"));
-    assert_eq!(printed(&only)["steps"], 2);
-}
-
-fn start(bench: &Bench, line: &str) -> Child {
-    let mut command = bench.command();
-    command.args(line.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-fn signal(child: &Child, name: &str) {
-    let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args([name, &pid]).status().unwrap().success());
-}
-
-/// Waits until the run below `output` has logged `lines` lines; `false` if the process ended before.
-fn wait_for_lines(bench: &Bench, child: &mut Child, output: &str, lines: usize) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < deadline, "the run makes no progress");
-        let runs = fs::read_dir(bench.path(output)).into_iter().flatten().flatten();
-        let logs = runs.filter_map(|run| fs::read_to_string(run.path().join("logging.jsonl")).ok());
-        if logs.into_iter().any(|log| log.lines().count() >= lines) {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    false
-}
-
-#[test]
-fn a_signal_saves_and_ends_the_run() {
-    let bench = bench("qwen2");
-    // Long enough that it is not over before a signal comes.
-    let line = RUN.replace("_epochs 2", "_epochs 6").replace("--save_steps 10", "--save_steps 30");
-    bench.ok(&format!("{line} --out whole"));
-    let whole = run_of(&bench, "whole");
-    for (name, lines) in [("-INT", 4), ("-TERM", 17)] {
-        let out = format!("out{name}");
-        let mut child = start(&bench, &format!("{line} --out {out}"));
-        assert!(wait_for_lines(&bench, &mut child, &out, lines), "the run was over before it could be interrupted");
-        signal(&child, name);
-        let ended = said(child.wait_with_output().unwrap());
-        assert_eq!(ended.code, Some(130), "{}{}", ended.out, ended.err);
-        assert!(ended.out.contains("--resume_from_checkpoint true"), "{}", ended.out);
-        let run = run_of(&bench, &out);
-        let steps = checkpoints(&bench, &run);
-        let stopped = *steps.last().unwrap();
-        assert!((3..90).contains(&stopped), "{steps:?}");
-        state(&bench, &run.join(format!("checkpoint-{stopped}")));
-        assert_eq!(
-            series(&log(&bench, &run), "loss").last().unwrap().0,
-            stopped,
-            "it stopped at the step that it saved"
-        );
-        let resumed = bench.ok(&format!("{line} --out {out} --resume_from_checkpoint true"));
-        assert!(resumed.err.contains(&format!("from step {stopped}")), "{}", resumed.err);
-        assert_same_run(&bench, &run, &whole);
-    }
-}
-
-/// A process that is killed at any moment leaves whole checkpoints, and what else it left is no obstacle.
-#[test]
-fn a_killed_run_goes_on_from_its_newest_checkpoint() {
-    let bench = bench("qwen2");
-    let line = RUN.replace("--save_steps 10", "--save_steps 2");
-    bench.ok(&format!("{line} --out whole"));
-    let whole = run_of(&bench, "whole");
-    let mut resume = "";
-    for lines in [5, 12, 20] {
-        let mut child = start(&bench, &format!("{line} --out out {resume}"));
-        if wait_for_lines(&bench, &mut child, "out", lines) {
-            child.kill().unwrap();
-        }
-        child.wait().unwrap();
-        let run = run_of(&bench, "out");
-        for entry in fs::read_dir(bench.path(&run)).unwrap().map(|e| e.unwrap().file_name()) {
-            if entry.to_string_lossy().starts_with("checkpoint-") {
-                state(&bench, &run.join(entry));
-                resume = "--resume_from_checkpoint true";
-            }
-        }
-    }
-    bench.ok(&format!("{line} --out out {resume}"));
-    assert_same_run(&bench, &run_of(&bench, "out"), &whole);
-}
-
-/// Starts two ranks of the same line.
-fn start_two(bench: &Bench, line: &str) -> [Child; 2] {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    ["0", "1"].map(|rank| {
-        let mut command = bench.command();
-        command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")]);
-        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]).args(line.split_whitespace());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    })
-}
-
-/// Two processes share each step's rows; masks of dropout, too, are those of one process with all of them.
-#[test]
-fn two_processes_train_as_one() {
-    let bench = bench("qwen2");
-    let shared = |each: u32, accumulation: u32| {
-        let line = RUN.replace("_epochs 2", "_epochs 1").replace("_batch_size 2", &format!("_batch_size {each}"));
-        line.replace("accumulation_steps 3", &format!("accumulation_steps {accumulation}"))
-    };
-    bench.ok(&format!("{} --out one", shared(1, 6)));
-    let line = format!("{} --out two", shared(1, 3));
-    let [first, second] = start_two(&bench, &line).map(|child| said(child.wait_with_output().unwrap()));
-    assert_eq!((first.code, second.code), (Some(0), Some(0)), "{}{}", first.err, second.err);
-    assert!(first.out.contains("15 of 15") && second.out.is_empty(), "{}{}", first.out, second.out);
-    let [one, two] = ["one", "two"].map(|out| log(&bench, &run_of(&bench, out)));
-    for key in ["loss", "grad_norm", "eval_loss", "learning_rate", "num_input_tokens_seen"] {
-        let (one, two) = (series(&one, key), series(&two, key));
-        assert!(!one.is_empty() && one.len() == two.len(), "{key}: {one:?} {two:?}");
-        for (one, two) in one.iter().zip(two) {
-            assert!(one.0 == two.0 && (one.1 - two.1).abs() <= 1e-5 * one.1, "{key} of one {one:?}, of two {two:?}");
-        }
-    }
-    assert_eq!(checkpoints(&bench, &run_of(&bench, "two")), [10, 15]);
-    bench.refuses(&format!("{line} --resume_from_checkpoint true"), &["the number of ranks was 2"]);
-
-    // A signal to one of them ends both behind the same step, and two go on to the same end.
-    let line = shared(1, 3).replace("_epochs 1", "_epochs 4");
-    let both = |line: &str| {
-        let said = start_two(&bench, line).map(|child| said(child.wait_with_output().unwrap()));
-        assert!(said.iter().all(|said| said.code == Some(0)), "{said:?}");
-    };
-    both(&format!("{line} --out long"));
-    let [mut first, second] = start_two(&bench, &format!("{line} --out cut"));
-    assert!(wait_for_lines(&bench, &mut first, "cut", 3), "the run was over before it could be interrupted");
-    signal(&second, "-TERM");
-    let ended = [first, second].map(|child| said(child.wait_with_output().unwrap()));
-    assert!(ended.iter().all(|said| said.code == Some(130)), "{ended:?}");
-    let cut = run_of(&bench, "cut");
-    assert!((2..60).contains(checkpoints(&bench, &cut).last().unwrap()));
-    both(&format!("{line} --out cut --resume_from_checkpoint true"));
-    assert_same_run(&bench, &cut, &run_of(&bench, "long"));
 }
 
 #[test]
