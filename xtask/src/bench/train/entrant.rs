@@ -116,8 +116,9 @@ impl Trained {
 
 /// The last object in a text: indented over many lines, as qft prints it, or in a line of its own.
 fn report(printed: &str) -> Option<Value> {
-    let starts = printed.match_indices('{').map(|(at, _)| at).filter(|at| *at == 0 || printed[..*at].ends_with('\n'));
-    let last = starts.last()?;
+    let mut starts =
+        printed.match_indices('{').map(|(at, _)| at).filter(|at| *at == 0 || printed[..*at].ends_with('\n'));
+    let last = starts.next_back()?;
     serde_json::from_str(printed[last..].trim_end()).ok()
 }
 
