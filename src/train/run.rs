@@ -197,7 +197,8 @@ impl<'e, E: Engine> Run<'e, E> {
             (None, true) => new_run(&settings.output_dir(), settings.add_version, SystemTime::now())?,
             (None, false) => settings.output_dir(),
         };
-        let logs = if writes {
+        // The log of a run that is over stays as it is: to open it would cut the record of its end.
+        let logs = if writes && plan.progress.global_step < plan.progress.max_steps {
             let events = settings.logging_dir.as_deref();
             Logs::open(&dir, events, &plan.reports, plan.progress.global_step, std::mem::take(&mut plan.history))?
         } else {
