@@ -23,6 +23,7 @@ impl Dropout {
     /// Masks that zero a value with `probability`, which is in 0..1, rounded to a 65536th; `None` where that zeroes
     /// nothing. `step` counts micro-batches over the whole run, and differs from rank to rank.
     pub fn new(probability: f64, seed: u64, step: u64) -> Option<Self> {
+        #[expect(clippy::cast_sign_loss, reason = "it is clamped to numbers from 0")]
         let threshold = (probability * 65536.0).round().clamp(0.0, 65535.0) as u32;
         (threshold > 0).then(|| Self { threshold, scale: (1.0 / (1.0 - probability)) as f32, seed, step })
     }

@@ -112,10 +112,8 @@ impl Prepared {
         let tokenize = |rows: &[Conversation]| -> Result<(Encoded, Hex)> {
             let cache_dir = settings.output_dir().join(CACHE);
             let key = cache::key(encoder.fingerprint(), &[digest(rows)]);
-            if settings.load_from_cache_file {
-                if let Some(set) = cache::load(&cache_dir, &key) {
-                    return Ok((set, key));
-                }
+            if let Some(set) = cache::load(&cache_dir, &key).filter(|_| settings.load_from_cache_file) {
+                return Ok((set, key));
             }
             let set = encoder.encode_all(rows, jobs, cancel, &|_| ())?;
             if settings.load_from_cache_file {

@@ -69,15 +69,13 @@ pub struct TrainReport {
 /// Runs the plan on the device that its settings ask for.
 pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     let device = plan.settings.device()?;
-    match open_card(device, plan.settings.compute(), plan.spec.heads, how.progress)? {
-        Some(card) => Run::new(&card, plan, how)?.run(how),
-        None => {
-            if plan.settings.compute() == Some(Compute::Bf16) {
-                how.progress.note("the processor trains in f32: --bf16 is for cards");
-            }
-            Run::new(&CpuEngine::new(), plan, how)?.run(how)
-        }
+    if let Some(card) = open_card(device, plan.settings.compute(), plan.spec.heads, how.progress)? {
+        return Run::new(&card, plan, how)?.run(how);
     }
+    if plan.settings.compute() == Some(Compute::Bf16) {
+        how.progress.note("the processor trains in f32: --bf16 is for cards");
+    }
+    Run::new(&CpuEngine::new(), plan, how)?.run(how)
 }
 
 /// The card to train on; `None` is the processor. Only a card that was demanded must be there.
@@ -216,7 +214,7 @@ impl<'e, E: Engine> Run<'e, E> {
             dir,
             first_step,
             started: Instant::now(),
-            since: Since { steps, losses, ..Since::now() },
+            since: Since { losses, steps, ..Since::now() },
             total: Since::now(),
             samples: 0,
             last: None,

@@ -158,7 +158,9 @@ impl<'e, E: Engine> Trainer<'e, E> {
         if let Verdict::Step { clip_factor } = verdict {
             self.update(rate, f64::from(clip_factor))?;
         }
-        Ok(Stepped { loss, grad_norm, tokens: tokens as u64, verdict })
+        #[expect(clippy::cast_sign_loss, reason = "it is a count")]
+        let tokens = tokens as u64;
+        Ok(Stepped { loss, grad_norm, tokens, verdict })
     }
 
     fn update(&mut self, rate: f64, clip: f64) -> Result<()> {

@@ -14,7 +14,7 @@ pub struct Rope {
     pub frequencies: Vec<f32>,
 }
 
-/// The parameters of Llama 3's scaling (`_compute_llama3_parameters` in transformers' modeling_rope_utils.py).
+/// The parameters of Llama 3's scaling (`_compute_llama3_parameters` in transformers' `modeling_rope_utils.py`).
 struct Llama3 {
     factor: f64,
     low: f64,
@@ -118,7 +118,7 @@ mod tests {
         assert!(plain.frequencies.iter().zip(&half.frequencies).all(|(a, b)| (a / b - 2.0).abs() < 1e-6));
         let new =
             rope(r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}}"#).unwrap();
-        assert_eq!(new.frequencies[0], 1.0);
+        assert_eq!(new.frequencies[0].to_bits(), 1f32.to_bits());
         assert!(rope(r#"{"rope_scaling": {"rope_type": "yarn"}}"#).unwrap_err().to_string().contains("yarn"));
         assert!(rope(r#"{"rope_scaling": {"rope_type": "linear", "factor": 0}}"#).is_err());
     }

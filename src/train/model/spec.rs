@@ -9,19 +9,9 @@ use crate::checkpoint::{Checkpoint, ConfigText};
 use crate::error::{Error, Result, escaped};
 use crate::train::engine::Heads;
 
-/// A family whose layers are those of Llama but for what the row says.
-struct Family {
-    /// `model_type` in config.json.
-    model_type: &'static str,
-    /// Whether queries, keys and values have biases when the config does not say.
-    qkv_bias: bool,
-}
-
-const FAMILIES: [Family; 3] = [
-    Family { model_type: "qwen2", qkv_bias: true },
-    Family { model_type: "llama", qkv_bias: false },
-    Family { model_type: "mistral", qkv_bias: false },
-];
+/// `model_type` in config.json of the families whose layers are those of Llama, with biases where the checkpoint has
+/// them, as Qwen2's queries, keys and values do.
+const FAMILIES: [&str; 3] = ["qwen2", "llama", "mistral"];
 
 /// The projections of a layer that can be adapted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,8 +110,8 @@ struct Fields<'c> {
 impl Fields<'_> {
     fn spec(&self, base: &Checkpoint) -> Result<Spec> {
         let model_type = self.config.string(&["model_type"]).unwrap_or_default();
-        let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
-            let known = FAMILIES.map(|family| family.model_type).join(", ");
+        let Some(family) = FAMILIES.into_iter().find(|family| *family == model_type) else {
+            let known = FAMILIES.join(", ");
             return Err(Error::refused(
                 format!("the model is of type {:?}, which qft can't train", escaped(&model_type)),
                 format!("choose a base of one of these types: {known}"),
@@ -138,7 +128,6 @@ impl Fields<'_> {
                 return Err(self.malformed(&problem, "qft trains models with silu only"));
             }
         }
-        let _ = family.qkv_bias;
         let hidden = self.size("hidden_size")?;
         let query = self.size("num_attention_heads")?;
         let key = self.size_or("num_key_value_heads", query)?;
@@ -148,9 +137,9 @@ impl Fields<'_> {
             return Err(self.malformed(&problem, "restore config.json from its source"));
         }
         let epsilon = self.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
-        let uses_window = family.model_type == "mistral" || self.flag("use_sliding_window");
+        let uses_window = family == "mistral" || self.flag("use_sliding_window");
         Ok(Spec {
-            model_type: family.model_type,
+            model_type: family,
             layers: self.layers(base)?,
             hidden,
             width: self.size("intermediate_size")?,

@@ -1,5 +1,7 @@
 //! A whole model on the card: how fast it trains, and whether it trains as it does on the processor.
 
+#![allow(clippy::print_stdout)]
+
 use std::path::PathBuf;
 use std::time::Instant;
 
