@@ -20,6 +20,9 @@ use crate::error::{Error, Result, shown};
 /// The highest rank: above any model's width, and safe to multiply by its sizes.
 const MOST_RANK: u64 = 1 << 15;
 
+/// Most parameters of an adapter: with their state, 32 GiB.
+const MOST_PARAMETERS: usize = 1 << 31;
+
 /// What will happen.
 pub struct TrainPlan {
     /// What was asked.
@@ -76,6 +79,12 @@ impl TrainPlan {
             ));
         }
         let (layout, groups) = spec.layout(settings.lora_spec(), |path| targets.adapt(path));
+        if layout.len > MOST_PARAMETERS {
+            return Err(Error::refused(
+                format!("the adapter has {} parameters, more than qft trains", layout.len),
+                "lower --lora_rank, or adapt fewer modules with --target_modules",
+            ));
+        }
         let (all, _) = spec.layout(settings.lora_spec(), |_| true);
         targets.check(all.modules.iter().map(|module| module.name.as_str()))?;
         let data = Prepared::new(&settings, dir, &spec, jobs, cancel, progress)?;

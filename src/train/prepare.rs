@@ -117,7 +117,10 @@ impl Prepared {
             }
             let set = encoder.encode_all(rows, jobs, cancel, &|_| ())?;
             if settings.load_from_cache_file {
-                cache::store(&cache_dir, &key, &set)?;
+                // A set that can't be kept is tokenized again the next time.
+                if let Err(error) = cache::store(&cache_dir, &key, &set) {
+                    progress.note(&format!("the tokens are not kept: {error}"));
+                }
             }
             Ok((set, key))
         };

@@ -14,7 +14,7 @@ use super::model::{Keep, Model};
 use super::plan::TrainPlan;
 use super::prepare::Rows;
 use super::ranks::Ranks;
-use super::settings::Compute;
+use super::settings::{Compute, When};
 use super::trainer::{Recipe, Stepped, Trainer};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -246,7 +246,7 @@ impl<'e, E: Engine> Run<'e, E> {
             interrupted = how.ranks.any(how.cancel.load(Ordering::SeqCst))?;
             let last = step == max_steps || interrupted;
             let [saves, evaluates] = strategies.map(|when| when.falls_on(step, max_steps, ends_epoch));
-            let has_held_out = !self.plan.data.held_out.rows.is_empty();
+            let has_held_out = !self.plan.data.held_out.rows.is_empty() && strategies[1] != When::Never;
             if evaluates || (has_held_out && last && !interrupted) {
                 self.evaluate(saves || last, how)?;
             }

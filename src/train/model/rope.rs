@@ -53,6 +53,10 @@ impl Rope {
                     high: or("high_freq_factor", 4.0)?,
                     length: or("original_max_position_embeddings", 8192.0)?,
                 };
+                if scaling.low >= scaling.high {
+                    let problem = "has a rope low_freq_factor that is not below its high_freq_factor";
+                    return Err(Error::malformed(path, problem, "restore config.json from its source"));
+                }
                 plain.map(|frequency| scaling.stretch(frequency)).collect()
             }
             other => {
