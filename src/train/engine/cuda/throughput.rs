@@ -102,6 +102,9 @@ fn train_throughput() {
 }
 
 /// `QFT_BASE=DIR cargo test --release on_the_card_as_on_the_processor -- --ignored --nocapture`, where the model is small.
+///
+/// The bounds are for 24 tokens or more. Of 6, bf16 alone takes the cosine to 0.95 in torch, too (SmolLM2-135M, bf16
+/// against f32); of 24, to 0.990 to 0.999.
 #[test]
 #[ignore = "needs a card and a model"]
 fn on_the_card_as_on_the_processor() {
