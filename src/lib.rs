@@ -12,6 +12,7 @@ pub mod export;
 pub mod gguf;
 pub mod gpu;
 pub mod inspect;
+mod markup;
 pub mod merge;
 mod parallel;
 pub mod progress;

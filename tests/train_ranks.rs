@@ -64,7 +64,7 @@ fn train(ranks: &mut dyn Ranks, dies: Option<usize>) -> qft::Result<(Vec<[f64; 2
 fn a_rank() {
     let Some(out) = env::var_os(OUT) else { return };
     let dies = env::var(DIES).ok().map(|step| step.parse().unwrap());
-    let trained = join(&Launch::from_env().unwrap(), [3; 32]).and_then(|mut ranks| train(&mut *ranks, dies));
+    let trained = join(&Launch::from_env().unwrap(), || [3; 32]).and_then(|mut ranks| train(&mut *ranks, dies));
     match trained {
         Ok((figures, factors)) => {
             let figures = figures.into_iter().flatten().flat_map(f64::to_le_bytes);

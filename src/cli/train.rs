@@ -189,7 +189,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         launch.note.iter().for_each(|line| note(&format!("note: {line}")));
     }
     let takes_best = plan.settings.load_best_model_at_end;
-    let mut ranks = ranks::join(&launch, plan.digest())?;
+    let mut ranks = ranks::join(&launch, || plan.digest())?;
     let mut how = How { cancel: &CANCEL, progress, ranks: &mut *ranks, timings: args.run.timings };
     let report = train::run(plan, &mut how);
     bar.clear();

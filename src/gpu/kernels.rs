@@ -255,13 +255,7 @@ mod tests {
             assert_eq!(module, kernel.module);
             let ptx = ptx::only(ptx, kernel.name).unwrap_or_else(|| panic!("{name}.ptx has no kernel {}", kernel.name));
             assert_eq!(ptx.matches(".entry ").count(), 1, "{}", kernel.name);
-            let entry = ptx
-                .split(".entry ")
-                .skip(1)
-                .find(|entry| entry.split(|c: char| !c.is_alphanumeric() && c != '_').next() == Some(kernel.name));
-            let entry = entry.unwrap_or_else(|| panic!("{name}.ptx has no kernel {}", kernel.name));
-            let threads = entry.split(".maxntid ").nth(1).and_then(|rest| rest.split([',', '\n']).next());
-            assert_eq!(threads.map(str::trim), Some(&kernel.threads.to_string()[..]), "{}", kernel.name);
+            assert_eq!(ptx::threads(&ptx, kernel.name), Some(kernel.threads), "{}", kernel.name);
         }
     }
 }

@@ -34,4 +34,6 @@ pub use fault::Fault;
 pub(crate) use host::{ALIGN, HostMemory};
 pub(crate) use kernels::load_function;
 pub(crate) use memory::{DeviceMemory, wait_for};
+#[cfg(test)]
+pub(crate) use ptx::threads as ptx_threads;
 pub(crate) use resident::Resident;

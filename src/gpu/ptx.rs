@@ -25,6 +25,13 @@ pub(super) fn only(ptx: &str, name: &str) -> Option<String> {
     found.then_some(kept)
 }
 
+/// Threads of a block of the kernel called `name`, if `ptx` has it.
+#[cfg(test)]
+pub(crate) fn threads(ptx: &str, name: &str) -> Option<u32> {
+    let entry = ptx.match_indices(ENTRY).map(|(start, _)| &ptx[start..]).find(|entry| name_of(entry) == name)?;
+    entry.split(".maxntid ").nth(1)?.split([',', '\n']).next()?.trim().parse().ok()
+}
+
 fn name_of(entry: &str) -> &str {
     let name = entry.strip_prefix(ENTRY).unwrap_or(entry);
     name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()

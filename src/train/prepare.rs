@@ -112,7 +112,8 @@ impl Prepared {
         let tokenize = |rows: &[Conversation]| -> Result<(Encoded, Hex)> {
             let cache_dir = settings.output_dir().join(CACHE);
             let key = cache::key(encoder.fingerprint(), &[digest(rows)]);
-            if let Some(set) = cache::load(&cache_dir, &key).filter(|_| settings.load_from_cache_file) {
+            let kept = settings.load_from_cache_file.then(|| cache::load(&cache_dir, &key)).flatten();
+            if let Some(set) = kept {
                 return Ok((set, key));
             }
             let set = encoder.encode_all(rows, jobs, cancel, &|_| ())?;

@@ -188,7 +188,10 @@ impl<'e, E: Engine> Run<'e, E> {
         };
         let counts = GuardCounts { skipped: plan.progress.skipped, in_a_row: plan.progress.skipped_in_a_row };
         let guard = Guard::new(settings.max_grad_norm, counts);
-        let trainer = Trainer::new(engine, model, plan.layout.clone(), recipe, &plan.state)?;
+        // The device has it from here on.
+        let state = std::mem::take(&mut plan.state);
+        let trainer = Trainer::new(engine, model, plan.layout.clone(), recipe, &state)?;
+        drop(state);
         let writes = how.ranks.rank() == 0;
         let dir = match (&plan.run, writes) {
             (Some(dir), _) => dir.clone(),
@@ -326,17 +329,20 @@ impl<'e, E: Engine> Run<'e, E> {
         micro_batches.map(own).collect()
     }
 
-    fn record(&mut self, figures: Figures, how: &How<'_>) -> Result<()> {
+    fn moment(&self) -> Moment {
         let progress = &self.plan.progress;
-        let at = Moment {
+        Moment {
             epoch: progress.epochs(),
             step: progress.global_step,
             max_steps: progress.max_steps,
             first_step: self.first_step,
             seconds: self.started.elapsed().as_secs_f64(),
             memory: self.engine.peak_memory(),
-        };
-        let record = Record { at, figures };
+        }
+    }
+
+    fn record(&mut self, figures: Figures, how: &How<'_>) -> Result<()> {
+        let record = Record { at: self.moment(), figures };
         self.logs.record(&record)?;
         how.progress.record(&record);
         Ok(())
@@ -423,15 +429,7 @@ impl<'e, E: Engine> Run<'e, E> {
                 total_flos: 6.0 * parameters * progress.tokens as f64,
                 skipped: progress.skipped,
             };
-            let at = Moment {
-                epoch: progress.epochs(),
-                step: progress.global_step,
-                max_steps: progress.max_steps,
-                first_step: self.first_step,
-                seconds: self.started.elapsed().as_secs_f64(),
-                memory: self.engine.peak_memory(),
-            };
-            self.logs.record(&Record { at, figures: Figures::Last(last) })?;
+            self.logs.record(&Record { at: self.moment(), figures: Figures::Last(last) })?;
         }
         let title = self.plan.settings.run_name.clone().unwrap_or_else(|| title(&self.dir));
         let best = progress.best_step.zip(progress.best_metric);

@@ -1,24 +1,8 @@
-//! Text in a page, and figures as people read them.
+//! Names in a page, and figures as people read them.
 
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Display};
 
-use crate::error::escaped;
-
-/// Text from a file, harmless wherever a page has text or a quoted attribute.
-pub(super) struct Text<'a>(pub(super) &'a str);
-
-impl Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        escaped(self.0).chars().try_for_each(|c| match c {
-            '&' => f.write_str("&amp;"),
-            '<' => f.write_str("&lt;"),
-            '>' => f.write_str("&gt;"),
-            '"' => f.write_str("&quot;"),
-            '\'' => f.write_str("&#39;"),
-            _ => f.write_char(c),
-        })
-    }
-}
+pub(super) use crate::markup::Text;
 
 /// A name that may break behind each of its words.
 pub(super) struct Name<'a>(pub(super) &'a str);
@@ -61,10 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_can_not_leave_its_place() {
-        let hostile = "<script>alert('x')</script>\"&\u{1b}\u{202e}";
-        let shown = Text(hostile).to_string();
-        assert_eq!(shown, "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp;\\u{1b}\\u{202e}");
+    fn names_break_behind_their_words() {
         assert_eq!(Name("attn_<b>.q").to_string(), "attn_<wbr>&lt;b&gt;.<wbr>q");
     }
 

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use super::record::STEP;
-use crate::error::escaped;
+use crate::markup::Text;
 use axis::{Axis, power};
 use series::{FEWEST, Piece, pieces, smooth};
 
@@ -255,22 +255,6 @@ fn short(title: &str) -> String {
     match title.char_indices().nth(TITLE) {
         Some((end, _)) => format!("{}\u{2026}", &title[..end]),
         None => title.to_owned(),
-    }
-}
-
-/// Text from a file, harmless wherever XML has text.
-struct Text<'a>(&'a str);
-
-impl std::fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        escaped(self.0).chars().try_for_each(|c| match c {
-            '&' => f.write_str("&amp;"),
-            '<' => f.write_str("&lt;"),
-            '>' => f.write_str("&gt;"),
-            // XML has no way to write these.
-            '\u{fffe}' | '\u{ffff}' => f.write_str("\u{fffd}"),
-            _ => f.write_char(c),
-        })
     }
 }
 

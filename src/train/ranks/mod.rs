@@ -90,9 +90,9 @@ impl Ranks for Alone {
 
 /// The processes that `launch` says there are; `run` is a digest of what they must have in common (settings, data,
 /// model), so that two runs that were given one port can't mix.
-pub fn join(launch: &Launch, run: [u8; 32]) -> Result<Box<dyn Ranks>> {
+pub fn join(launch: &Launch, run: impl FnOnce() -> [u8; 32]) -> Result<Box<dyn Ranks>> {
     if launch.count == 1 {
         return Ok(Box::new(Alone));
     }
-    Ok(Box::new(CardRanks::new(TcpRanks::join(launch, run, Patience::default())?)))
+    Ok(Box::new(CardRanks::new(TcpRanks::join(launch, run(), Patience::default())?)))
 }

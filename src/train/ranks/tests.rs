@@ -294,7 +294,7 @@ fn what_is_no_qft_is_told_apart() {
 
 #[test]
 fn one_process_needs_nobody() {
-    let mut ranks = join(&Launch::default(), RUN).unwrap();
+    let mut ranks = join(&Launch::default(), || RUN).unwrap();
     let mut values = [1.0, -0.0];
     ranks.sum(&mut values).unwrap();
     ranks.barrier().unwrap();

@@ -9,6 +9,7 @@ use super::matrix::{CudaMatrix, CudaVector};
 use super::placed::CudaBatch;
 use super::{CudaEngine, bits};
 use crate::error::{Error, Result};
+use crate::size::ByteSize;
 use crate::train::engine::Heads;
 
 /// The kernels of one size of head.
@@ -47,9 +48,16 @@ fn kernels(heads: Heads) -> Result<&'static Kernels> {
     })
 }
 
-/// Whether there are kernels for such heads.
-pub(super) fn check(heads: Heads) -> Result<()> {
-    kernels(heads).map(|_| ())
+/// Whether there are kernels for such heads that run with `shared` bytes of shared memory a block.
+pub(super) fn check(heads: Heads, shared: u32) -> Result<()> {
+    let Kernels { forward, dots, queries, keys, .. } = kernels(heads)?;
+    let needed = [forward, dots, queries, keys].into_iter().map(|kernel| kernel.shared).max().unwrap_or(0);
+    if needed <= shared {
+        return Ok(());
+    }
+    let (size, needed, shared) = (heads.size, ByteSize(needed.into()), ByteSize(shared.into()));
+    let problem = format!("heads of {size} values need {needed} of shared memory a block, and the card has {shared}");
+    Err(Error::refused(problem, "use a data center card (A100, H100), or --device cpu"))
 }
 
 /// Whether rows are of these heads, and of this batch.
@@ -146,9 +154,12 @@ mod tests {
     #[test]
     fn heads_without_kernels_are_refused() {
         let heads = |query, key, size| Heads { query, key, size };
-        assert!(check(heads(28, 4, 128)).is_ok() && check(heads(9, 3, 64)).is_ok());
+        // An H100 and an RTX 4090.
+        let [large, small] = [227 << 10, 99 << 10];
+        assert!(check(heads(28, 4, 128), large).is_ok() && check(heads(9, 3, 64), small).is_ok());
+        assert!(check(heads(28, 4, 128), small).unwrap_err().to_string().contains("shared memory"));
         for bad in [heads(8, 8, 96), heads(8, 3, 64), heads(8, 0, 64)] {
-            assert!(check(bad).unwrap_err().to_string().contains("--device cpu"));
+            assert!(check(bad, large).unwrap_err().to_string().contains("--device cpu"));
         }
     }
 }

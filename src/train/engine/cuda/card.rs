@@ -81,6 +81,13 @@ impl Card {
         &self.name
     }
 
+    /// Most bytes of shared memory that a block may ask for.
+    pub(super) fn shared_memory(&self) -> Result<u32> {
+        let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let bytes = self.context.attribute(attribute).map_err(failed)?;
+        Ok(u32::try_from(bytes).unwrap_or(0))
+    }
+
     /// Lets the pool keep what is freed: the next layer will want it.
     fn keep_freed_memory(&self) -> Result<()> {
         let bytes = u64::MAX;

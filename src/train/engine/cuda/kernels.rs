@@ -107,19 +107,14 @@ pub(super) const CHUNK: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::ptx_threads;
 
     /// What the table says of each kernel, held against the PTX that is committed.
     #[test]
     fn modules_have_the_kernels_of_the_table() {
         for kernel in ALL {
             let (name, ptx) = MODULES[kernel.module as usize];
-            let entry = ptx
-                .split(".entry ")
-                .skip(1)
-                .find(|entry| entry.split(|c: char| !c.is_alphanumeric() && c != '_').next() == Some(kernel.name));
-            let entry = entry.unwrap_or_else(|| panic!("{name}.ptx has no kernel {}", kernel.name));
-            let threads = entry.split(".maxntid ").nth(1).and_then(|rest| rest.split([',', '\n']).next());
-            assert_eq!(threads.map(str::trim), Some(&kernel.threads.to_string()[..]), "{}", kernel.name);
+            assert_eq!(ptx_threads(ptx, kernel.name), Some(kernel.threads), "{} of {name}.ptx", kernel.name);
         }
     }
 }

@@ -82,9 +82,9 @@ impl CudaEngine {
         Ok(Self { blas, keys: Keys::default(), card })
     }
 
-    /// Whether there are kernels for such heads: to be asked before weights are loaded.
+    /// Whether there are kernels for such heads, and the card runs them: to be asked before weights are loaded.
     pub fn supports(&self, heads: Heads) -> Result<()> {
-        attention::check(heads)
+        attention::check(heads, self.card.shared_memory()?)
     }
 
     /// Enqueues a kernel whose arguments are right: see its source.

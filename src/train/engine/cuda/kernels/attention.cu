@@ -109,7 +109,7 @@ __device__ __forceinline__ void attend(const u16 *qkv, u64 stride, u16 *out, u64
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float total = sum_of_quad(sum[m][h]);
-            factor[m][h] = reciprocal_fast(total);
+            factor[m][h] = inverse_fast(total);
             int row = warp * 32 + 16 * m + 8 * h + lane / 4;
             if (lane % 4 == 0 && row < rows)
                 lse[place.head * all_rows + place.begin + place.first + row] = (top[m][h] + log2_fast(total)) * LN_2;

@@ -7,10 +7,7 @@
 // (QFT_EMULATED).
 #pragma once
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "mma.cuh"
 
 constexpr int THREADS = 128;
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -21,13 +18,6 @@ extern __shared__ __align__(1024) u8 dynamic_shared[];
 
 // The offset at which the block's dynamic shared memory begins.
 __device__ __forceinline__ u32 shared_start() { return (u32)__cvta_generic_to_shared(dynamic_shared); }
-
-// acc += a · b for 16x16 bf16 (rows first) and 16x8 bf16 (columns first). The sums are f32.
-__device__ __forceinline__ void mma(float (&acc)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // Four 8x8 matrices of 16-bit values: lanes 8i..8i+7 name the rows of matrix i, which arrives in to[i].
 __device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 at) {
@@ -99,36 +89,14 @@ __device__ __forceinline__ void load_pair(float (&to)[2], u32 at) {
     asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(to[0]), "=f"(to[1]) : "r"(at) : "memory");
 }
 
-// Two f32 rounded to bf16, the first in the low half.
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
-// 2^x with subnormal results as zero; exact zero for minus infinity.
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 __device__ __forceinline__ float log2_fast(float x) {
     float y;
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-
-__device__ __forceinline__ float reciprocal_fast(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 #endif
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
-__device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }
-__device__ __forceinline__ float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 // The sum, or the greatest, over the four lanes that share a row of a product.
 __device__ __forceinline__ float sum_of_quad(float value) {
