@@ -26,7 +26,7 @@ pub enum Error {
         /// Which rule it breaks.
         problem: String,
         /// What the reader can do.
-        remedy: &'static str,
+        remedy: String,
     },
     /// The inputs are well formed, but what was asked can't be done with them.
     #[error("{problem}\n  remedy: {remedy}")]
@@ -110,8 +110,8 @@ impl Error {
     }
 
     /// An [`Error::Malformed`].
-    pub fn malformed(path: &Path, problem: impl Into<String>, remedy: &'static str) -> Self {
-        Self::Malformed { path: path.to_owned(), problem: problem.into(), remedy }
+    pub fn malformed(path: &Path, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Malformed { path: path.to_owned(), problem: problem.into(), remedy: remedy.into() }
     }
 
     /// An [`Error::Refused`].

@@ -16,6 +16,8 @@ mod markup;
 pub mod merge;
 mod parallel;
 pub mod progress;
+pub mod quantized;
+pub mod rules;
 pub mod size;
 mod stream;
 pub mod train;

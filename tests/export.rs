@@ -164,7 +164,6 @@ fn companions_come_along_and_the_adapters_win() {
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
-        "merges.txt",
         "model.safetensors",
         "modeling_x.py",
         "qft-manifest.json",
@@ -172,6 +171,19 @@ fn companions_come_along_and_the_adapters_win() {
     ];
     assert_eq!(names, expected);
     assert_eq!(bench.read("out/tokenizer.json"), "{\"mine\": 1}");
+    // Nothing stays behind without a word.
+    let plan = bench.ok("export --merge-lora --base base --adapter adapter --out plan --dry-run");
+    let json = bench.ok("export --merge-lora --base base --adapter adapter --out plan --dry-run --json");
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    for name in ["README.md", "merges.txt", "pytorch_model.bin", "training_args.bin"] {
+        assert!(plan.out.lines().any(|line| line.contains(&format!("{name}: "))), "{name}: {}", plan.out);
+        assert!(json["left_out"][name].is_string(), "{name}");
+    }
+    bench.ok("export --merge-lora --base base --adapter adapter --out of-base --tokenizer base");
+    assert_eq!(
+        (bench.read("of-base/tokenizer.json"), bench.read("of-base/merges.txt")),
+        ("{}".to_owned(), "{}".to_owned())
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@
 )]
 
 mod blocks;
+mod brought;
 mod crash;
 mod device;
 mod export;

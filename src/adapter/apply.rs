@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::change::{FactorPlan, LowRankPlan, float_of};
+use super::experts::{self, Slice};
 use super::keys::Part;
 use super::resolve::{Indexed, Module, Resolver, is_fraction};
-use super::{Adapter, experts, tied};
+use super::{Adapter, tied};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::escaped;
 use crate::merge::{Float, NormAxis};
@@ -18,7 +19,14 @@ type Pair<'a> = (&'a Tensor, &'a Tensor);
 impl Resolver<'_> {
     /// All else that an adapter says about a module: deltas, magnitudes, rows.
     pub(super) fn module(&mut self, adapter: Indexed<'_>, path: &str, module: &Module<'_>, experts: &mut Vec<String>) {
-        let values = |part: &Part| matches!(part, Part::Value(_) | Part::BaseLayer(_));
+        let values = |part: &Part| matches!(part, Part::Value(_) | Part::BaseLayer(_) | Part::Untrained(_));
+        for (part, tensor) in &module.parts {
+            if let Part::Untrained(parameter) = part
+                && !module.parts.contains_key(&Part::Value(parameter.clone()))
+            {
+                self.problem(tensor.name(), "is the untrained copy of a module whose trained values are missing");
+            }
+        }
         for (_, tensor) in module.parts.iter().filter(|(part, _)| !values(part)) {
             if let Err(problem) = float_of(tensor) {
                 return self.problem(tensor.name(), problem);
@@ -183,7 +191,7 @@ impl Resolver<'_> {
 
     fn push(&mut self, output: &str, term: LowRankPlan, row_axes: Option<usize>, named: &Tensor) -> bool {
         let Some(target) = self.tensors.get_mut(output) else { return false };
-        let problem = if Float::of(target.source.dtype()).is_none() {
+        let problem = if !target.is_float() {
             format!(
                 "the base's {} is of type {:?}; only BF16, F16 and F32 can be merged",
                 escaped(output),
@@ -216,13 +224,20 @@ impl Resolver<'_> {
         if module.parts.keys().any(|part| matches!(part, Part::BBias | Part::Magnitude | Part::TokenRows)) {
             return self.no_such_tensor(a.name(), &format!("{path}.weight"));
         }
-        if let Some((output, rows)) = experts::slice_of_fused(self.base, path) {
-            return self.expert_slice((index, adapter), path, &output, rows, (a, b));
+        if let Some(slice) = experts::slice_of_fused((self.base, &self.names), path) {
+            return self.expert_slice((index, adapter), path, slice, (a, b));
         }
         if adapter.config.target_parameters.is_empty() {
             return self.no_such_tensor(a.name(), &format!("{path}.weight"));
         }
-        match experts::resolve(self.base, &adapter.config, (index, adapter.weight), path, (a, b), claimed) {
+        match experts::resolve(
+            (self.base, &self.names),
+            &adapter.config,
+            (index, adapter.weight),
+            path,
+            (a, b),
+            claimed,
+        ) {
             Ok((parameter, terms)) => {
                 claimed.push(parameter);
                 for term in terms {
@@ -236,24 +251,23 @@ impl Resolver<'_> {
     }
 
     /// A pair for one expert, on a base that stores the experts fused.
-    fn expert_slice(
-        &mut self,
-        (index, adapter): Indexed<'_>,
-        path: &str,
-        output: &str,
-        rows: Range<usize>,
-        (a, b): Pair<'_>,
-    ) {
+    fn expert_slice(&mut self, (index, adapter): Indexed<'_>, path: &str, slice: Slice, (a, b): Pair<'_>) {
+        let Slice { tensor: output, rows, transposed } = slice;
         let (rank, scale) = adapter.config.scale(path, adapter.weight);
-        let columns = self.tensors.get(output).and_then(|t| t.source.shape().last().copied()).unwrap_or(0);
+        let columns = self.tensors.get(&output).and_then(|t| t.source.shape().last().copied()).unwrap_or(0);
         let rank = usize::try_from(rank).unwrap_or(usize::MAX);
-        if a.shape() != [rank, columns] || b.shape() != [rows.len(), rank] {
+        let (out, input) = if transposed { (columns, rows.len()) } else { (rows.len(), columns) };
+        if a.shape() != [rank, input] || b.shape() != [out, rank] {
             let problem =
-                format!("has shape {:?} and lora_B {:?}, which do not fit {}", a.shape(), b.shape(), escaped(output));
+                format!("has shape {:?} and lora_B {:?}, which do not fit {}", a.shape(), b.shape(), escaped(&output));
             return self.problem(a.name(), problem);
         }
-        let factors = (FactorPlan::whole(b, rows.len(), rank), FactorPlan::whole(a, rank, columns));
-        self.term(index, output, (rows, Some(2)), factors, (rank, scale), a);
+        let factors = if transposed {
+            (FactorPlan::transposed(a, input, rank), FactorPlan::transposed(b, rank, out))
+        } else {
+            (FactorPlan::whole(b, out, rank), FactorPlan::whole(a, rank, input))
+        };
+        self.term(index, &output, (rows, Some(2)), factors, (rank, scale), a);
     }
 
     /// `lora_bias`: `b += s * B.bias`.

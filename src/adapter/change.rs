@@ -7,7 +7,8 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use crate::checkpoint::Tensor;
-use crate::merge::{Factor, Float, Layout, LowRank, Merge, NormAxis, Overflow, Vector};
+use crate::merge::{Factor, Float, Fp8, Layout, LowRank, Merge, NormAxis, Overflow, Vector};
+use crate::quantized::Scales;
 
 /// A factor matrix inside an adapter tensor; without a tensor, all ones.
 #[derive(Debug, Clone)]
@@ -96,6 +97,8 @@ impl LowRankPlan {
 pub struct TensorSource {
     /// Where the values come from: the base, or an adapter that replaces them.
     pub source: Tensor,
+    /// The scales with which `source` is decoded, if the base stores it in eight bits.
+    pub(crate) scales: Option<Scales>,
     /// The adapter that `source` belongs to, if it replaces the base's values.
     pub replaced_by: Option<usize>,
     /// Whether `source` is the adapter's copy of the base (`base_layer`), not a trained value.
@@ -118,6 +121,7 @@ impl TensorSource {
     pub fn untouched(tensor: &Tensor) -> Self {
         Self {
             source: tensor.clone(),
+            scales: None,
             replaced_by: None,
             is_base_layer: false,
             dtype: tensor.dtype(),
@@ -126,6 +130,16 @@ impl TensorSource {
             magnitude: None,
             rows: None,
         }
+    }
+
+    /// A base tensor that is decoded with `scales`, to the type that models of its kind are trained in.
+    pub(super) fn decoded(tensor: &Tensor, scales: Scales) -> Self {
+        Self { scales: Some(scales), dtype: Dtype::BF16, ..Self::untouched(tensor) }
+    }
+
+    /// Whether its values are floats that can be added to.
+    pub(super) fn is_float(&self) -> bool {
+        self.scales.is_some() || Float::of(self.source.dtype()).is_some()
     }
 
     /// Whether an adapter has a say in it.
@@ -147,12 +161,21 @@ impl TensorSource {
 
     /// The arithmetic that makes the output of type `to`; `None` if the source's bytes are the output's.
     pub fn merge(&self, to: Dtype, overflow: Overflow, vector: Vector) -> Option<Merge<'_>> {
-        if !self.is_changed() && self.source.dtype() == to {
+        if !self.is_changed() && self.scales.is_none() && self.source.dtype() == to {
             return None;
         }
-        let (from, to) = (Float::of(self.source.dtype())?, Float::of(to)?);
-        let (_, columns) = self.matrix();
-        let mut merge = Merge::cast(self.source.bytes(), from, to, columns, overflow, vector);
+        let to = Float::of(to)?;
+        let (rows, columns) = self.matrix();
+        let mut merge = match &self.scales {
+            Some(Scales { tensor, float, block }) => {
+                let across = columns.div_ceil(block.1);
+                let layout = Layout { offset: 0, row_stride: across, column_stride: 1 };
+                let scales = Factor::new(tensor.bytes(), *float, layout, rows.div_ceil(block.0), across)?;
+                let encoded = Fp8 { codes: self.source.bytes(), scales, block: *block, columns };
+                Merge::decode(encoded, to, overflow, vector)
+            }
+            None => Merge::cast(self.source.bytes(), Float::of(self.source.dtype())?, to, columns, overflow, vector),
+        };
         if !self.is_changed() {
             return Some(merge);
         }

@@ -1,6 +1,8 @@
 //! Completeness: what the config says that an adapter has, and its file lacks. A file that was cut off or saved in part
 //! must not pass for a whole one.
 
+use std::collections::BTreeSet;
+
 use super::Adapter;
 use super::keys::Part;
 use super::resolve::{Module, Resolver};
@@ -47,12 +49,18 @@ fn biases(resolver: &mut Resolver<'_>, modules: &Modules<'_, '_>) {
 fn targets(resolver: &mut Resolver<'_>, adapter: &Adapter, modules: &Modules<'_, '_>) {
     let names = &adapter.config.target_modules;
     let is_target = |path: &str| names.iter().any(|name| path == name || path.ends_with(&format!(".{name}")));
+    let changed = resolver.tensors.iter().filter(|(_, source)| source.is_changed());
+    let touched: BTreeSet<String> = changed.map(|(tensor, _)| model_of(tensor).to_owned()).collect();
     let mut missing = Vec::new();
     for (tensor, base) in &resolver.base.tensors {
         let Some(path) = tensor.strip_suffix(".weight").filter(|path| base.shape().len() == 2 && is_target(path))
         else {
             continue;
         };
+        // A base may hold other models too, whose layers have the same names: a talker beside a thinker.
+        if !touched.contains(model_of(path)) {
+            continue;
+        }
         let untouched = resolver.tensors.get(tensor).is_some_and(|source| !source.is_changed());
         if untouched && !path.contains(".experts.") && !adapter.config.saves(path) {
             missing.push(path.to_owned());
@@ -65,4 +73,11 @@ fn targets(resolver: &mut Resolver<'_>, adapter: &Adapter, modules: &Modules<'_,
             .warnings
             .push(format!("target_modules names {count} layers of the base that have no delta: {first} ..."));
     }
+}
+
+/// What stands before a path's first number: the model that its layer is one of.
+fn model_of(path: &str) -> &str {
+    let first = path.split('.').find(|part| part.bytes().all(|b| b.is_ascii_digit()));
+    // The part lies in the path, so the distance of their addresses is its place.
+    first.map_or("", |part| &path[..part.as_ptr() as usize - path.as_ptr() as usize])
 }

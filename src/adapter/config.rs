@@ -33,6 +33,8 @@ pub struct AdapterConfig {
     pub base_model: Option<String>,
     /// `revision` of the base, where it is given.
     pub revision: Option<String>,
+    /// `task_type`, where it is given.
+    pub task_type: Option<String>,
     /// `peft_version`, where it is given (0.18 and later).
     pub peft_version: Option<String>,
     /// `modules_to_save`.
@@ -62,6 +64,7 @@ struct Raw {
     base_model_name_or_path: Option<String>,
     revision: Option<String>,
     peft_version: Option<String>,
+    task_type: Option<String>,
     modules_to_save: Option<Vec<String>>,
     target_parameters: Option<Vec<String>>,
     trainable_token_indices: Option<TokenIndices>,
@@ -182,6 +185,13 @@ const KNOWN: [&str; 37] = [
 ];
 
 impl AdapterConfig {
+    /// The base's 16-bit original, if `base_model` names a copy with weights of few bits, as Unsloth's adapters do.
+    pub fn unquantized_base(&self) -> Option<&str> {
+        const COPIES: [&str; 4] = ["-unsloth-bnb-4bit", "-bnb-4bit", "-bnb-8bit", "-4bit"];
+        let named = self.base_model.as_deref()?;
+        COPIES.iter().find_map(|ending| named.strip_suffix(ending)).filter(|original| !original.is_empty())
+    }
+
     /// The rank, where all modules have the same.
     pub fn uniform_rank(&self) -> Option<u32> {
         u32::try_from(self.r).ok().filter(|_| self.ranks.is_empty())
@@ -222,6 +232,7 @@ impl AdapterConfig {
             base_model: raw.base_model_name_or_path.filter(|name| !name.is_empty()),
             revision: raw.revision,
             peft_version: raw.peft_version,
+            task_type: raw.task_type,
             modules_to_save: raw.modules_to_save.unwrap_or_default(),
             target_parameters: raw.target_parameters.unwrap_or_default(),
             token_indices: token_indices(raw.trainable_token_indices).map_err(bad)?,
@@ -250,7 +261,12 @@ impl AdapterConfig {
 
     /// Whether `modules_to_save` names `module` or a module that it lies in.
     pub fn saves(&self, module: &str) -> bool {
-        self.modules_to_save.iter().any(|name| format!(".{module}.").contains(&format!(".{name}.")))
+        // PEFT adds the modules of a task's head without a word in the config.
+        const HEADS: [&str; 5] = ["classifier", "score", "pre_classifier", "qa_outputs", "classification_head"];
+        let within = |name: &str| format!(".{module}.").contains(&format!(".{name}."));
+        let is_task =
+            self.task_type.as_deref().is_some_and(|task| ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"].contains(&task));
+        self.modules_to_save.iter().any(|name| within(name)) || (is_task && HEADS.iter().any(|name| within(name)))
     }
 
     /// Whether PEFT of this version takes 3-D parameters as `(experts, in, out)` whatever the module says: before 0.19.
@@ -388,6 +404,20 @@ mod tests {
             assert!(said.to_string().contains(kind), "{said}");
         }
         assert!(parse(r#""init_lora_weights":"gaussian""#).is_ok());
+    }
+
+    #[test]
+    fn knows_the_original_of_a_quantized_copy() {
+        let original = |name: &str| {
+            let config = parse(&format!(r#""base_model_name_or_path":"{name}""#)).unwrap();
+            config.unquantized_base().map(str::to_owned)
+        };
+        assert_eq!(
+            original("unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit").as_deref(),
+            Some("unsloth/Qwen2.5-7B-Instruct")
+        );
+        assert_eq!(original("unsloth/llama-3-8b-bnb-4bit").as_deref(), Some("unsloth/llama-3-8b"));
+        assert_eq!(original("Qwen/Qwen2.5-7B-Instruct"), None);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //! the experts fused or one by one; and the reverse, adapters of single experts on a fused base.
 //! Formulas: PEFT's `ParamWrapper.get_delta_weight` (`peft/tuners/lora/layer.py`).
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::change::{FactorPlan, LowRankPlan};
 use super::config::AdapterConfig;
-use super::rename;
+use super::rename::Names;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::merge::Layout;
 
@@ -14,6 +15,10 @@ use crate::merge::Layout;
 /// Mixtral's. The parts lie one after another along the first axis of an expert's matrix.
 const FUSED: [(&str, &[[&str; 2]]); 2] =
     [("gate_up_proj", &[["gate_proj", "w1"], ["up_proj", "w3"]]), ("down_proj", &[["down_proj", "w2"]])];
+
+/// Modules that are lists of the experts' linear layers in classes for quantized weights (gpt-oss), and the parameter
+/// that holds all of them elsewhere.
+const LISTS: [(&str, &str); 2] = [("gate_up_projs", "gate_up_proj"), ("down_projs", "down_proj")];
 
 /// `model_type`s whose expert modules say `is_transposed`: they store `(experts, in, out)`.
 const TRANSPOSED: [&str; 3] = ["gpt_oss", "openai_privacy_filter", "aria"];
@@ -52,7 +57,7 @@ pub(super) struct ExpertTerm {
 /// The terms of the pair `a`, `b` of module `module`, and the parameter that they belong to. `taken` are parameters of
 /// the module that other wrappers have claimed.
 pub(super) fn resolve(
-    base: &Checkpoint,
+    (base, names): (&Checkpoint, &Names<'_>),
     config: &AdapterConfig,
     (adapter, weight): (usize, f64),
     module: &str,
@@ -60,8 +65,10 @@ pub(super) fn resolve(
     taken: &[String],
 ) -> Result<(String, Vec<ExpertTerm>), String> {
     let mut fits = Vec::new();
-    for name in candidates(config, module).filter(|name| !taken.contains(name)) {
-        let Some(parameter) = find_parameter(base, module, &name) else { continue };
+    // PEFT names a parameter twice where `target_modules` and `target_parameters` both meant it; it has one wrapper.
+    let parameters: BTreeSet<String> = candidates(config, module).filter(|name| !taken.contains(name)).collect();
+    for name in parameters {
+        let Some(parameter) = find_parameter((base, names), module, &name) else { continue };
         let (rank, scale) = config.scale(&format!("{module}.{name}"), weight);
         let Ok(rank) = usize::try_from(rank) else { continue };
         let in_out = config.experts_in_out() || is_transposed(base);
@@ -93,8 +100,8 @@ fn is_transposed(base: &Checkpoint) -> bool {
     model_type.is_some_and(|model_type| TRANSPOSED.contains(&model_type.as_str()))
 }
 
-fn find_parameter(base: &Checkpoint, module: &str, name: &str) -> Option<Parameter> {
-    if let Some(tensor) = rename::find(&base.tensors, &format!("{module}.{name}")) {
+fn find_parameter((base, names): (&Checkpoint, &Names<'_>), module: &str, name: &str) -> Option<Parameter> {
+    if let Some(tensor) = names.find(&format!("{module}.{name}")) {
         let &[experts, rows, columns] = base.tensors[&tensor].shape() else { return None };
         // A shape without bytes may claim any number of experts.
         if base.tensors[&tensor].bytes().is_empty() {
@@ -109,7 +116,7 @@ fn find_parameter(base: &Checkpoint, module: &str, name: &str) -> Option<Paramet
     for expert in 0.. {
         let mut row = 0;
         for spellings in *parts {
-            let on_disk = |part: &&str| rename::find(&base.tensors, &format!("{module}.{expert}.{part}.weight"));
+            let on_disk = |part: &&str| names.find(&format!("{module}.{expert}.{part}.weight"));
             let Some(tensor) = spellings.iter().find_map(on_disk) else { break };
             let &[rows, columns] = base.tensors[&tensor].shape() else { return None };
             if shape.is_some_and(|(_, c)| c != columns) {
@@ -174,22 +181,42 @@ impl Parameter {
     }
 }
 
-/// The rows of a fused base tensor that module `...experts.N.gate_proj` and its like stand for.
-pub(super) fn slice_of_fused(base: &Checkpoint, module: &str) -> Option<(String, Range<usize>)> {
-    let (path, part) = module.rsplit_once('.')?;
-    let (path, expert) = path.rsplit_once('.')?;
-    let expert: usize = expert.parse().ok()?;
-    let (fused, parts) = FUSED.iter().find(|(_, parts)| parts.iter().any(|names| names.contains(&part)))?;
-    let tensor = rename::find(&base.tensors, &format!("{path}.{fused}"))?;
-    let &[experts, rows, _] = base.tensors[&tensor].shape() else { return None };
-    if base.tensors[&tensor].bytes().is_empty() {
-        return None;
+/// What the module of one expert is on a base that stores the experts fused.
+pub(super) struct Slice {
+    /// The base tensor's name.
+    pub(super) tensor: String,
+    /// Its rows, both leading axes taken as one.
+    pub(super) rows: Range<usize>,
+    /// Whether they are stored `(in, out)`.
+    pub(super) transposed: bool,
+}
+
+/// The rows of a fused base tensor that module `...experts.N.gate_proj` and its like, or `...experts.gate_up_projs.N`,
+/// stand for.
+pub(super) fn slice_of_fused((base, names): (&Checkpoint, &Names<'_>), module: &str) -> Option<Slice> {
+    let (path, last) = module.rsplit_once('.')?;
+    let (path, before) = path.rsplit_once('.')?;
+    let stack = |name: &str| {
+        let tensor = names.find(&format!("{path}.{name}"))?;
+        let found = &base.tensors[&tensor];
+        let &[experts, rows, _] = found.shape() else { return None };
+        // A shape without bytes may claim any number of experts.
+        (!found.bytes().is_empty()).then_some((tensor, experts, rows))
+    };
+    let transposed = is_transposed(base);
+    if let Some((_, name)) = LISTS.iter().find(|(list, _)| *list == before) {
+        let expert: usize = last.parse().ok()?;
+        let (tensor, experts, rows) = stack(name)?;
+        return (expert < experts).then(|| Slice { tensor, rows: expert * rows..(expert + 1) * rows, transposed });
     }
-    let position = parts.iter().position(|names| names.contains(&part))?;
-    if expert >= experts || rows % parts.len() != 0 || is_transposed(base) {
+    let expert: usize = before.parse().ok()?;
+    let (fused, parts) = FUSED.iter().find(|(_, parts)| parts.iter().any(|names| names.contains(&last)))?;
+    let (tensor, experts, rows) = stack(fused)?;
+    let position = parts.iter().position(|names| names.contains(&last))?;
+    if expert >= experts || rows % parts.len() != 0 || transposed {
         return None;
     }
     let height = rows / parts.len();
     let first = expert * rows + position * height;
-    Some((tensor, first..first + height))
+    Some(Slice { tensor, rows: first..first + height, transposed })
 }

@@ -21,6 +21,8 @@ pub(super) enum Part {
     Value(String),
     /// A parameter of the base as it was when the adapter was trained: `base_layer`.
     BaseLayer(String),
+    /// The untrained copy that PEFT saves beside `modules_to_save` where a vocabulary was resized: `original_module`.
+    Untrained(String),
 }
 
 /// A parsed name.
@@ -35,6 +37,10 @@ pub(super) struct Key {
 }
 
 const PREFIX: &str = "base_model.model.";
+/// Wrappers of modules that leave their name in every path: torch.compile, FSDP, activation checkpointing.
+const WRAPPED: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+/// What `DistributedDataParallel` puts in front of all.
+const PARALLEL: &str = "module.";
 
 /// Endings and what they mean. PEFT drops the adapter's name (`.default`) when it saves; others don't.
 const ENDINGS: [(&str, Part); 16] = [
@@ -62,7 +68,8 @@ const WRAPPERS: [&str; 5] =
 
 /// Parses a tensor's name; `None` if it is no name of a PEFT LoRA.
 pub(super) fn parse(name: &str) -> Option<Key> {
-    let rest = name.strip_prefix(PREFIX)?;
+    let plain = unwrapped(name);
+    let rest = plain.strip_prefix(PREFIX)?;
     for (ending, part) in ENDINGS {
         if let Some(mut module) = rest.strip_suffix(ending) {
             let mut depth = 0;
@@ -77,16 +84,28 @@ pub(super) fn parse(name: &str) -> Option<Key> {
     if path.split('.').any(|p| p.starts_with("lora_")) || parameter.starts_with("lora_") {
         return None;
     }
-    // `original_module` is the untrained copy that some trainers save beside `modules_to_save`: not a value to merge.
     let wrapper = WRAPPERS.into_iter().find(|w| path.ends_with(w));
-    if wrapper == Some(".original_module") {
-        return None;
-    }
     let module = wrapper.and_then(|w| path.strip_suffix(w)).unwrap_or(path);
     let parameter = parameter.to_owned();
     // A bias in `base_layer` was trained (`bias: all`, `lora_only`); a weight there was not.
     let is_base = wrapper.is_some_and(|w| w.ends_with(".base_layer")) && parameter == "weight";
-    named(module, 0, if is_base { Part::BaseLayer(parameter) } else { Part::Value(parameter) })
+    let part = match wrapper {
+        Some(".original_module") => Part::Untrained,
+        _ if is_base => Part::BaseLayer,
+        _ => Part::Value,
+    };
+    named(module, 0, part(parameter))
+}
+
+/// The name without the wrappers that were around a module when it was saved. PEFT would load none of them; nothing else
+/// can be meant.
+fn unwrapped(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPED.contains(part)).collect();
+    let plain = parts.join(".");
+    match plain.strip_prefix(PARALLEL) {
+        Some(rest) if rest.starts_with(PREFIX) => rest.to_owned(),
+        _ => plain,
+    }
 }
 
 fn named(module: &str, depth: usize, part: Part) -> Option<Key> {
@@ -115,9 +134,16 @@ mod tests {
             ("lm_head.modules_to_save.default.weight", "lm_head", 0, value("weight")),
             ("lm_head.weight", "lm_head", 0, value("weight")),
             ("m.q.lora_magnitude_vector", "m.q", 0, Part::Magnitude),
+            ("lm_head.original_module.weight", "lm_head", 0, Part::Untrained("weight".to_owned())),
+            ("_orig_mod.m.q_proj.lora_A.weight", "m.q_proj", 0, Part::A),
+            ("m._fsdp_wrapped_module.q_proj._checkpoint_wrapped_module.lora_B.weight", "m.q_proj", 0, Part::B),
         ] {
             let key = parse(&format!("base_model.model.{name}"));
             assert_eq!(key, Some(Key { module: module.to_owned(), depth, part }), "{name}");
+        }
+        for around in ["_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module."] {
+            let key = parse(&format!("{around}base_model.model.q_proj.lora_A.weight"));
+            assert_eq!(key, Some(Key { module: "q_proj".to_owned(), depth: 0, part: Part::A }), "{around}");
         }
     }
 

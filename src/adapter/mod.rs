@@ -6,6 +6,7 @@ mod change;
 mod complete;
 mod config;
 mod experts;
+mod heads;
 mod keys;
 mod rename;
 mod resolve;
@@ -15,14 +16,25 @@ mod tied;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use crate::checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+pub use crate::checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH};
 pub use change::{FactorPlan, LowRankPlan, TensorSource};
 pub use config::AdapterConfig;
+pub use heads::embedding_among;
 pub use resolve::{Resolution, resolve};
 pub use runs::newest_checkpoint;
+pub use tied::head_apart;
 
 use crate::checkpoint::{SafetensorsFile, member_if_there, resolve_member};
 use crate::error::{Error, Result};
+
+/// Opens the weights of the adapter in `dir`: safetensors, or else what older versions of PEFT saved with torch.
+pub fn open_weights(dir: &Path) -> Result<Arc<SafetensorsFile>> {
+    let torch = dir.join(ADAPTER_WEIGHTS_TORCH);
+    if !dir.join(ADAPTER_WEIGHTS).exists() && torch.exists() {
+        return SafetensorsFile::open_torch(&resolve_member(dir, ADAPTER_WEIGHTS_TORCH)?);
+    }
+    SafetensorsFile::open(&resolve_member(dir, ADAPTER_WEIGHTS)?)
+}
 
 /// One adapter on disk, with the weight that the user gives it.
 #[derive(Debug, Clone)]
@@ -48,19 +60,6 @@ impl Adapter {
             ));
         };
         let config = AdapterConfig::read(&config_path)?;
-        let weights = dir.join(ADAPTER_WEIGHTS);
-        if !weights.exists() && dir.join("adapter_model.bin").exists() {
-            return Err(Error::malformed(
-                dir,
-                format!("holds adapter_model.bin, a pickle, which qft does not run, and no {ADAPTER_WEIGHTS}"),
-                "load it with PEFT and save it again with safe_serialization=True",
-            ));
-        }
-        Ok(Self {
-            dir: dir.to_owned(),
-            config,
-            file: SafetensorsFile::open(&resolve_member(dir, ADAPTER_WEIGHTS)?)?,
-            weight,
-        })
+        Ok(Self { dir: dir.to_owned(), config, file: open_weights(dir)?, weight })
     }
 }

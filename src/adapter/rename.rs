@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::checkpoint::{Checkpoint, Tensor};
+
 /// Prefixes that model classes and checkpoints disagree on: (in the class, on disk).
-const PREFIXES: [(&str, &str); 14] = [
+const PREFIXES: [(&str, &str); 27] = [
     ("transformer.", ""),
     ("model.", ""),
     ("", "transformer."),
@@ -18,35 +20,119 @@ const PREFIXES: [(&str, &str); 14] = [
     ("model.visual.", "visual."),
     ("model.vision_tower.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("vision_tower.", "vision_tower.vision_model."),
+    ("vision_tower.vision_model.", "vision_tower."),
+    // A text model's class on a checkpoint that has more than text.
+    ("model.", "model.language_model."),
+    ("model.", "language_model.model."),
+    ("model.", "model.text_model."),
+    ("lm_head.", "model.lm_head."),
+    ("model.", "thinker.model."),
+    ("model.language_model.", "thinker.model."),
+    ("lm_head.", "thinker.lm_head."),
+    ("thinker.model.language_model.", "thinker.model."),
+    ("visual.", "thinker.visual."),
+    ("audio_tower.", "thinker.audio_tower."),
     ("base_model.", ""),
 ];
 
 /// Inner parts that they disagree on.
 const PARTS: [(&str, &str); 2] = [(".mlp.", ".block_sparse_moe."), (".block_sparse_moe.", ".mlp.")];
 
-/// The spellings that `name` may have on disk, the name itself first.
+/// The spellings that `name` may have on disk by rules that hold for all models, the name itself first.
 pub(super) fn spellings(name: &str) -> Vec<String> {
     let mut all = vec![name.to_owned()];
-    let prefixed = PREFIXES.iter().filter_map(|(class, disk)| Some(format!("{disk}{}", name.strip_prefix(class)?)));
-    let inner =
-        PARTS.iter().filter(|(class, _)| name.contains(class)).map(|(class, disk)| name.replacen(class, disk, 1));
-    for spelling in prefixed.chain(inner) {
+    let mut add = |spelling: String| {
         if !all.contains(&spelling) {
             all.push(spelling);
         }
-    }
+    };
+    let prefixed = || PREFIXES.iter().filter_map(|(class, disk)| Some(format!("{disk}{}", name.strip_prefix(class)?)));
+    let inner = |name: &str| -> Vec<String> {
+        PARTS
+            .iter()
+            .filter(|(class, _)| name.contains(class))
+            .map(|(class, disk)| name.replacen(class, disk, 1))
+            .collect()
+    };
+    prefixed().for_each(&mut add);
+    inner(name).into_iter().chain(prefixed().flat_map(|name| inner(&name))).for_each(&mut add);
     all
 }
 
-/// The base's name for `name`: itself if the base has it, else the one spelling that the base has. Two spellings
-/// would be a guess.
-pub(super) fn find<T>(base: &BTreeMap<String, T>, name: &str) -> Option<String> {
-    if base.contains_key(name) {
-        return Some(name.to_owned());
+/// The names that transformers' class and checkpoint of one model type have for the same parts.
+const TABLE: &str = include_str!("names.tsv");
+
+/// The tensors of a base, and what else its class may call them.
+pub(super) struct Names<'b, T = Tensor> {
+    tensors: &'b BTreeMap<String, T>,
+    /// Beginnings of names, in the class and on disk, the longest first; `N` is a number.
+    renames: Vec<(Vec<&'static str>, Vec<&'static str>)>,
+}
+
+impl<'b> Names<'b> {
+    /// The names of `base`.
+    pub(super) fn of(base: &'b Checkpoint) -> Self {
+        let model_type = base.config.as_ref().and_then(|config| config.string(&["model_type"]));
+        Self::new(&base.tensors, &model_type.unwrap_or_default())
     }
-    let mut found = spellings(name).into_iter().filter(|spelling| base.contains_key(spelling));
-    let first = found.next()?;
-    found.next().is_none().then_some(first)
+}
+
+impl<'b, T> Names<'b, T> {
+    fn new(tensors: &'b BTreeMap<String, T>, model_type: &str) -> Self {
+        let parts = |path: &'static str| path.split('.').filter(|part| !part.is_empty()).collect::<Vec<_>>();
+        let rows = TABLE.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+            let mut cells = line.split('\t');
+            let (class, disk, types) = (cells.next()?, cells.next()?, cells.next()?);
+            types.split(' ').any(|name| name == model_type).then(|| (parts(class), parts(disk)))
+        });
+        let mut renames: Vec<_> = rows.collect();
+        renames.sort_by_key(|(class, _)| std::cmp::Reverse(class.len()));
+        Self { tensors, renames }
+    }
+
+    /// The base's name for `name`: itself if the base has it, else what its model type has for it, else the one spelling
+    /// that the base has. Two spellings would be a guess.
+    pub(super) fn find(&self, name: &str) -> Option<String> {
+        let has = |spelling: &String| self.tensors.contains_key(spelling);
+        if self.tensors.contains_key(name) {
+            return Some(name.to_owned());
+        }
+        let known = |name: &str| {
+            let parts: Vec<&str> = name.split('.').collect();
+            self.renames.iter().filter_map(|(class, disk)| renamed(&parts, class, disk)).find(has)
+        };
+        if let Some(known) = known(name) {
+            return Some(known);
+        }
+        let spellings = spellings(name);
+        let mut found = spellings.iter().filter(|spelling| has(spelling));
+        if let Some(first) = found.next() {
+            return found.next().is_none().then(|| first.clone());
+        }
+        // Both: a class without its head, whose parts have other names on disk.
+        let mut both = spellings.iter().skip(1).filter_map(|spelling| known(spelling));
+        if let Some(first) = both.next() {
+            return both.all(|other| other == first).then_some(first);
+        }
+        // A class that was loaded without what stands around it: `encoder.layer.0` is `bert.encoder.layer.0`.
+        let whole = format!(".{name}");
+        let mut endings = self.tensors.keys().filter(|tensor| tensor.ends_with(&whole));
+        let first = endings.next()?;
+        endings.next().is_none().then(|| first.clone())
+    }
+}
+
+/// A name whose beginning is `class`, with `disk` in its place.
+fn renamed(parts: &[&str], class: &[&str], disk: &[&str]) -> Option<String> {
+    let (head, rest) = parts.split_at_checked(class.len())?;
+    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    let fits = head.iter().zip(class).all(|(part, class)| if *class == "N" { number(part) } else { part == class });
+    let mut numbers = head.iter().zip(class).filter(|(_, class)| **class == "N").map(|(part, _)| *part);
+    let new = disk.iter().map(|part| if *part == "N" { numbers.next() } else { Some(*part) });
+    let new: Option<Vec<&str>> = new.chain(rest.iter().map(|part| Some(*part))).collect();
+    new.filter(|_| fits).map(|new| new.join("."))
 }
 
 /// Up to three of the base's names that share most with `name`.
@@ -73,6 +159,9 @@ mod tests {
 
     #[test]
     fn finds_the_spelling_on_disk() {
+        fn find<T>(base: &BTreeMap<String, T>, name: &str) -> Option<String> {
+            Names::new(base, "").find(name)
+        }
         let gpt2 = base(&["h.0.attn.c_attn.weight"]);
         assert_eq!(find(&gpt2, "transformer.h.0.attn.c_attn.weight").as_deref(), Some("h.0.attn.c_attn.weight"));
         let vl = base(&["model.layers.0.q.weight", "visual.blocks.0.q.weight"]);
@@ -84,7 +173,41 @@ mod tests {
     #[test]
     fn does_not_choose_between_two() {
         let both = base(&["x.weight", "transformer.model.x.weight"]);
-        assert_eq!(find(&both, "model.x.weight"), None);
+        assert_eq!(Names::new(&both, "").find("model.x.weight"), None);
+    }
+
+    #[test]
+    fn knows_what_a_model_type_calls_its_parts() {
+        let disk = base(&["model.layers.3.block_sparse_moe.experts.1.w1.weight", "layers.4.self_attn.to_q.weight"]);
+        let find = |model_type: &str, name: &str| Names::new(&disk, model_type).find(name);
+        let (expert, query) =
+            ("model.layers.3.mlp.experts.1.w1.weight", "model.language_model.layers.4.self_attn.q_proj.weight");
+        assert_eq!(find("minimax", expert).as_deref(), Some("model.layers.3.block_sparse_moe.experts.1.w1.weight"));
+        assert_eq!(find("cosmos3_omni", query).as_deref(), Some("layers.4.self_attn.to_q.weight"));
+        assert_eq!(find("llama", query), None);
+        assert_eq!(
+            find("cosmos3_omni", "model.language_model.layers.x.self_attn.q_proj.weight"),
+            None,
+            "x is no number"
+        );
+        let known = TABLE.lines().filter(|line| !line.starts_with('#')).count();
+        assert!(known > 300 && TABLE.lines().all(|line| line.starts_with('#') || line.split('\t').count() == 3));
+    }
+
+    #[test]
+    fn a_class_may_lack_what_stands_around_it() {
+        let names = [
+            "bert.encoder.layer.0.q.weight",
+            "model.layers.0.block_sparse_moe.gate.weight",
+            "a.x.y.weight",
+            "b.x.y.weight",
+        ];
+        let disk = base(&names);
+        let find = |model_type: &str, name: &str| Names::new(&disk, model_type).find(name);
+        assert_eq!(find("bert", "encoder.layer.0.q.weight").as_deref(), Some(names[0]));
+        assert_eq!(find("mixtral", "layers.0.mlp.gate.weight").as_deref(), Some(names[1]));
+        assert_eq!(find("", "layers.0.mlp.gate.weight").as_deref(), Some(names[1]));
+        assert_eq!(find("", "x.y.weight"), None, "two endings are a guess");
     }
 
     #[test]

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::change::{TensorSource, float_of};
 use super::keys::{self, Part};
+use super::rename::Names;
 use super::tied::Pair;
 use super::{Adapter, complete, rename};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result, escaped, shown};
 use crate::merge::{Float, Merge, Overflow, Vector};
+use crate::quantized::{self, Encoded};
 use safetensors::Dtype;
 
 /// Problems that a refusal lists; the rest is counted.
@@ -32,25 +34,56 @@ pub struct Resolution {
 pub fn resolve(base: &Checkpoint, adapters: &[Adapter]) -> Result<Resolution> {
     let mut resolver = Resolver {
         base,
+        names: Names::of(base),
         pair: Pair::find(base),
         tensors: base.tensors.iter().map(|(name, t)| (name.clone(), TensorSource::untouched(t))).collect(),
         claimed: BTreeSet::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
     };
-    if let Some(method) = base.quantization().filter(|_| !adapters.is_empty()) {
-        let problem = format!("the base {} is quantized ({method})", shown(&base.dir));
-        return Err(Error::refused(problem, "give the 16-bit model that it was made from as --base"));
-    }
+    let encoded = quantized::decodable(base);
+    resolver.decode(&encoded);
     for (index, adapter) in adapters.iter().enumerate() {
+        gathered(adapter)?;
         resolver.adapter(index, adapter);
     }
+    resolver.keep_untouched(&encoded);
     if !resolver.problems.is_empty() {
-        return Err(refusal(base, &resolver.problems));
+        return Err(refusal(base, adapters, &resolver.problems));
     }
-    let untied = resolver.pair.clone().is_some_and(|pair| pair.settle(base, &mut resolver.tensors));
+    let mut untied = resolver.pair.clone().is_some_and(|pair| pair.settle(base, &mut resolver.tensors));
+    if let Some(pair) = resolver.pair.as_ref().filter(|pair| pair.contradicts_flag) {
+        untied = true;
+        resolver.warnings.push(format!(
+            "config.json ties {} to {}, but the file has values of its own for it: they are kept, and \
+             tie_word_embeddings becomes false (transformers 4 and vLLM would have ignored them)",
+            escaped(&pair.head),
+            escaped(&pair.embedding)
+        ));
+    }
     let vocabulary = resolver.vocabulary()?;
     Ok(Resolution { tensors: resolver.tensors, untied, vocabulary, warnings: resolver.warnings })
+}
+
+/// Refuses an adapter without tensors, or with tensors without values: sharded weights that nobody gathered.
+fn gathered(adapter: &Adapter) -> Result<()> {
+    let tensors = &adapter.file.header().tensors;
+    let empty: Vec<&str> = tensors.iter().filter(|t| t.shape == [0]).map(|t| t.name.as_str()).collect();
+    let what = match empty.first() {
+        None if !tensors.is_empty() => return Ok(()),
+        None => "holds no tensor".to_owned(),
+        Some(first) => {
+            format!("has {} empty tensors of {}, such as {} of shape [0]", empty.len(), tensors.len(), escaped(first))
+        }
+    };
+    Err(Error::refused(
+        format!(
+            "{} {what}: it was saved without gathering the weights (DeepSpeed ZeRO-3, FSDP)",
+            shown(adapter.file.path())
+        ),
+        "save it again with stage3_gather_16bit_weights_on_model_save in DeepSpeed's config (FSDP: a full state dict), or \
+         make its weights from the checkpoint beside it with DeepSpeed's zero_to_fp32.py",
+    ))
 }
 
 /// Something about an adapter that can't be merged.
@@ -60,7 +93,7 @@ pub(super) struct Problem {
     lacking: Option<String>,
 }
 
-fn refusal(base: &Checkpoint, problems: &[Problem]) -> Error {
+fn refusal(base: &Checkpoint, adapters: &[Adapter], problems: &[Problem]) -> Error {
     let mut text = format!("the adapter can't be merged into {}:", shown(&base.dir));
     for Problem { text: problem, lacking } in problems.iter().take(LISTED) {
         text.push_str("\n  ");
@@ -74,6 +107,13 @@ fn refusal(base: &Checkpoint, problems: &[Problem]) -> Error {
     if problems.len() > LISTED {
         text.push_str(&format!("\n  and {} more", problems.len() - LISTED));
     }
+    // Tensors that are 16-bit on such a base merge; those that an adapter changes and that are not, don't.
+    if let Some(method) = base.quantization() {
+        text.push_str(&format!("\n  the base is quantized ({method})"));
+        let original = adapters.iter().find_map(|adapter| adapter.config.unquantized_base());
+        let original = original.map(|name| format!(", such as {}", escaped(name))).unwrap_or_default();
+        return Error::refused(text, format!("give the 16-bit model that it was made from as --base{original}"));
+    }
     Error::refused(text, "check that the adapter is whole and was trained on this base (adapter_config.json names it)")
 }
 
@@ -85,12 +125,36 @@ pub(super) struct Module<'a> {
 
 pub(super) struct Resolver<'a> {
     pub(super) base: &'a Checkpoint,
+    pub(super) names: Names<'a>,
     pub(super) pair: Option<Pair>,
     pub(super) tensors: BTreeMap<String, TensorSource>,
     /// Output tensors that the adapter at hand has a delta for.
     pub(super) claimed: BTreeSet<String>,
     problems: Vec<Problem>,
     pub(super) warnings: Vec<String>,
+}
+
+impl Resolver<'_> {
+    /// Has the weights that can be decoded ready for deltas.
+    fn decode(&mut self, encoded: &[Encoded]) {
+        for Encoded { name, scales } in encoded {
+            self.tensors.insert(name.clone(), TensorSource::decoded(&self.base.tensors[name], scales.clone()));
+            self.tensors.remove(&quantized::scales_of(name));
+        }
+    }
+
+    /// Leaves the base as it is stored, if no delta touched what was decoded: one model has one form.
+    fn keep_untouched(&mut self, encoded: &[Encoded]) {
+        let touched = |name: &String| self.tensors.get(name).is_some_and(TensorSource::is_changed);
+        if encoded.iter().any(|encoded| touched(&encoded.name)) {
+            self.warnings.push(format!("{} weights are decoded from FP8 and written in bf16", encoded.len()));
+            return;
+        }
+        for name in encoded.iter().flat_map(|encoded| [encoded.name.clone(), quantized::scales_of(&encoded.name)]) {
+            let source = TensorSource::untouched(&self.base.tensors[&name]);
+            self.tensors.insert(name, source);
+        }
+    }
 }
 
 /// An adapter with its place on the command line.
@@ -106,13 +170,12 @@ impl Resolver<'_> {
                 continue;
             };
             let module = modules.entry((key.module, key.depth)).or_default();
-            if module.parts.insert(key.part, tensor).is_some() {
-                self.problem(tensor.name(), "is there twice, under two spellings");
+            // PEFT saves a resized embedding by its own name and by that of `modules_to_save`.
+            if let Some(other) = module.parts.insert(key.part, tensor)
+                && (other.dtype() != tensor.dtype() || !same_values(other, tensor, tensor.dtype()))
+            {
+                self.problem(tensor.name(), "is there twice, under two spellings and with two values");
             }
-        }
-        if tensors.is_empty() {
-            let problem = "holds no tensor: it was saved without gathering the weights (DeepSpeed ZeRO-3, FSDP)";
-            self.problem(&adapter.file.name(), problem);
         }
         for setting in &adapter.config.unknown {
             self.warnings.push(format!("adapter_config.json has a setting that qft does not know: {setting}"));
@@ -142,7 +205,7 @@ impl Resolver<'_> {
 
     /// The output tensor that parameter `name` of the model class is; made if it is the head of a tied pair.
     pub(super) fn output(&mut self, name: &str) -> Option<String> {
-        if let Some(found) = rename::find(&self.base.tensors, name) {
+        if let Some(found) = self.names.find(name) {
             return Some(found);
         }
         let pair = self.pair.as_ref()?;
@@ -204,6 +267,7 @@ impl Resolver<'_> {
             return;
         }
         target.source = tensor.clone();
+        target.scales = None;
         target.replaced_by = Some(index);
         target.is_base_layer = is_base_layer;
     }
@@ -233,7 +297,7 @@ pub(super) fn is_fraction(adapter: &Adapter) -> bool {
 }
 
 /// Whether two tensors of one shape hold the same values once both are of type `stored`.
-fn same_values(a: &Tensor, b: &Tensor, stored: Dtype) -> bool {
+pub(super) fn same_values(a: &Tensor, b: &Tensor, stored: Dtype) -> bool {
     if a.shape() != b.shape() {
         return false;
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
-use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH};
 use crate::error::{Error, Result, shown};
 
 /// The newest checkpoint below a training's output directory: of the run whose newest checkpoint was written last, the
@@ -36,7 +36,8 @@ fn step(checkpoint: &Path) -> Option<u64> {
 }
 
 fn written(checkpoint: &Path) -> Option<SystemTime> {
-    let weights = fs::metadata(checkpoint.join(ADAPTER_WEIGHTS)).ok().filter(fs::Metadata::is_file)?;
+    let file = |name: &str| fs::metadata(checkpoint.join(name)).ok().filter(fs::Metadata::is_file);
+    let weights = file(ADAPTER_WEIGHTS).or_else(|| file(ADAPTER_WEIGHTS_TORCH))?;
     checkpoint.join(ADAPTER_CONFIG).is_file().then(|| weights.modified().ok())?
 }
 

@@ -4,38 +4,13 @@
 use std::collections::BTreeMap;
 
 use super::change::TensorSource;
+use super::heads;
+use super::resolve::same_values;
 use crate::checkpoint::{Checkpoint, TEXT_SECTIONS, Tensor};
 
-/// Heads, and the embeddings that they may be tied to, by their names on disk.
-const PAIRS: [(&str, &[&str]); 6] = [
-    (
-        "lm_head.weight",
-        &[
-            "model.embed_tokens.weight",
-            "model.language_model.embed_tokens.weight",
-            "language_model.model.embed_tokens.weight",
-            "model.decoder.embed_tokens.weight",
-            "model.text_model.embed_tokens.weight",
-            "model.shared.weight",
-            "transformer.wte.weight",
-            "transformer.word_embeddings.weight",
-            "backbone.embeddings.weight",
-            "backbone.embedding.weight",
-            "wte.weight",
-            "word_embeddings.weight",
-            "shared.weight",
-            "embed_tokens.weight",
-        ],
-    ),
-    ("proj_out.weight", &["model.decoder.embed_tokens.weight"]),
-    ("llm.lm_head.weight", &["llm.model.embed_tokens.weight"]),
-    ("thinker.lm_head.weight", &["thinker.model.embed_tokens.weight"]),
-    ("language_model.lm_head.weight", &["language_model.model.embed_tokens.weight"]),
-    ("embed_out.weight", &["gpt_neox.embed_in.weight"]),
-];
-
 /// Endings of the names of model classes that have an output head.
-const WITH_HEAD: [&str; 3] = ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration"];
+const WITH_HEAD: [&str; 5] =
+    ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining"];
 
 /// An embedding and its head.
 #[derive(Debug, Clone)]
@@ -48,21 +23,27 @@ pub(super) struct Pair {
     stored: bool,
     /// Whether a loader would tie the two.
     pub(super) tied: bool,
+    /// Whether the config ties the two, but the file has them with different values. transformers 5 leaves such a pair
+    /// apart, as it was trained; transformers 4 and vLLM tie it.
+    pub(super) contradicts_flag: bool,
 }
 
 impl Pair {
     /// The base's pair, if it has an embedding that qft knows.
     pub(super) fn find(base: &Checkpoint) -> Option<Self> {
         let has = |name: &str| base.tensors.contains_key(name);
-        let pairs = || PAIRS.iter().flat_map(|(head, embeddings)| embeddings.iter().map(move |e| (*head, *e)));
-        let known = || pairs().filter(|(_, embedding)| has(embedding));
-        // Whisper's head has another name than that of the other models with the same embedding.
-        let whisper = model_type(base).is_some_and(|name| name == "whisper");
-        let (head, embedding) = known()
-            .find(|(head, _)| has(head))
-            .or_else(|| known().find(|(head, _)| (*head == "proj_out.weight") == whisper))?;
-        let tied = has_head(base) && (!has(head) || tie_flag(base) == Some(true));
-        Some(Self { embedding: embedding.to_owned(), head: head.to_owned(), stored: has(head), tied })
+        let kind = model_type(base).unwrap_or_default();
+        let (head, embedding) = heads::among(has, &kind)?;
+        let flagged = has_head(base) && (!has(head) || tie_flag(base) == Some(true));
+        let original = &base.tensors[embedding];
+        let apart = base.tensors.get(head).is_some_and(|stored| !same_values(stored, original, original.dtype()));
+        Some(Self {
+            embedding: embedding.to_owned(),
+            head: head.to_owned(),
+            stored: has(head),
+            tied: flagged && !apart,
+            contradicts_flag: flagged && apart,
+        })
     }
 
     /// Whether tensor `name` is the head of a tied pair that has no tensor of its own.
@@ -77,6 +58,10 @@ impl Pair {
         else {
             return false;
         };
+        // PEFT goes by the flag: it had the head's same rows trained with the embedding's.
+        if let Some(head) = tensors.get_mut(&self.head).filter(|head| self.contradicts_flag && head.rows.is_none()) {
+            head.rows.clone_from(&embedding.rows);
+        }
         let head = tensors.get(&self.head).filter(|head| head.is_changed()).cloned();
         if head.is_none() && !self.stored {
             tensors.remove(&self.head);
@@ -127,10 +112,15 @@ fn untrained(trained: &TensorSource, original: &Tensor) -> TensorSource {
     }
 }
 
+/// The head that the config of `base` ties to the embedding, but which has values of its own. Reads both.
+pub fn head_apart(base: &Checkpoint) -> Option<String> {
+    Pair::find(base).filter(|pair| pair.contradicts_flag).map(|pair| pair.head)
+}
+
 /// Whether a head of the base may be tied to an embedding that [`Pair`] does not know: it stores no head, its class has
 /// one, and its config does not say that they are apart.
 pub(super) fn may_be_tied_unknown(base: &Checkpoint) -> bool {
-    let stored = PAIRS.iter().any(|(head, _)| base.tensors.contains_key(*head));
+    let stored = heads::names().any(|head| base.tensors.contains_key(head));
     !stored && base.config.is_some() && has_head(base) && tie_flag(base) != Some(false)
 }
 

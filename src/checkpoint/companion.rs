@@ -1,12 +1,12 @@
-//! Companions: the files that travel beside the weights (tokenizer, templates, configs, code, licence), which of two
-//! copies wins, and a lint for those that a loader would choke on. config.json is not one: the export rewrites it.
+//! Companions: the files that travel beside the weights (tokenizer, templates, configs, code, licence), whose tokenizer
+//! wins, and what stays behind. config.json is not one: the export rewrites it. What loaders make of them: `rules`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::open::{open_regular, read_small, read_text};
+use super::open::{open_regular, read_text};
 use super::shard_index::resolve_member;
 use crate::error::{Error, Result, escaped, shown};
 
@@ -30,25 +30,79 @@ pub struct Companion {
     pub source: CompanionSource,
 }
 
-/// Tokenizer and template files, which an adapter may bring its own copies of.
-const TOKENIZER_FILES: [&str; 16] = [
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tekken.json",
+/// A file that does not travel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Its name; that of a directory ends in a slash.
+    pub name: String,
+    /// Whose file it is.
+    pub source: CompanionSource,
+    /// Why it stays.
+    pub why: &'static str,
+}
+
+/// Everything that lies beside the weights, and what becomes of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Companions {
+    /// What travels, sorted by name.
+    pub files: Vec<Companion>,
+    /// What does not.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Whose tokenizer a release has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenizerChoice {
+    /// That of the last adapter that has one, else the base's.
+    #[default]
+    Auto,
+    /// The base's.
+    Base,
+    /// The last adapter's.
+    Adapter,
+}
+
+impl std::str::FromStr for TokenizerChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "base" => Ok(Self::Base),
+            "adapter" => Ok(Self::Adapter),
+            _ => Err("it is base, adapter or auto".to_owned()),
+        }
+    }
+}
+
+/// Files that hold a vocabulary: a directory without any has no tokenizer.
+const VOCABULARIES: [&str; 7] = [
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
     "vocab.json",
     "vocab.txt",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 ];
+/// What else belongs to a tokenizer. Such a file is nothing without its vocabulary: both come from one directory.
+const TOKENIZER_PARTS: [&str; 4] =
+    ["added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"];
+/// Files that an adapter may bring its own copies of, one by one.
+const REPLACEABLE: [&str; 5] = [
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+];
+/// Files of other kinds that model classes open by name: Qwen2.5-Omni's voices, Qwen-Audio, Qwen-VL, sparse embeddings.
+pub(super) const OPENED_BY_NAME: [&str; 4] = ["spk_dict.pt", "mel_filters.npz", "SimSun.ttf", "sparse_weights.pt"];
+/// The list of sentence-transformers' modules, each of which may have a directory.
+const MODULES: &str = "modules.json";
+/// Most files of one such directory.
+const MAX_MODULE_FILES: usize = 256;
 
 /// Endings of files that a base model's companions have.
 const ENDINGS: [&str; 7] = [".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".spm"];
@@ -72,30 +126,157 @@ const NEVER: [&str; 12] = [
 /// A directory of named chat templates that transformers reads.
 pub(super) const TEMPLATE_DIR: &str = "additional_chat_templates";
 
-/// The companions of a base and its adapters: the base's, with the tokenizer and template files of the last adapter
-/// that has any winning over them. Sorted by name.
-pub fn companions(base: &Path, adapters: &[&Path]) -> Result<Vec<Companion>> {
+/// The companions of a base and its adapters. A tokenizer comes whole from one directory, as `choice` says.
+pub fn companions(base: &Path, adapters: &[&Path], choice: TokenizerChoice) -> Result<Companions> {
     let mut found: BTreeMap<String, Companion> = BTreeMap::new();
-    for name in files_of(base)?.into_iter().filter(|name| travels(name)) {
-        insert(&mut found, base, name, CompanionSource::Base)?;
+    let mut left_out = Vec::new();
+    let mut leave = |name: &str, source, why| left_out.push(LeftOut { name: name.to_owned(), source, why });
+    for name in files_of(base)? {
+        match way_of(&name) {
+            Way::Travels => insert(&mut found, base, name, CompanionSource::Base)?,
+            Way::Stays(why) => leave(&name, CompanionSource::Base, why),
+            Way::Silent => {}
+        }
     }
+    let folders = module_folders(base)?;
+    for folder in &folders {
+        for name in files_below(base, folder)? {
+            insert(&mut found, base, name, CompanionSource::Base)?;
+        }
+    }
+    for folder in directories_of(base)? {
+        let named = folders.iter().any(|path| path.split('/').next() == Some(folder.as_str()));
+        if !named && folder != TEMPLATE_DIR {
+            leave(&format!("{folder}/"), CompanionSource::Base, "no file names this directory");
+        }
+    }
+    let winner = tokenizer_of(adapters, choice)?;
     for adapter in adapters {
-        let own: Vec<String> = files_of(adapter)?.into_iter().filter(|n| is_tokenizer_file(n)).collect();
+        let own = files_of(adapter)?;
+        let wins = winner == Some(*adapter);
+        if wins {
+            let replaced: Vec<String> =
+                found.keys().filter(|name| is_tokenizer(name) && !own.contains(name)).cloned().collect();
+            for name in replaced {
+                leave(&name, CompanionSource::Base, "the adapter's tokenizer replaces the base's");
+                found.remove(&name);
+            }
+        }
+        let has_template = own.iter().any(|name| name.starts_with("chat_template"));
         // A template inside the adapter's tokenizer_config.json loses to a .jinja file of the base, so that must go.
-        if template_inside(adapter) && !own.iter().any(|n| n.starts_with("chat_template")) {
+        if wins && template_inside(adapter) && !has_template {
             found.retain(|name, _| !name.starts_with("chat_template") && !name.starts_with(TEMPLATE_DIR));
         }
         for name in own {
-            insert(&mut found, adapter, name, CompanionSource::Adapter)?;
+            let replaces = REPLACEABLE.contains(&name.as_str()) || name.starts_with(TEMPLATE_DIR);
+            if (is_tokenizer(&name) && wins) || (replaces && choice != TokenizerChoice::Base) {
+                insert(&mut found, adapter, name, CompanionSource::Adapter)?;
+            } else if is_tokenizer(&name) || replaces {
+                let why = match choice {
+                    TokenizerChoice::Base => "the base's tokenizer was asked for",
+                    _ if winner.is_none() => "the adapter has no vocabulary beside it",
+                    _ => "another adapter's tokenizer wins",
+                };
+                leave(&name, CompanionSource::Adapter, why);
+            }
         }
     }
-    Ok(found.into_values().collect())
+    Ok(Companions { files: found.into_values().collect(), left_out })
+}
+
+/// The adapter whose tokenizer the release has; `None` for the base's.
+fn tokenizer_of<'a>(adapters: &[&'a Path], choice: TokenizerChoice) -> Result<Option<&'a Path>> {
+    if choice == TokenizerChoice::Base {
+        return Ok(None);
+    }
+    for adapter in adapters.iter().rev() {
+        if files_of(adapter)?.iter().any(|name| is_vocabulary(name)) {
+            return Ok(Some(adapter));
+        }
+    }
+    if choice == TokenizerChoice::Auto {
+        return Ok(None);
+    }
+    let problem = "the adapter's tokenizer was asked for, but no adapter has a vocabulary";
+    Err(Error::refused(problem, "take the base's with --tokenizer base"))
+}
+
+/// What becomes of a file of the base.
+enum Way {
+    Travels,
+    Stays(&'static str),
+    /// It needs no word: weights and config.json, which are written anew, and what downloads leave.
+    Silent,
+}
+
+fn way_of(name: &str) -> Way {
+    let is_index = name.ends_with(".index.json");
+    if name.starts_with('.') || name == "config.json" || name.ends_with(".safetensors") || is_index {
+        return Way::Silent;
+    }
+    let ending = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+    if OPENED_BY_NAME.contains(&name) || (has_companion_name(name) && !NEVER.contains(&name)) {
+        return Way::Travels;
+    }
+    Way::Stays(match name {
+        "README.md" => "it describes the base",
+        _ if NEVER.contains(&name) => "it speaks of another run",
+        "SHA256SUMS" => "it lists other files",
+        _ if ending(&[".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt"]) => {
+            "weights in another form"
+        }
+        _ => "no loader is known to read it",
+    })
+}
+
+/// The directories that modules.json names, as paths within `dir`.
+pub(super) fn module_folders(dir: &Path) -> Result<Vec<String>> {
+    let path = dir.join(MODULES);
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let list: Value = serde_json::from_str(&read_text(&path)?).unwrap_or_default();
+    let paths = list.as_array().into_iter().flatten().filter_map(|module| module.get("path")?.as_str());
+    let plain = |path: &&str| {
+        !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\\'))
+    };
+    Ok(paths.filter(plain).map(str::to_owned).collect())
+}
+
+/// The files of `folder` in `dir`, at most three levels deep, as paths within `dir`.
+fn files_below(dir: &Path, folder: &str) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let mut pending = vec![(folder.to_owned(), 0)];
+    while let Some((at, depth)) = pending.pop() {
+        let path = dir.join(&at);
+        if !path.is_dir() || depth > 3 {
+            continue;
+        }
+        for entry in std::fs::read_dir(&path).map_err(Error::io("list", &path))? {
+            let entry = entry.map_err(Error::io("list", &path))?;
+            let name = format!("{at}/{}", entry.file_name().to_string_lossy());
+            // A link to a directory may lead back here.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                pending.push((name, depth + 1));
+            } else {
+                names.push(name);
+            }
+        }
+        if names.len() > MAX_MODULE_FILES {
+            let problem = format!("names {} with more than {MAX_MODULE_FILES} files", escaped(folder));
+            return Err(Error::malformed(&dir.join(MODULES), problem, "restore modules.json from its source"));
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// The files of the tokenizer and the templates in `dir`. Sorted by name.
 pub fn tokenizer_files(dir: &Path) -> Result<Vec<Companion>> {
     let mut found = BTreeMap::new();
-    for name in files_of(dir)?.into_iter().filter(|n| is_tokenizer_file(n)) {
+    let belongs =
+        |name: &String| is_tokenizer(name) || REPLACEABLE.contains(&name.as_str()) || name.starts_with(TEMPLATE_DIR);
+    for name in files_of(dir)?.into_iter().filter(belongs) {
         insert(&mut found, dir, name, CompanionSource::Base)?;
     }
     if found.is_empty() {
@@ -107,8 +288,12 @@ pub fn tokenizer_files(dir: &Path) -> Result<Vec<Companion>> {
     Ok(found.into_values().collect())
 }
 
-fn is_tokenizer_file(name: &str) -> bool {
-    TOKENIZER_FILES.contains(&name) || name.starts_with(TEMPLATE_DIR)
+fn is_vocabulary(name: &str) -> bool {
+    VOCABULARIES.contains(&name) || name.ends_with(".tiktoken")
+}
+
+fn is_tokenizer(name: &str) -> bool {
+    is_vocabulary(name) || TOKENIZER_PARTS.contains(&name)
 }
 
 fn insert(found: &mut BTreeMap<String, Companion>, dir: &Path, name: String, source: CompanionSource) -> Result<()> {
@@ -126,10 +311,6 @@ fn insert(found: &mut BTreeMap<String, Companion>, dir: &Path, name: String, sou
 pub(super) fn has_companion_name(name: &str) -> bool {
     let licence = LICENCES.iter().any(|prefix| name.to_ascii_uppercase().starts_with(prefix));
     licence || ENDINGS.iter().any(|ending| name.ends_with(ending))
-}
-
-fn travels(name: &str) -> bool {
-    has_companion_name(name) && !NEVER.contains(&name) && !name.ends_with(".index.json") && !name.starts_with('.')
 }
 
 /// Names of all that is no directory in `dir`, and in its directory of chat templates, sorted.
@@ -155,74 +336,26 @@ fn files_of(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Names of the directories in `dir`, sorted, but for those that downloads leave.
+fn directories_of(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() && !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 fn json(path: &Path) -> Option<Value> {
     serde_json::from_str(&read_text(path).ok()?).ok()
 }
 
-/// Whether the file is JSON, without building its value: a tokenizer.json may have 10 MB.
-fn is_json(path: &Path) -> bool {
-    read_small(path).is_ok_and(|text| serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok())
-}
-
 fn template_inside(dir: &Path) -> bool {
     json(&dir.join("tokenizer_config.json")).is_some_and(|config| config.get("chat_template").is_some())
-}
-
-/// Warnings about companions that transformers or vLLM would choke on, each with what will fail.
-pub fn lint_companions(companions: &[Companion]) -> Vec<String> {
-    type Lint = fn(&Value) -> Vec<String>;
-    const LINTS: [(&str, Lint); 2] =
-        [("tokenizer_config.json", lint_tokenizer), ("generation_config.json", lint_generation)];
-    let mut warnings = Vec::new();
-    for companion in companions.iter().filter(|c| c.name.ends_with(".json")) {
-        if !is_json(&companion.path) {
-            warnings.push(format!("{} is no valid JSON; loading it will fail", escaped(&companion.name)));
-        }
-        for (_, lint) in LINTS.iter().filter(|(file, _)| *file == companion.name) {
-            let found = json(&companion.path).map(|value| lint(&value)).unwrap_or_default();
-            warnings.extend(found.into_iter().map(|w| format!("{}: {w}", companion.name)));
-        }
-    }
-    let has = |name: &str| companions.iter().any(|c| c.name == name);
-    let any_tokenizer = ["tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "vocab.txt", "spiece.model"];
-    if !any_tokenizer.iter().any(|name| has(name)) {
-        warnings.push("no tokenizer beside the base or the adapter; serving the release will need one".to_owned());
-    }
-    warnings
-}
-
-fn lint_tokenizer(config: &Value) -> Vec<String> {
-    let list = config.get("extra_special_tokens").is_some_and(Value::is_array);
-    let problem = "extra_special_tokens is a list; transformers 4 and vLLM fail to load it \
-                   (AttributeError: 'list' object has no attribute 'keys'): make it an object, or move the tokens to \
-                   additional_special_tokens";
-    if list { vec![problem.to_owned()] } else { Vec::new() }
-}
-
-/// Sampling settings, each with the value at which it has no effect, NaN if there is none (transformers'
-/// `GenerationConfig.validate`).
-const SAMPLING: [(&str, f64); 8] = [
-    ("temperature", 1.0),
-    ("top_p", 1.0),
-    ("top_k", 50.0),
-    ("min_p", f64::NAN),
-    ("typical_p", 1.0),
-    ("top_h", f64::NAN),
-    ("epsilon_cutoff", 0.0),
-    ("eta_cutoff", 0.0),
-];
-
-fn lint_generation(config: &Value) -> Vec<String> {
-    if config.get("do_sample").and_then(Value::as_bool).unwrap_or(false) {
-        return Vec::new();
-    }
-    let set = SAMPLING.iter().filter(|(key, neutral)| {
-        config.get(*key).and_then(Value::as_f64).is_some_and(|v| (v - neutral).abs() > f64::EPSILON || neutral.is_nan())
-    });
-    set.map(|(key, _)| {
-        format!("{key} is set while do_sample is off; save_pretrained on the loaded model will refuse: drop it or set do_sample")
-    })
-    .collect()
 }
 
 #[cfg(test)]
@@ -242,7 +375,8 @@ mod tests {
 
     fn names(base: &tempfile::TempDir, adapter: Option<&tempfile::TempDir>) -> Vec<(String, CompanionSource)> {
         let adapters: Vec<&Path> = adapter.iter().map(|a| a.path()).collect();
-        companions(base.path(), &adapters).unwrap().into_iter().map(|c| (c.name, c.source)).collect()
+        let found = companions(base.path(), &adapters, TokenizerChoice::Auto).unwrap();
+        found.files.into_iter().map(|c| (c.name, c.source)).collect()
     }
 
     #[test]
@@ -277,22 +411,44 @@ mod tests {
         let expected = [
             ("tokenizer.json".to_owned(), CompanionSource::Adapter),
             ("tokenizer_config.json".to_owned(), CompanionSource::Adapter),
-            ("vocab.json".to_owned(), CompanionSource::Base),
         ];
         assert_eq!(names(&base, Some(&adapter)), expected, "the base's .jinja would hide the adapter's template");
     }
 
     #[test]
-    fn warns_of_what_will_fail() {
+    fn a_tokenizer_comes_whole_from_one_directory() {
+        let base = dir(&[("tokenizer.model", ""), ("special_tokens_map.json", "{}"), ("added_tokens.json", "{}")]);
+        let adapter = dir(&[("tokenizer.json", "{}"), ("tokenizer_config.json", "{}")]);
+        let of = |choice| companions(base.path(), &[adapter.path()], choice).unwrap();
+        let names = |found: &Companions| found.files.iter().map(|c| c.name.clone()).collect::<Vec<_>>();
+        let auto = of(TokenizerChoice::Auto);
+        assert_eq!(names(&auto), ["tokenizer.json", "tokenizer_config.json"]);
+        assert_eq!(auto.left_out.len(), 3, "{:?}", auto.left_out);
+        let base_s = of(TokenizerChoice::Base);
+        assert_eq!(names(&base_s), ["added_tokens.json", "special_tokens_map.json", "tokenizer.model"]);
+        assert_eq!(base_s.left_out.len(), 2);
+        fs::remove_file(adapter.path().join("tokenizer.json")).unwrap();
+        assert_eq!(names(&of(TokenizerChoice::Auto)), names(&base_s), "a config without a vocabulary is no tokenizer");
+        assert!(companions(base.path(), &[adapter.path()], TokenizerChoice::Adapter).is_err());
+    }
+
+    #[test]
+    fn what_other_files_name_comes_along_and_what_stays_is_listed() {
+        let modules = r#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "../x"}, {"path": "2_Dense"}]"#;
         let base = dir(&[
-            ("tokenizer_config.json", r#"{"extra_special_tokens":["<x>"]}"#),
-            ("generation_config.json", r#"{"do_sample":false,"temperature":0.7,"top_p":1.0}"#),
-            ("vocab.json", "{"),
+            ("modules.json", modules),
+            ("1_Pooling/config.json", "{}"),
+            ("2_Dense/model.safetensors", "w"),
+            ("spk_dict.pt", ""),
+            ("pytorch_model.bin", ""),
+            ("onnx/model.onnx", ""),
+            ("README.md", ""),
+            (".cache/x", ""),
         ]);
-        let warnings = lint_companions(&companions(base.path(), &[]).unwrap()).join("\n");
-        for part in ["extra_special_tokens is a list", "temperature is set", "vocab.json is no valid JSON"] {
-            assert!(warnings.contains(part), "{warnings}");
-        }
-        assert!(!warnings.contains("top_p"), "{warnings}");
+        let found = companions(base.path(), &[], TokenizerChoice::Auto).unwrap();
+        let names: Vec<&str> = found.files.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["1_Pooling/config.json", "2_Dense/model.safetensors", "modules.json", "spk_dict.pt"]);
+        let left: Vec<&str> = found.left_out.iter().map(|left| left.name.as_str()).collect();
+        assert_eq!(left, ["README.md", "pytorch_model.bin", "onnx/"]);
     }
 }

@@ -77,6 +77,26 @@ impl ConfigText {
         true
     }
 
+    /// Takes the member `key` out of the top object, with the comma that it brought. Says whether it was there.
+    pub fn remove(&mut self, key: &str) -> bool {
+        let Some(value) = self.span(0..self.text.len(), key) else { return false };
+        let quoted = Value::from(key).to_string();
+        let Some(start) = self.text[..value.start].rfind(&quoted) else { return false };
+        let before = self.text[..start].trim_end();
+        let after = &self.text[value.end..];
+        let rest = after.trim_start();
+        let range = match before.strip_suffix(',') {
+            Some(before) => before.len()..value.end,
+            None if rest.starts_with(',') => {
+                let next = rest[1..].trim_start();
+                start..self.text.len() - next.len()
+            }
+            None => start..value.end,
+        };
+        self.text.replace_range(range, "");
+        true
+    }
+
     /// Place of the value of `key` in the object at `object`.
     fn span(&self, object: std::ops::Range<usize>, key: &str) -> Option<std::ops::Range<usize>> {
         let slice = &self.text[object];
@@ -141,6 +161,20 @@ mod tests {
         let mut empty = config("{ }");
         empty.set(&["a\"b"], &Value::from(1));
         assert_eq!(empty.get(&["a\"b"]), Some(Value::from(1)));
+    }
+
+    #[test]
+    fn takes_a_member_out() {
+        for (text, left) in [
+            (r#"{"a": 1, "b": {"a": 2}, "c": 3}"#, r#"{"a": 1, "c": 3}"#),
+            ("{\n  \"b\": [1],\n  \"c\": 3\n}", "{\n  \"c\": 3\n}"),
+            ("{\n  \"a\": 1,\n  \"b\": null\n}", "{\n  \"a\": 1\n}"),
+            (r#"{"b": 1}"#, "{}"),
+        ] {
+            let mut c = config(text);
+            assert!(c.remove("b") && !c.remove("b"));
+            assert_eq!(c.text(), left);
+        }
     }
 
     #[test]

@@ -8,9 +8,10 @@ use hf_hub::Cache;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use serde::Deserialize;
 
-use super::companion::{TEMPLATE_DIR, has_companion_name};
-use super::hub::{ADAPTER_WEIGHTS, Id, Located, Locator, is_part};
+use super::companion::{OPENED_BY_NAME, TEMPLATE_DIR, has_companion_name, module_folders};
+use super::hub::{ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Id, Located, Locator, is_part};
 use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex};
+use super::weights::Numbered;
 use crate::error::{Error, Result, escaped, shown};
 
 /// The Hub's answer to what a revision of a model holds.
@@ -67,14 +68,31 @@ impl Download<'_> {
     /// The small files first, so that a refusal or a bad index shows before the long wait.
     fn run(&self, on_download: &mut dyn FnMut(&str)) -> Result<()> {
         let listed = |name: &str| self.files.contains_key(name);
-        if ![SINGLE_FILE, INDEX_FILE, ADAPTER_WEIGHTS].into_iter().any(listed) {
+        // What older versions of PEFT saved, where there is nothing else.
+        let adapter = if listed(ADAPTER_WEIGHTS) { ADAPTER_WEIGHTS } else { ADAPTER_WEIGHTS_TORCH };
+        let numbered = match Numbered::among(self.files.keys().map(String::as_str)) {
+            Numbered::Complete(names) if !listed(SINGLE_FILE) && !listed(INDEX_FILE) => names,
+            _ => Vec::new(),
+        };
+        if numbered.is_empty() && ![SINGLE_FILE, INDEX_FILE, adapter].into_iter().any(listed) {
             let problem = format!("{} on {} has no safetensors weights", self.id.name, self.from.endpoint);
             return Err(Error::refused(problem, "qft runs no pickle: find or save a copy of the model as safetensors"));
         }
         for name in self.files.keys().filter(|name| travels(name)) {
             self.fetch(name, on_download)?;
         }
-        for name in [SINGLE_FILE, ADAPTER_WEIGHTS].into_iter().filter(|name| listed(name)) {
+        // What modules.json names, whatever it is.
+        let folders = module_folders(&self.snapshot)?;
+        let within = |name: &&String| {
+            folders.iter().any(|folder| name.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/')))
+        };
+        for name in self.files.keys().filter(within).filter(|name| name.split('/').all(is_part)) {
+            self.fetch(name, on_download)?;
+        }
+        for name in [SINGLE_FILE, adapter].into_iter().filter(|name| listed(name)) {
+            self.fetch(name, on_download)?;
+        }
+        for name in &numbered {
             self.fetch(name, on_download)?;
         }
         if !listed(SINGLE_FILE) && listed(INDEX_FILE) {
@@ -121,7 +139,7 @@ fn list(repo: &ApiRepo) -> Result<Listing, ApiError> {
 fn travels(name: &str) -> bool {
     let top = name.strip_prefix(TEMPLATE_DIR).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
     let plain = top.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-+=@,()".contains(&b));
-    plain && !top.starts_with('.') && has_companion_name(top)
+    plain && !top.starts_with('.') && (has_companion_name(top) || OPENED_BY_NAME.contains(&top))
 }
 
 /// Points the asked revision at the finished commit, and removes the ref that hf-hub made for the commit itself,

@@ -9,6 +9,7 @@ use hf_hub::{Cache, Repo, RepoType};
 
 use super::download::Download;
 use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex};
+use super::weights::WeightFiles;
 use crate::error::{Error, Result, escaped, shown};
 
 const CONFIG: &str = "config.json";
@@ -16,6 +17,8 @@ const CONFIG: &str = "config.json";
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// File name of an adapter's weights.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// File name of an adapter's weights as older versions of PEFT saved them.
+pub const ADAPTER_WEIGHTS_TORCH: &str = "adapter_model.bin";
 
 /// A model's directory, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,10 +210,13 @@ fn missing(dir: &Path) -> Option<String> {
     if !has(CONFIG) && !has(ADAPTER_CONFIG) {
         return Some(CONFIG.to_owned());
     }
-    if has(SINGLE_FILE) || (has(ADAPTER_CONFIG) && has(ADAPTER_WEIGHTS)) {
+    if has(SINGLE_FILE) || (has(ADAPTER_CONFIG) && (has(ADAPTER_WEIGHTS) || has(ADAPTER_WEIGHTS_TORCH))) {
         return None;
     }
     if !has(INDEX_FILE) {
+        if WeightFiles::find(dir).is_ok() {
+            return None;
+        }
         return Some(format!("{SINGLE_FILE} and {INDEX_FILE}"));
     }
     match ShardIndex::read(&dir.join(INDEX_FILE)) {

@@ -9,7 +9,10 @@ mod hub;
 mod mapping;
 mod open;
 mod order;
+mod pickle;
 mod shard_index;
+mod torch;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,18 +20,19 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-pub use companion::{Companion, CompanionSource, companions, lint_companions, tokenizer_files};
+pub use companion::{Companion, CompanionSource, Companions, LeftOut, TokenizerChoice, companions, tokenizer_files};
 pub use config::{ConfigText, TEXT_SECTIONS};
 pub use header::{BadHeader, Header, MAX_HEADER_LEN, MAX_TENSORS, TensorInfo};
-pub use hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Located, Locator};
+pub use hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Located, Locator};
 pub use mapping::{LOST_MAPPING_EXIT, Mapping, prepare_signals, report_lost_mappings};
 pub use open::{open_regular, read_small, read_text, read_text_if_there};
 pub use order::compare as compare_names;
 pub use shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex, resolve_member};
+pub use weights::{WeightFiles, stale_shards};
 
 use crate::error::{Error, Result, escaped};
 
-/// One mapped safetensors file with its checked header.
+/// One mapped file of tensors with its checked header: safetensors, or a file of torch.save.
 #[derive(Debug)]
 pub struct SafetensorsFile {
     mapping: Mapping,
@@ -148,26 +152,13 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens the model in `dir`: `model.safetensors`, or the shards of `model.safetensors.index.json`, as
-    /// transformers chooses between them. Reads headers only.
+    /// transformers chooses between them, or numbered shards that lack their index. Reads headers only.
     pub fn open(dir: &Path) -> Result<Self> {
-        let mut warnings = Vec::new();
-        let single = dir.join(SINGLE_FILE);
-        let index_path = dir.join(INDEX_FILE);
-        let (names, index) = if single.exists() {
-            if index_path.exists() {
-                warnings.push(format!("{SINGLE_FILE} and {INDEX_FILE} are both there; the index is not used"));
-            }
-            (vec![SINGLE_FILE.to_owned()], None)
-        } else if index_path.exists() {
-            let index = ShardIndex::read(&resolve_member(dir, INDEX_FILE)?)?;
-            (index.files().into_iter().map(str::to_owned).collect(), Some(index))
-        } else {
-            return Err(no_weights(dir));
-        };
+        let WeightFiles { names, index, mut warnings } = WeightFiles::find(dir)?;
         let mut files = Vec::with_capacity(names.len());
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
         for name in &names {
-            let file = SafetensorsFile::open(&resolve_member(dir, name)?)?;
+            let file = SafetensorsFile::open(&dir.join(name))?;
             for tensor in file.tensors() {
                 if let Some(other) = tensors.insert(tensor.name().to_owned(), tensor.clone()) {
                     let problem =
@@ -177,9 +168,6 @@ impl Checkpoint {
             }
             files.push(file);
         }
-        if let Some(index) = &index {
-            check_index(&index_path, index, &tensors)?;
-        }
         for stale in stale_shards(dir, &names)? {
             warnings.push(format!("{stale} belongs to no index and is not read"));
         }
@@ -187,11 +175,17 @@ impl Checkpoint {
             Some(path) => ConfigText::read(&path)?,
             None => None,
         };
+        if let Some(index) = &index {
+            warnings.extend(weights::check_index(&dir.join(INDEX_FILE), index, &tensors, config.as_ref())?);
+        }
         Ok(Self { dir: dir.to_owned(), files, tensors, config, warnings })
     }
 
-    /// How the model is quantized, by its config; `None` if it isn't.
+    /// How the model is quantized, by its config; `None` if it isn't, whatever the config still says.
     pub fn quantization(&self) -> Option<String> {
+        if !self.tensors.values().any(|tensor| is_quantized(tensor.dtype())) {
+            return None;
+        }
         let config = self.config.as_ref()?.get(&["quantization_config"]).filter(|v| !v.is_null())?;
         Some(escaped(config.get("quant_method").and_then(|m| m.as_str()).unwrap_or("unknown method")))
     }
@@ -207,32 +201,9 @@ impl Checkpoint {
     }
 }
 
-/// Holds the index against the headers, both ways.
-fn check_index(path: &Path, index: &ShardIndex, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    const REMEDY: &str = "the shards and the index are from different exports: download the model again";
-    for (name, file) in &index.weight_map {
-        match tensors.get(name) {
-            Some(tensor) if tensor.file.name() == *file => {}
-            Some(tensor) => {
-                let (found, file) = (escaped(&tensor.file.name()), escaped(file));
-                let problem = format!("tensor {} is in {found}, not in {file}", escaped(name));
-                return Err(Error::malformed(path, problem, REMEDY));
-            }
-            None => {
-                return Err(Error::malformed(
-                    path,
-                    format!("tensor {} is not in {}", escaped(name), escaped(file)),
-                    REMEDY,
-                ));
-            }
-        }
-    }
-    match tensors.keys().find(|name| !index.weight_map.contains_key(*name)) {
-        Some(name) => {
-            Err(Error::malformed(path, format!("lacks tensor {}, which a shard holds", escaped(name)), REMEDY))
-        }
-        None => Ok(()),
-    }
+/// Whether a tensor of this type holds codes of quantized weights: every form of them has at least one such tensor.
+pub fn is_quantized(dtype: Dtype) -> bool {
+    !matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32 | Dtype::F64 | Dtype::I64 | Dtype::BOOL)
 }
 
 /// The path of file `name` of the model in `dir`, if there is one; see [`resolve_member`].
@@ -241,32 +212,4 @@ pub fn member_if_there(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         _ => resolve_member(dir, name).map(Some),
     }
-}
-
-/// `*.safetensors` files in `dir` that are not in `used`: some loaders read every one that they find.
-pub fn stale_shards(dir: &Path, used: &[String]) -> Result<Vec<String>> {
-    let mut stale = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
-        let name = entry.map_err(Error::io("list", dir))?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".safetensors") && !used.contains(&name) {
-            stale.push(escaped(&name));
-        }
-    }
-    stale.sort();
-    Ok(stale)
-}
-
-/// Says what is there instead of safetensors, and what to do about it.
-fn no_weights(dir: &Path) -> Error {
-    const OTHER: [(&str, &str); 6] = [
-        ("adapter_config.json", "this is a LoRA adapter, not a base: pass it as --adapter"),
-        ("pytorch_model.bin", "qft runs no pickle: save the model again with safe_serialization=True"),
-        ("pytorch_model.bin.index.json", "qft runs no pickle: save the model again with safe_serialization=True"),
-        ("tf_model.h5", "convert the TensorFlow weights to safetensors first"),
-        ("flax_model.msgpack", "convert the Flax weights to safetensors first"),
-        ("consolidated.safetensors", "these are Mistral's own weight names: use the Hugging Face files of the model"),
-    ];
-    let found = OTHER.iter().find(|(file, _)| dir.join(file).exists());
-    let remedy = found.map_or("give the directory that holds the base model's weights", |(_, remedy)| *remedy);
-    Error::malformed(dir, format!("holds neither {SINGLE_FILE} nor {INDEX_FILE}"), remedy)
 }

@@ -72,21 +72,27 @@ fn check_file_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Resolves file `name` of the model in `dir`, and refuses a link that leads out of the model. A link into the
-/// `blobs` of the Hugging Face cache that holds `dir` is how that cache works, and is fine.
+/// Resolves file `name` of the model in `dir`, and refuses a link that leads out of the model. A link into the `blobs` of
+/// a Hugging Face cache is how that cache works, and how older downloads filled a directory of the user's choice.
 pub fn resolve_member(dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
     let real = std::fs::canonicalize(&path).map_err(Error::io("open", &path))?;
     let root = std::fs::canonicalize(dir).map_err(Error::io("open", dir))?;
-    let blobs = root.parent().filter(|p| p.ends_with("snapshots")).and_then(Path::parent).map(|p| p.join("blobs"));
-    if real.starts_with(&root) || blobs.is_some_and(|b| real.starts_with(b)) {
+    if real.starts_with(&root) || is_blob(&real) {
         return Ok(path);
     }
     Err(Error::malformed(
         &path,
         format!("is a link that leads out of the model's directory, to {}", crate::error::shown(&real)),
-        "give the directory that the file is really in, or copy the file here",
+        format!("make a copy of the model without links, and give that: cp -rL {} DIR", crate::error::shown(dir)),
     ))
+}
+
+/// Whether a file is `models--ORG--NAME/blobs/DIGEST`.
+fn is_blob(real: &Path) -> bool {
+    let blobs = real.parent().filter(|dir| dir.ends_with("blobs"));
+    let repo = blobs.and_then(Path::parent).and_then(Path::file_name);
+    repo.is_some_and(|name| name.to_string_lossy().starts_with("models--"))
 }
 
 #[cfg(test)]

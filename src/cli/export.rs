@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use qft::adapter::Adapter;
-use qft::checkpoint::{Checkpoint, Locator};
+use qft::checkpoint::{Checkpoint, LeftOut, Locator, TokenizerChoice};
 use qft::error::{Error, escaped, shown};
 use qft::export::{self, ExportPlan, GgufOptions, Options, Provenance, QualityReport, Report, Run};
 use qft::gguf::mixture::FileType;
@@ -63,6 +63,9 @@ pub(crate) struct ExportArgs {
     /// Cast the weights: bf16, f16 or f32 [default: the base's own types].
     #[arg(long, alias = "torch-dtype", value_name = "TYPE")]
     dtype: Option<Float>,
+    /// Whose tokenizer the release has: base, adapter, or auto (the adapter's, if it has a whole one).
+    #[arg(long, value_name = "WHOSE", default_value = "auto", hide_default_value = true)]
+    tokenizer: TokenizerChoice,
     /// Write the largest finite value where one is beyond the output type, instead of refusing.
     #[arg(long)]
     allow_overflow: bool,
@@ -179,6 +182,7 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
         overwrite: args.overwrite,
         gguf: (!mixtures.is_empty()).then(gguf).transpose()?,
         as_file: false,
+        tokenizer: args.tokenizer,
     };
     let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
     Ok((ExportPlan::new(base, provenance, adapters, &out, options)?, cards))
@@ -243,6 +247,9 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
     }
     let names = plan.companions.iter().map(|c| escaped(&c.name)).collect::<Vec<_>>().join(", ");
     row("companions", if names.is_empty() { "none".to_owned() } else { names });
+    for LeftOut { name, why, .. } in &plan.left_out {
+        row("left out", format!("{}: {why}", escaped(name)));
+    }
     for change in &plan.config_changes {
         row("config.json", escaped(change));
     }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use qft::checkpoint::{Checkpoint, Locator};
+use qft::checkpoint::{Checkpoint, Locator, TokenizerChoice};
 use qft::export::{self, ExportPlan, Options};
 use qft::gpu::Cards;
 
@@ -40,6 +40,7 @@ fn plan(args: &GgufArgs) -> qft::Result<(ExportPlan, Cards)> {
         overwrite: args.job.overwrite,
         gguf: Some(args.conversion.apply(args.job.options(false)?)),
         as_file: true,
+        tokenizer: TokenizerChoice::Base,
     };
     args.job.quality.check(&[&dir], args.job.overwrite)?;
     Ok((ExportPlan::new(base, provenance, Vec::new(), &args.job.out, options)?, cards))

@@ -68,6 +68,17 @@ pub(super) fn find_base(
     let Some(Found { adapter, .. }) = adapters.first() else {
         return Err(Error::refused("no base and no adapter was named", "name the model with --base"));
     };
+    if let (Some(original), Some(named)) = (adapter.config.unquantized_base(), &adapter.config.base_model)
+        && !Path::new(named).exists()
+    {
+        // Said before gigabytes are downloaded that no delta can be merged into.
+        let problem = format!(
+            "adapter_config.json of {} names {}, a copy of the base with weights of 4 or 8 bits",
+            shown(&adapter.dir),
+            escaped(named)
+        );
+        return Err(Error::refused(problem, format!("give the 16-bit model: --base {}", escaped(original))));
+    }
     let mut first_error = None;
     for (spec, place) in named_bases(adapter) {
         match locator.model(&spec, &mut downloading) {
@@ -75,12 +86,25 @@ pub(super) fn find_base(
                 note(&format!("base: {} ({place})", shown(&located.dir)));
                 return Ok(provenance(located));
             }
-            Err(error) => first_error = first_error.or(Some(error)),
+            Err(error) => first_error = first_error.or_else(|| Some(not_here(adapter, &spec, place, &error))),
         }
     }
     let dir = shown(&adapter.dir);
     Err(first_error
         .unwrap_or_else(|| Error::refused(format!("{dir} does not name its base"), "name the base with --base")))
+}
+
+/// Says who named a base that can't be had.
+fn not_here(adapter: &Adapter, spec: &str, place: &str, error: &Error) -> Error {
+    let problem = match error {
+        Error::Refused { problem, .. } => problem.clone(),
+        other => other.to_string(),
+    };
+    let dir = shown(&adapter.dir);
+    Error::refused(
+        format!("{place} of {dir} names {} as the base, which is not to be had here: {problem}", escaped(spec)),
+        "give the base with --base: its directory, or its Hub id",
+    )
 }
 
 fn provenance(located: Located) -> (PathBuf, Provenance) {

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use clap::Args;
 use qft::Error;
-use qft::adapter::{ADAPTER_WEIGHTS, Adapter};
-use qft::checkpoint::{Checkpoint, INDEX_FILE, Locator, SINGLE_FILE, read_text};
+use qft::adapter::{ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Adapter};
+use qft::checkpoint::{Checkpoint, INDEX_FILE, Locator, SINGLE_FILE, TokenizerChoice, read_text};
 use qft::digest::sha256;
 use qft::error::{escaped, shown};
 use qft::export::{Audit, Difference, MANIFEST, Run, audit, audit_gguf};
@@ -93,6 +93,7 @@ fn check(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 struct Recipe {
     dtype: Option<Float>,
     overflow: Overflow,
+    tokenizer: TokenizerChoice,
     /// Weight and digest of every adapter; `None` if there is no such list.
     adapters: Option<Vec<(f64, Option<String>)>>,
 }
@@ -103,12 +104,14 @@ impl Recipe {
         let manifest: Value = manifest.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let options = &manifest["options"];
         let adapter = |entry: &Value| {
-            let digest = entry["files"][ADAPTER_WEIGHTS]["sha256"].as_str();
+            let names = [ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH];
+            let digest = names.iter().find_map(|name| entry["files"][name]["sha256"].as_str());
             (entry["weight"].as_f64().unwrap_or(1.0), digest.map(str::to_owned))
         };
         Self {
             dtype: options["dtype"].as_str().and_then(|name| name.parse().ok()),
             overflow: if options["overflow"] == "clamp" { Overflow::Clamp } else { Overflow::Refuse },
+            tokenizer: serde_json::from_value(options["tokenizer"].clone()).unwrap_or_default(),
             adapters: manifest["adapters"].as_array().map(|list| list.iter().map(adapter).collect()),
         }
     }
@@ -156,8 +159,8 @@ impl Inputs {
                 return Ok(Audited::LeftOut);
             }
         };
-        let Recipe { dtype, overflow, .. } = self.recipe;
-        let inputs = Audit { base: &self.base, adapters: &self.adapters, dtype, overflow };
+        let Recipe { dtype, overflow, tokenizer, .. } = self.recipe;
+        let inputs = Audit { base: &self.base, adapters: &self.adapters, dtype, overflow, tokenizer };
         let found = self.compare(safetensors.as_ref(), &gguf, &inputs, jobs);
         match found {
             Ok(None) => Ok(Audited::Agrees),
@@ -233,7 +236,7 @@ fn deviations(adapters: &[Adapter], listed: &[(f64, Option<String>)]) -> Vec<Str
     for (adapter, (weight, digest)) in adapters.iter().zip(listed) {
         let dir = adapter.dir.display();
         if digest.as_ref().is_some_and(|digest| *digest != sha256(adapter.file.bytes())) {
-            notes.push(format!("{dir} is not the adapter in {MANIFEST}: {ADAPTER_WEIGHTS} has another SHA-256"));
+            notes.push(format!("{dir} is not the adapter in {MANIFEST}: {} has another SHA-256", adapter.file.name()));
         }
         if adapter.weight.to_bits() != weight.to_bits() {
             notes.push(format!("{dir} has the weight {}; {MANIFEST} gives it {weight}", adapter.weight));
@@ -290,6 +293,9 @@ fn text(dir: &Path, result: &Verification, audited: Option<&Audited>, seconds: f
     let mut out = String::new();
     for problem in &result.problems {
         let _ = writeln!(out, "{}: {}", problem.file, problem.problem);
+    }
+    for warning in &result.warnings {
+        let _ = writeln!(out, "warning: {}: {}", warning.file, warning.problem);
     }
     for note in &result.notes {
         let _ = writeln!(out, "note: {}", escaped(note));

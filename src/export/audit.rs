@@ -7,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Run;
 use super::block::MergedTensor;
-use super::plan::output_tensors;
+use super::merged::Merged;
 use super::shard::{self, PlacedTensor, Shard};
-use crate::adapter::{Adapter, resolve};
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::adapter::Adapter;
+use crate::checkpoint::{Checkpoint, Tensor, TokenizerChoice};
 use crate::error::{Error, Result};
 use crate::gpu::Assist;
 use crate::merge::{Float, Overflow};
@@ -72,6 +72,8 @@ pub enum Difference {
 /// What a release is said to be made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Audit<'a> {
+    /// Whose tokenizer the release has.
+    pub tokenizer: TokenizerChoice,
     /// The base.
     pub base: &'a Checkpoint,
     /// The adapters, in the order in which they were applied.
@@ -84,8 +86,8 @@ pub struct Audit<'a> {
 
 /// Compares `release` with what its inputs give. `None` if every byte agrees. Nothing is resumed, whatever `how` says.
 pub fn audit(release: &Checkpoint, inputs: &Audit<'_>, how: &Run<'_>) -> Result<Option<Difference>> {
-    let tensors = resolve(inputs.base, inputs.adapters)?.tensors;
-    let expected = whole(shard::split(output_tensors(tensors, inputs.dtype), u64::MAX))?;
+    let merged = Merged::new(inputs.base, inputs.adapters, inputs.dtype)?;
+    let expected = whole(shard::split(merged.tensors, u64::MAX))?;
     match compare_forms(release, &expected) {
         None => compare_values(release, inputs, &expected, how),
         difference => Ok(difference),

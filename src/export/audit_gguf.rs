@@ -7,9 +7,9 @@ use super::Run;
 use super::audit::{Audit, Block, Difference, blocks, compare_blocks};
 use super::encoded::{EncodedTensor, Encoder};
 use super::gguf::{hf_tensors, values_of};
-use super::plan::{edit_config, output_tensors, small_files};
+use super::merged::Merged;
+use super::plan::small_files;
 use super::shard::OutputTensor;
-use crate::adapter::resolve;
 use crate::checkpoint::companions;
 use crate::error::{Error, Result, escaped, shown};
 use crate::gguf::imatrix::Imatrix;
@@ -36,14 +36,16 @@ pub fn audit_gguf(
             "give it with --imatrix, as it was given to export",
         ));
     }
-    let resolution = resolve(inputs.base, inputs.adapters)?;
-    let (config, _) = edit_config(inputs.base, inputs.dtype, resolution.untied, resolution.vocabulary);
-    let merged = output_tensors(resolution.tensors, inputs.dtype);
+    let Merged { tensors: merged, config, .. } = Merged::new(inputs.base, inputs.adapters, inputs.dtype)?;
     let dirs: Vec<_> = inputs.adapters.iter().map(|adapter| adapter.dir.as_path()).collect();
     let files = ModelFiles {
         directory: String::new(),
         config: config.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
-        paths: small_files(inputs.base, inputs.adapters, &companions(&inputs.base.dir, &dirs)?)?,
+        paths: small_files(
+            inputs.base,
+            inputs.adapters,
+            &companions(&inputs.base.dir, &dirs, inputs.tokenizer)?.files,
+        )?,
     };
     let all: Vec<&OutputTensor> = merged.iter().collect();
     let conversion = arch::convert(&files, &hf_tensors(&all), &arch::Options::default())?;

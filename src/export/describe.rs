@@ -29,6 +29,7 @@ pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
         .collect();
     let companions: BTreeMap<&str, &str> =
         plan.companions.iter().map(|c| (c.name.as_str(), companion_origin(c.source))).collect();
+    let left_out: BTreeMap<&str, &str> = plan.left_out.iter().map(|left| (left.name.as_str(), left.why)).collect();
     json!({
         "out": plan.out.to_string_lossy(),
         "base": {
@@ -46,6 +47,7 @@ pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
         "changed": changed,
         "config_changes": plan.config_changes,
         "companions": companions,
+        "left_out": left_out,
         "needs": {"disk_bytes": plan.disk_bytes(), "memory_bytes": memory(plan, jobs), "jobs": jobs},
         "warnings": plan.warnings,
     })

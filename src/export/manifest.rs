@@ -10,7 +10,7 @@ use super::encoded::EncodedTensor;
 use super::plan::{ExportPlan, Provenance};
 use super::report::QualityReport;
 use super::shard::OutputTensor;
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, TensorSource};
+use crate::adapter::{ADAPTER_CONFIG, Adapter, TensorSource};
 use crate::checkpoint::CompanionSource;
 use crate::digest::{Hex, of_model};
 use crate::gguf::Quality;
@@ -65,6 +65,7 @@ pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> String {
             "max_shard": plan.options.max_shard.map(|size| size.0),
             "dtype": plan.options.dtype.map(crate::merge::Float::name),
             "overflow": plan.options.overflow,
+            "tokenizer": plan.options.tokenizer,
         },
         "base": describe_base(plan, digests),
         "adapters": adapters,
@@ -120,7 +121,7 @@ fn describe_adapter(adapter: &Adapter, (config, weights): &(Hex, Hex)) -> Value 
     json!({
         "weight": adapter.weight,
         "tensors": adapter.file.header().tensors.len(),
-        "files": {ADAPTER_CONFIG: {"sha256": config}, ADAPTER_WEIGHTS: {"sha256": weights}},
+        "files": {ADAPTER_CONFIG: {"sha256": config}, adapter.file.name(): {"sha256": weights}},
     })
 }
 

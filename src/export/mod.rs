@@ -3,14 +3,18 @@
 mod audit;
 mod audit_gguf;
 mod block;
+mod classifier;
+mod config_edit;
 mod describe;
 mod encoded;
 mod gguf;
 mod manifest;
+mod merged;
 mod plan;
 mod quantize;
 mod report;
 mod shard;
+mod stop;
 
 use std::collections::BTreeMap;
 use std::fs;

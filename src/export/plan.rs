@@ -4,16 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
-use serde_json::{Value, json};
-
 use super::gguf::{GgufOptions, GgufOutput, of_model};
+use super::merged::Merged;
 use super::quantize::{check_files, file_stem};
 use super::shard::{self, OutputTensor, Shard};
-use crate::adapter::{Adapter, TensorSource, resolve};
-use crate::checkpoint::{
-    Checkpoint, Companion, ConfigText, TEXT_SECTIONS, companions, lint_companions, member_if_there,
-};
+use super::stop::{GENERATION_CONFIG, Stop, stop_at, turn_end_of};
+use crate::adapter::Adapter;
+use crate::checkpoint::{Checkpoint, Companion, Companions, LeftOut, TokenizerChoice, companions, member_if_there};
 use crate::digest::sha256;
 use crate::error::{Error, Result, escaped, shown};
 use crate::gguf::ModelFiles;
@@ -21,8 +18,10 @@ use crate::gguf::arch::Lineage;
 use crate::gguf::mixture::Choices;
 use crate::merge::{Float, Overflow};
 use crate::parallel::both;
+use crate::rules::{self, Content, Finding, Release, Weight};
 use crate::size::ByteSize;
 use crate::stream::check_destination;
+use crate::train::data::TurnEnd;
 
 /// What the user chose.
 #[derive(Debug, Clone)]
@@ -39,6 +38,8 @@ pub struct Options {
     pub gguf: Option<GgufOptions>,
     /// Whether the destination is one GGUF file (or its parts) and not a directory.
     pub as_file: bool,
+    /// Whose tokenizer the release has.
+    pub tokenizer: TokenizerChoice,
 }
 
 /// A model or adapter as it was found.
@@ -71,7 +72,9 @@ pub struct ExportPlan {
     pub texts: Vec<(String, String)>,
     /// Files copied as they are.
     pub companions: Vec<Companion>,
-    /// What was changed in config.json, for people.
+    /// Files of the inputs that are not copied, and why.
+    pub left_out: Vec<LeftOut>,
+    /// What was changed in config.json and `generation_config.json`, for people.
     pub config_changes: Vec<String>,
     /// What deserves a look.
     pub warnings: Vec<String>,
@@ -101,22 +104,15 @@ impl ExportPlan {
                 "drop --dtype, or give the 16-bit model that it was made from",
             ));
         }
-        let resolution = resolve(&base, &adapters)?;
-        let mut warnings = base.warnings.clone();
-        warnings.extend(resolution.warnings);
-        let merged = output_tensors(resolution.tensors, options.dtype);
-        if let Some(tensor) = merged.iter().find(|t| t.len().is_none()) {
-            return Err(Error::refused(
-                format!("tensor {} is too large", escaped(&tensor.name)),
-                "check the base's header",
-            ));
-        }
-        let (config, config_changes) = edit_config(&base, options.dtype, resolution.untied, resolution.vocabulary);
-        if config.is_none() {
-            warnings.push("the base has no config.json; loaders will need one".to_owned());
-        }
+        let Merged { tensors: merged, config, mut config_changes, mut warnings } =
+            Merged::new(&base, &adapters, options.dtype)?;
         let adapter_dirs: Vec<&Path> = adapters.iter().map(|a| a.dir.as_path()).collect();
-        let companions = companions(&base.dir, &adapter_dirs)?;
+        let Companions { files: mut companions, left_out } = companions(&base.dir, &adapter_dirs, options.tokenizer)?;
+        let turn_end = turn_end_of(&companions);
+        let generation = match &turn_end {
+            Some(turn) if !adapters.is_empty() => stop_at(turn, &companions, config.as_deref())?,
+            _ => None,
+        };
         let shards = match options.max_shard {
             Some(max) => shard::split(merged.clone(), max.0),
             None => Vec::new(),
@@ -137,14 +133,22 @@ impl ExportPlan {
             }
             Ok(planned)
         };
-        let (lint, gguf) = both(|| lint_companions(&companions), gguf);
-        let (gguf, notes) = gguf?;
-        warnings.extend(lint.into_iter().chain(notes));
         let index = shard::index(&shards).map(|(name, text)| (name.to_owned(), text));
-        let texts = config.map(|text| ("config.json".to_owned(), text)).into_iter().chain(index);
-        let (texts, companions) = match options.max_shard {
-            Some(_) => (texts.collect(), companions),
-            None => (Vec::new(), Vec::new()),
+        let mut texts: Vec<(String, String)> =
+            config.iter().map(|text| ("config.json".to_owned(), text.clone())).chain(index).collect();
+        if let Some(Stop { text, change }) = generation {
+            texts.push((GENERATION_CONFIG.to_owned(), text));
+            config_changes.push(change);
+        }
+        let (findings, gguf) = both(|| findings(&merged, &companions, &texts, turn_end.as_ref()), gguf);
+        let (gguf, notes) = gguf?;
+        warnings.extend(judge(findings, options.max_shard.is_some())?.into_iter().chain(notes));
+        let left_out = if options.max_shard.is_some() {
+            companions.retain(|companion| texts.iter().all(|(name, _)| *name != companion.name));
+            left_out
+        } else {
+            (texts, companions) = (Vec::new(), Vec::new());
+            Vec::new()
         };
         warnings.extend(adapters.iter().filter_map(|adapter| base_mismatch(&base, &base_provenance, adapter)));
         Ok(Self {
@@ -157,6 +161,7 @@ impl ExportPlan {
             gguf,
             texts,
             companions,
+            left_out,
             config_changes,
             warnings,
             options,
@@ -193,23 +198,34 @@ impl ExportPlan {
     }
 }
 
-/// The tensors of the output, without a place, cast to `dtype` where one is wanted.
-pub(super) fn output_tensors(tensors: BTreeMap<String, TensorSource>, dtype: Option<Float>) -> Vec<OutputTensor> {
-    let cast = |(name, source): (String, TensorSource)| OutputTensor {
-        dtype: output_type(source.dtype, dtype),
-        shape: source.source.shape().to_vec(),
-        name,
-        source,
-    };
-    tensors.into_iter().map(cast).collect()
+/// What the release rules find in the release to be.
+fn findings(
+    merged: &[OutputTensor],
+    companions: &[Companion],
+    texts: &[(String, String)],
+    turn_end: Option<&TurnEnd>,
+) -> Vec<Finding> {
+    let files = companions.iter().map(|companion| (companion.name.as_str(), Content::At(&companion.path)));
+    let texts = texts.iter().map(|(name, text)| (name.as_str(), Content::Text(text)));
+    rules::check(&Release {
+        tensors: merged.iter().map(|t| (t.name.as_str(), (t.dtype, t.shape.as_slice()))).collect(),
+        files: files.chain(texts).collect(),
+        untied_head: None,
+        turn_end: turn_end.cloned(),
+    })
 }
 
-/// Floats are cast, all else (integers, masks, quantized blocks) keeps its type.
-fn output_type(stored: Dtype, wanted: Option<Float>) -> Dtype {
-    match wanted {
-        Some(float) if Float::of(stored).is_some() => float.dtype(),
-        _ => stored,
+/// Refuses what no loader takes, if safetensors are written; gives all else as warnings.
+fn judge(findings: Vec<Finding>, strictly: bool) -> Result<Vec<String>> {
+    if let Some(finding) = findings.iter().find(|finding| strictly && finding.weight == Weight::Refuse) {
+        let problem = format!("the release would not load: {}: {}", finding.file, finding.problem);
+        return Err(Error::refused(problem, finding.remedy.clone()));
     }
+    let line = |Finding { file, problem, remedy, .. }: Finding| match file {
+        "." => format!("{problem}; {remedy}"),
+        file => format!("{file}: {problem}; {remedy}"),
+    };
+    Ok(findings.into_iter().map(line).collect())
 }
 
 /// The name from which a converter would guess the model's: of the directory that is read or written.
@@ -264,64 +280,6 @@ fn lineage(base: &Provenance, adapters: &[Adapter]) -> Vec<Lineage> {
         weight: Some(adapter.weight as f32),
     };
     adapters.iter().map(of).collect()
-}
-
-/// config.json with what the merge demands, and a line for each change. `None` if the base has no config.
-pub(super) fn edit_config(
-    base: &Checkpoint,
-    dtype: Option<Float>,
-    untied: bool,
-    vocabulary: Option<usize>,
-) -> (Option<String>, Vec<String>) {
-    let Some(mut config) = base.config.clone() else { return (None, Vec::new()) };
-    let mut changes = Vec::new();
-    if untied {
-        // Loaders differ in whether they look at the top or at the text model's section.
-        set(&mut config, "tie_word_embeddings", &Value::Bool(false), Where::Everywhere, &mut changes);
-    }
-    if let Some(rows) = vocabulary {
-        set(&mut config, "vocab_size", &json!(rows), Where::TextModel, &mut changes);
-    }
-    if let Some(dtype) = dtype {
-        // transformers 5 writes `dtype`, older ones `torch_dtype`; both read the older name.
-        let name = json!(dtype.config_name());
-        let before = changes.len();
-        for key in ["dtype", "torch_dtype"] {
-            set(&mut config, key, &name, Where::Present, &mut changes);
-        }
-        if changes.len() == before && config.get(&["dtype"]).or(config.get(&["torch_dtype"])).is_none() {
-            set(&mut config, "torch_dtype", &name, Where::Everywhere, &mut changes);
-        }
-    }
-    (Some(config.text().to_owned()), changes)
-}
-
-/// In which parts of a config a setting is written.
-#[derive(Clone, Copy, PartialEq)]
-enum Where {
-    /// At the top, and in the text model's section if there is one.
-    Everywhere,
-    /// In the text model's section if there is one, else at the top; at the top too if it is there.
-    TextModel,
-    /// Where it is.
-    Present,
-}
-
-fn set(config: &mut ConfigText, key: &str, value: &Value, place: Where, changes: &mut Vec<String>) {
-    let section = TEXT_SECTIONS.into_iter().find(|section| config.get(&[section]).is_some_and(|v| v.is_object()));
-    let nested = section.map(|section| vec![section, key]);
-    for keys in [Some(vec![key]), nested.clone()].into_iter().flatten() {
-        let before = config.get(&keys);
-        let wanted = match place {
-            Where::Everywhere => true,
-            Where::TextModel => before.is_some() || keys.len() == 2 || nested.is_none(),
-            Where::Present => before.is_some(),
-        };
-        if wanted && config.set(&keys, value) {
-            let before = before.map_or_else(|| "absent".to_owned(), |v| v.to_string());
-            changes.push(format!("{}: {before} -> {value}", keys.join(".")));
-        }
-    }
 }
 
 /// A warning where the adapter names another base than the one given.

@@ -44,6 +44,10 @@ impl Staged {
 /// overwritten.
 pub(super) fn stage(parts: &Parts<'_>, heads: Option<usize>, staged: &Staged, into: &mut [u8]) -> Result<(), Trouble> {
     let (size, columns) = (parts.base_float.size(), parts.columns.max(1));
+    // Decoding is the processor's.
+    if parts.is_decoded {
+        return Err(Trouble::Unsupported);
+    }
     let Range { start, end } = staged.elements;
     let place = |element: usize| (element - staged.first) * size;
     if heads.is_none() && parts.overwritten.is_empty() {

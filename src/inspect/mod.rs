@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use crate::adapter::{ADAPTER_CONFIG, open_weights};
 use crate::checkpoint::{Checkpoint, ConfigText, SafetensorsFile, Tensor, compare_names};
 use crate::error::{Error, Result};
 use crate::export::dtype_name;
@@ -114,7 +114,7 @@ fn read(path: &Path) -> Result<Read> {
         return Ok((Kind::File, file.tensors().collect(), None, file.header().lint.clone()));
     }
     if path.join(ADAPTER_CONFIG).exists() {
-        let file = SafetensorsFile::open(&path.join(ADAPTER_WEIGHTS))?;
+        let file = open_weights(path)?;
         let config = ConfigText::read(&path.join(ADAPTER_CONFIG))?;
         return Ok((Kind::Adapter, file.tensors().collect(), config, file.header().lint.clone()));
     }

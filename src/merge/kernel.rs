@@ -116,6 +116,8 @@ fn values(
         if let Some(bytes) = merge.overwritten.get(&row) {
             let size = merge.overwritten_float.size();
             widen(merge.overwritten_float, &bytes[columns.start * size..columns.end * size], values);
+        } else if let Some(encoded) = &merge.encoded {
+            encoded.decode(row, columns.clone(), values);
         } else {
             let size = merge.base_float.size();
             let at = (row * merge.columns + columns.start) * size;

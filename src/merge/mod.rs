@@ -2,6 +2,7 @@
 //! adapter format; `export` hands it mapped bytes. The numbers are specified in docs/numerics.md.
 
 mod float;
+mod fp8;
 mod kernel;
 mod parts;
 mod vector;
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub use float::Float;
+pub use fp8::Fp8;
 pub(crate) use parts::Parts;
 pub use vector::Vector;
 
@@ -142,6 +144,8 @@ pub struct Fault {
 pub struct Merge<'a> {
     base: &'a [u8],
     base_float: Float,
+    /// Stands in for `base` where that is stored in eight bits.
+    encoded: Option<Fp8<'a>>,
     out_float: Float,
     columns: usize,
     terms: Vec<LowRank<'a>>,
@@ -165,6 +169,7 @@ impl<'a> Merge<'a> {
         Self {
             base,
             base_float: from,
+            encoded: None,
             out_float: to,
             columns,
             terms: Vec::new(),
@@ -178,6 +183,12 @@ impl<'a> Merge<'a> {
             overflow,
             vector,
         }
+    }
+
+    /// A cast of what `encoded` decodes to.
+    pub fn decode(encoded: Fp8<'a>, to: Float, overflow: Overflow, vector: Vector) -> Self {
+        let columns = encoded.columns;
+        Self { encoded: Some(encoded), ..Self::cast(&[], Float::F32, to, columns, overflow, vector) }.finite()
     }
 
     /// Reports values that are not finite as faults. For every tensor that an adapter changes.
@@ -250,6 +261,9 @@ impl<'a> Merge<'a> {
 
     /// Rows of the base.
     pub(crate) fn rows(&self) -> usize {
+        if let Some(encoded) = &self.encoded {
+            return encoded.rows();
+        }
         self.base.len().checked_div(self.base_float.size() * self.columns).unwrap_or(0)
     }
 

@@ -11,6 +11,8 @@ pub(crate) struct Parts<'m> {
     pub(crate) base: &'m [u8],
     /// Their type.
     pub(crate) base_float: Float,
+    /// Whether the values are decoded from something else, and `base` is empty.
+    pub(crate) is_decoded: bool,
     /// Rows of the base.
     pub(crate) rows: usize,
     /// Length of a row.
@@ -46,6 +48,7 @@ impl Merge<'_> {
         Parts {
             base: self.base,
             base_float: self.base_float,
+            is_decoded: self.encoded.is_some(),
             rows: self.rows(),
             columns: self.columns,
             terms: &self.terms,

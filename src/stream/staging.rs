@@ -137,7 +137,7 @@ impl Staging {
         if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
             return Err(Error::refused(
                 format!("another qft is writing to {}", shown(&destination)),
-                "wait for it, or choose another destination with --out",
+                "wait for it, or choose another destination",
             ));
         }
         Ok(Self { dir, destination, _lock: lock })

@@ -1,7 +1,9 @@
-//! Checking a release: every digest, and a strict lint of its safetensors files, their index, and its GGUF files.
+//! Checking a release: every digest, a strict lint of its safetensors files, their index, and its GGUF files, and the
+//! release rules of `rules`.
 //! Recomputing its tensors is `export::audit`.
 
 mod gguf;
+mod loaders;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -40,6 +42,8 @@ pub struct Verification {
     pub tensors: usize,
     /// What is wrong; empty if nothing is.
     pub problems: Vec<Problem>,
+    /// What some loaders stumble over.
+    pub warnings: Vec<Problem>,
     /// What could not be checked, and why.
     pub notes: Vec<String>,
 }
@@ -97,6 +101,7 @@ pub fn verify(dir: &Path, jobs: usize, cancel: &AtomicBool, progress: &dyn Progr
         result.bytes += len;
     }
     lint(dir, &mut result)?;
+    loaders::hold(dir, &mut result)?;
     Ok(result)
 }
 

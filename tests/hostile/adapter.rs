@@ -63,7 +63,7 @@ const MISFITS: &[Row] = &[
     ("an unknown part", |t| put(t, format!("{Q}.lora_E"), &[4]), &["q_proj.lora_E", "no tensor of a LoRA"]),
     ("no prefix", |t| put(t, "q.lora_A.weight", &[4, 8]), &["q.lora_A.weight", "no tensor of a LoRA"]),
     ("an optimizer's state", |t| put(t, "exp_avg", &[4]), &["exp_avg", "no tensor of a LoRA"]),
-    ("an untrained copy", |t| put(t, UNTRAINED, &[48, 8]), &[UNTRAINED, "no tensor of a LoRA"]),
+    ("an untrained copy", |t| put(t, UNTRAINED, &[48, 8]), &[UNTRAINED, "trained values are missing"]),
     ("no B", |t| drop(t.remove(B)), &[A, "other factor"]),
     ("no A", |t| drop(t.remove(A)), &[B, "other factor"]),
     ("the B of an embedding", |t| rename(t, B, &B.replace("B.weight", "embedding_B")), &[A, "other factor"]),
@@ -338,7 +338,7 @@ fn files_that_are_no_adapter() {
         (
             "a pickle",
             &|s| fs::rename(s.0.path(weights), s.0.path("lora/adapter_model.bin")).unwrap(),
-            &["lora", "adapter_model.bin", "pickle"],
+            &["lora", "adapter_model.bin", "no zip archive", "torch"],
         ),
         ("no weights", &|s| remove(s, weights), &[weights]),
         ("no config", &|s| remove(s, "lora/adapter_config.json"), &["lora", "adapter_config.json"]),

@@ -164,6 +164,10 @@ fn names_of_files_and_directories() {
     scene.0.write(&companion, "{}");
     wrong.extend(scene.export_refuses("a companion", &[ESCAPED]));
     fs::remove_file(scene.0.path(companion)).unwrap();
+    let mut tensors = scene.0.base(8);
+    let q = tensors.get_mut("model.layers.0.self_attn.q_proj.weight").unwrap();
+    (q.0, q.2) = (safetensors::Dtype::I8, vec![1; 64]);
+    scene.0.tensors("base/model.safetensors", &tensors);
     scene.base_config(&json!({"quantization_config": {"quant_method": NASTY}}));
     wrong.extend(scene.export_refuses("a quantization", &[ESCAPED]));
     for args in [&["inspect", NASTY][..], &["verify", NASTY], &["export", "--base", NASTY, "--out", "out"]] {

@@ -241,7 +241,7 @@ fn check(place: &Place, tensor: &HfTensor, sizes: &Sizes) -> Result<()> {
             escaped(&tensor.name),
             tensor.dtype
         );
-        return Err(Error::refused(problem, "dequantize the model first"));
+        return Err(Error::refused(problem, "give the 16-bit model that it was made from"));
     }
     let axes = if place.bias { 1 } else { place.row.axes };
     let expected: Vec<u64> = place.row.shape[..axes].iter().map(|dim| sizes.size(*dim)).collect();

@@ -28,7 +28,7 @@ const FIX_FORM: &str = "give a list of rows, an object with one list of rows in 
 /// bad file, since what is lost of it can't be counted.
 pub(super) fn each_row(file: &Path, text: &[u8], found: &mut Found<'_>) -> Result<()> {
     if let Some((_, problem, remedy)) = FOREIGN.iter().find(|(start, ..)| text.starts_with(start)) {
-        return Err(Error::malformed(file, *problem, remedy));
+        return Err(Error::malformed(file, *problem, *remedy));
     }
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let lines = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));

@@ -22,6 +22,7 @@ mod rows;
 mod sample;
 mod template;
 mod tools;
+mod turn_end;
 mod turns;
 
 pub use batch::{Batch, Target};
@@ -33,3 +34,4 @@ pub use lengths::{Lengths, Packing};
 pub use pack::{epoch_order, pack};
 pub use sample::split;
 pub use template::ChatTemplate;
+pub use turn_end::{TurnEnd, turn_end, turn_end_of};

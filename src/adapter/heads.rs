@@ -1,0 +1,120 @@
+//! Input embeddings and output heads by their names on disk: which belong together. What a merge makes of a pair is in `tied`.
+
+/// A head, the embeddings that it may be tied to, and the model types for which that holds; all, if none is named.
+type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+/// Rows for model types come first: the same embedding has another head elsewhere.
+const ROWS: [Row; 21] = [
+    ("proj_out.weight", &["model.decoder.embed_tokens.weight"], &["whisper", "canary"]),
+    (
+        "output_projection.weight",
+        &["biogpt.embed_tokens.weight", "model.decoder.embed_tokens.weight"],
+        &["biogpt", "trocr"],
+    ),
+    ("lm_head.decoder.weight", &["bert.embeddings.word_embeddings.weight"], &["bert-generation"]),
+    (
+        "language_model.lm_head.weight",
+        &["language_model.model.decoder.embed_tokens.weight"],
+        &["blip-2", "instructblip"],
+    ),
+    ("embed_out.weight", &["gpt_neox.embed_in.weight", "gpt_neox_japanese.embed_in.weight"], &[]),
+    ("language_model.lm_head.weight", &["language_model.model.embed_tokens.weight"], &[]),
+    (
+        "lm_head.weight",
+        &[
+            "model.embed_tokens.weight",
+            "model.language_model.embed_tokens.weight",
+            "language_model.model.embed_tokens.weight",
+            "model.decoder.embed_tokens.weight",
+            "model.text_model.embed_tokens.weight",
+            "model.shared.weight",
+            "led.shared.weight",
+            "transformer.wte.weight",
+            "transformer.w.weight",
+            "transformer.word_embeddings.weight",
+            "backbone.embeddings.weight",
+            "backbone.embedding.weight",
+            "prophetnet.word_embeddings.weight",
+            "wte.weight",
+            "word_embeddings.weight",
+            "shared.weight",
+            "embed_tokens.weight",
+        ],
+        &[],
+    ),
+    ("llm.lm_head.weight", &["llm.model.embed_tokens.weight"], &[]),
+    ("thinker.lm_head.weight", &["thinker.model.embed_tokens.weight"], &[]),
+    ("text_model.lm_head.weight", &["text_model.model.embed_tokens.weight"], &[]),
+    ("model.llm.unembed.weight", &["model.llm.embed.weight"], &[]),
+    ("output.weight", &["tok_embeddings.weight", "git.embeddings.word_embeddings.weight"], &[]),
+    ("head.weight", &["rwkv.embeddings.weight", "model.embed_tokens.weight"], &[]),
+    ("decoder.weight", &["model.embeddings.tok_embeddings.weight"], &[]),
+    (
+        "cls.predictions.decoder.weight",
+        &[
+            "bert.embeddings.word_embeddings.weight",
+            "deberta.embeddings.word_embeddings.weight",
+            "ernie.embeddings.word_embeddings.weight",
+            "rembert.embeddings.word_embeddings.weight",
+            "roc_bert.embeddings.word_embeddings.weight",
+            "roformer.embeddings.word_embeddings.weight",
+        ],
+        &[],
+    ),
+    ("vocab_projector.weight", &["distilbert.embeddings.word_embeddings.weight"], &[]),
+    (
+        "lm_head.decoder.weight",
+        &[
+            "roberta.embeddings.word_embeddings.weight",
+            "roberta_prelayernorm.embeddings.word_embeddings.weight",
+            "reformer.embeddings.word_embeddings.weight",
+            "data2vec_text.embeddings.word_embeddings.weight",
+        ],
+        &[],
+    ),
+    ("generator_lm_head.weight", &["electra.embeddings.word_embeddings.weight"], &[]),
+    ("predictions.decoder.weight", &["albert.embeddings.word_embeddings.weight"], &[]),
+    ("decoder.cls.predictions.decoder.weight", &["decoder.bert.embeddings.word_embeddings.weight"], &[]),
+    ("lm_head.out_proj.weight", &["model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"], &[]),
+];
+
+/// Head and embedding of a model of type `model_type`, of whose tensors `has` tells: those of which both are there, else an
+/// embedding with the head that its class would have.
+pub(super) fn among(has: impl Fn(&str) -> bool, model_type: &str) -> Option<(&'static str, &'static str)> {
+    let fits = |types: &[&str]| types.is_empty() || types.contains(&model_type);
+    let rows = || ROWS.iter().filter(|(_, _, types)| fits(types));
+    let known = || rows().flat_map(|(head, embeddings, _)| embeddings.iter().map(move |e| (*head, *e)));
+    let known = || known().filter(|(_, embedding)| has(embedding));
+    known().find(|(head, _)| has(head)).or_else(|| known().next())
+}
+
+/// Names of heads.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    ROWS.iter().map(|(head, ..)| *head)
+}
+
+/// The name of the input embedding among tensors, if it is one that qft knows.
+pub fn embedding_among(has: impl Fn(&str) -> bool) -> Option<&'static str> {
+    ROWS.iter().flat_map(|(_, embeddings, _)| embeddings.iter()).find(|name| has(name)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_told_by_its_embedding_and_the_model_type() {
+        let pair = |names: &[&str], kind: &str| among(|name| names.contains(&name), kind).map(|(head, _)| head);
+        let decoder = ["model.decoder.embed_tokens.weight"];
+        assert_eq!(pair(&decoder, "whisper"), Some("proj_out.weight"));
+        assert_eq!(pair(&decoder, "opt"), Some("lm_head.weight"));
+        assert_eq!(pair(&["bert.embeddings.word_embeddings.weight"], "bert"), Some("cls.predictions.decoder.weight"));
+        assert_eq!(
+            pair(&["language_model.model.embed_tokens.weight"], "llama4"),
+            Some("language_model.lm_head.weight")
+        );
+        let both = ["language_model.model.embed_tokens.weight", "lm_head.weight"];
+        assert_eq!(pair(&both, "x"), Some("lm_head.weight"), "what is there counts");
+        assert_eq!(pair(&["x.weight"], "llama"), None);
+    }
+}

@@ -1,0 +1,43 @@
+//! The release rules on a directory: what its loaders would make of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{Problem, Verification, files_below};
+use crate::adapter::head_apart;
+use crate::checkpoint::{Checkpoint, open_regular};
+use crate::error::{Result, escaped};
+use crate::rules::{self, Content, Release, Weight};
+
+/// Holds the model in `dir` against the release rules, if it is one for transformers and its kin.
+pub(super) fn hold(dir: &Path, result: &mut Verification) -> Result<()> {
+    if !dir.join("config.json").is_file() {
+        return Ok(());
+    }
+    // Weights that can't be opened are the lint's to report.
+    let model = Checkpoint::open(dir).ok();
+    let small = |name: &String| ![".safetensors", ".gguf", ".bin", ".pt"].iter().any(|ending| name.ends_with(ending));
+    let paths: BTreeMap<String, PathBuf> = files_below(dir)?
+        .into_iter()
+        .filter(small)
+        .map(|name| (name.clone(), dir.join(&name)))
+        .filter(|(_, path)| open_regular(path).is_ok())
+        .collect();
+    let by_name: BTreeMap<&str, &Path> = paths.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
+    let tensors = model.iter().flat_map(|model| &model.tensors);
+    let release = Release {
+        tensors: tensors.map(|(name, tensor)| (name.as_str(), (tensor.dtype(), tensor.shape()))).collect(),
+        files: by_name.iter().map(|(name, path)| (*name, Content::At(path))).collect(),
+        untied_head: model.as_ref().and_then(head_apart),
+        turn_end: rules::turn_end_among(&by_name),
+    };
+    for finding in rules::check(&release) {
+        let (file, problem) = (escaped(finding.file), escaped(&format!("{}; {}", finding.problem, finding.remedy)));
+        let found = Problem { file, problem };
+        match finding.weight {
+            Weight::Refuse => result.problems.push(found),
+            Weight::Warn => result.warnings.push(found),
+        }
+    }
+    Ok(())
+}
