@@ -5,6 +5,7 @@ pub mod arch;
 mod card;
 mod cursor;
 pub mod decode;
+mod disk;
 pub mod encode;
 mod file;
 mod float16;
