@@ -3,6 +3,7 @@
 mod audit;
 mod audit_gguf;
 mod block;
+mod coverage;
 mod describe;
 mod encoded;
 mod gguf;
