@@ -52,6 +52,15 @@ fn value(kind: &str, json: &Json) -> Value {
     }
 }
 
+/// The one difference: the whole factor of YaRN, which the converter writes, and what llama.cpp has to multiply by, under
+/// the key that it reads too.
+fn as_llama_cpp_reads((key, value): (String, Value)) -> Vec<(String, Value)> {
+    let Some(prefix) = key.strip_suffix("yarn_attn_factor") else { return vec![(key, value)] };
+    assert_eq!((prefix, value), ("qwen2.rope.scaling.", Value::F32(0.9)), "qwen-yarn-5, which has the factor 2");
+    let times = Value::F32((0.9 / (0.1 * 2f64.ln() + 1.0)) as f32);
+    vec![(key.clone(), times.clone()), (format!("{prefix}attn_factor"), times)]
+}
+
 fn cases() -> Vec<std::path::PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf_keys");
     let mut dirs: Vec<_> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -71,6 +80,7 @@ fn keys_are_the_converters() {
             .map(|row| (row[0].as_str().unwrap().to_owned(), value(row[1].as_str().unwrap(), &row[2])))
             // The tokenizer's keys have golden cases of their own.
             .filter(|(key, _)| !key.starts_with("tokenizer."))
+            .flat_map(as_llama_cpp_reads)
             .collect();
         let mut all = ours.before_vocab.clone();
         ours.after_vocab.iter().for_each(|(key, value)| all.set(key, value.clone()));

@@ -17,6 +17,7 @@ mod device;
 mod export;
 mod gguf;
 mod gguf_keys;
+mod gguf_release;
 mod golden;
 mod hostile;
 mod hub;

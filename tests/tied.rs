@@ -81,3 +81,48 @@ fn rows_of_values_go_to_both_sides_of_a_stored_pair() {
     assert!(out[EMBEDDING] == out[HEAD] && out[HEAD] != base[HEAD]);
     assert_eq!(bench.json("out/config.json")["tie_word_embeddings"], true);
 }
+
+/// The flag that ties the head of an encoder-decoder ties both sides' embeddings, too.
+#[test]
+fn what_is_untied_from_a_shared_embedding_is_written_for_all() {
+    let bench = Bench::new();
+    let mut tensors = bench.base(32);
+    tensors.remove(HEAD);
+    let shared = tensors.remove(EMBEDDING).unwrap();
+    tensors.insert("model.shared.weight".to_owned(), shared.clone());
+    bench.tensors("base/model.safetensors", &tensors);
+    let config = json!({"architectures": ["BartForConditionalGeneration"], "model_type": "bart", "vocab_size": 48, "tie_word_embeddings": true});
+    bench.write("base/config.json", config.to_string());
+    adapter(&bench, HEAD, 48, &shared.2);
+    bench.ok(EXPORT);
+    let out = bench.model("out");
+    for name in ["model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"] {
+        assert!(out[name] == shared, "{name}");
+    }
+    assert!(out[HEAD] != shared);
+}
+
+#[test]
+fn a_head_that_goes_by_an_unknown_name_is_not_made_up() {
+    let bench = bench(false);
+    let config = json!({"architectures": ["LlamaForCausalLM"], "vocab_size": 48, "tie_word_embeddings": false});
+    bench.write("base/config.json", config.to_string());
+    adapter(&bench, HEAD, 48, &bench.model("base")[EMBEDDING].2);
+    bench.refuses(EXPORT, &["the base has no lm_head.weight"]);
+    // Rows of an embedding whose head is not known, either.
+    let mut tensors = bench.model("base");
+    let embedding = tensors.remove(EMBEDDING).unwrap();
+    tensors.insert("odd.words.weight".to_owned(), embedding);
+    bench.tensors("base/model.safetensors", &tensors);
+    bench.write("base/config.json", json!({"architectures": ["OddForCausalLM"], "vocab_size": 48}).to_string());
+    let key = "base_model.model.odd.words.token_adapter.trainable_tokens_delta".to_owned();
+    bench.tensors("adapter/adapter_model.safetensors", &[(key, f32_noise(&[2, 32], 3))].into());
+    bench.adapter_config("adapter", json!({"trainable_token_indices": {"words": [40, 3]}}));
+    bench.refuses(EXPORT, &["may be tied to a head", "tie_word_embeddings"]);
+    bench.tensors(
+        "adapter/adapter_model.safetensors",
+        &[("base_model.model.odd.words.weight".to_owned(), f32_noise(&[48, 32], 3))].into(),
+    );
+    bench.adapter_config("adapter", json!({"modules_to_save": ["words"]}));
+    bench.refuses(EXPORT, &["may be tied to a head", "tie_word_embeddings"]);
+}

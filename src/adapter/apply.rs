@@ -16,7 +16,17 @@ use crate::merge::{Float, NormAxis};
 /// The two factors of a delta: A and B.
 type Pair<'a> = (&'a Tensor, &'a Tensor);
 
+/// Why a change of an embedding is refused where its head is not known.
+pub(super) const MAY_BE_TIED: &str = "is for an embedding that may be tied to a head by a rule that qft does not know; set \
+                                      tie_word_embeddings in the base's config.json";
+
 impl Resolver<'_> {
+    /// Whether `output` is no side of the known pair, and a head that qft does not know may share its values.
+    pub(super) fn may_be_tied(&self, output: &str) -> bool {
+        let known = self.pair.as_ref().is_some_and(|pair| pair.embedding == output || pair.head == output);
+        !known && tied::may_be_tied_unknown(self.base)
+    }
+
     /// All else that an adapter says about a module: deltas, magnitudes, rows.
     pub(super) fn module(&mut self, adapter: Indexed<'_>, path: &str, module: &Module<'_>, experts: &mut Vec<String>) {
         let values = |part: &Part| matches!(part, Part::Value(_) | Part::BaseLayer(_) | Part::Untrained(_));
@@ -146,9 +156,8 @@ impl Resolver<'_> {
         let (rank, scale) = adapter.config.scale(path, adapter.weight);
         let rank = usize::try_from(rank).ok()?;
         let base_shape = self.tensors.get(output)?.source.shape().to_vec();
-        if self.pair.as_ref().is_none_or(|pair| pair.embedding != output) && tied::may_be_tied_unknown(self.base) {
-            let problem = "is for an embedding that may be tied to a head by a rule that qft does not know";
-            self.problem(a.name(), format!("{problem}; set tie_word_embeddings in the base's config.json"));
+        if self.may_be_tied(output) {
+            self.problem(a.name(), MAY_BE_TIED);
             return None;
         }
         let fits = matches!(base_shape[..], [v, d] if a.shape() == [rank, v] && b.shape() == [d, rank]);
@@ -317,6 +326,9 @@ impl Resolver<'_> {
     fn token_rows(&mut self, (index, adapter): Indexed<'_>, path: &str, tensor: &Tensor) {
         let name = format!("{path}.weight");
         let Some(output) = self.output(&name) else { return self.no_such_tensor(tensor.name(), &name) };
+        if self.may_be_tied(&output) {
+            return self.problem(tensor.name(), MAY_BE_TIED);
+        }
         let indices = self.token_indices(adapter, path, &output);
         let Some(target) = self.tensors.get_mut(&output) else { return };
         let map: BTreeMap<usize, usize> =

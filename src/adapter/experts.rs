@@ -21,7 +21,7 @@ const FUSED: [(&str, &[[&str; 2]]); 2] =
 const LISTS: [(&str, &str); 2] = [("gate_up_projs", "gate_up_proj"), ("down_projs", "down_proj")];
 
 /// `model_type`s whose expert modules say `is_transposed`: they store `(experts, in, out)`.
-const TRANSPOSED: [&str; 3] = ["gpt_oss", "openai_privacy_filter", "aria"];
+const TRANSPOSED: [&str; 4] = ["gpt_oss", "openai_privacy_filter", "aria", "aria_text"];
 
 /// Where one expert's rows of a parameter lie on disk.
 struct Piece {

@@ -4,7 +4,7 @@
 type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// Rows for model types come first: the same embedding has another head elsewhere.
-const ROWS: [Row; 21] = [
+const ROWS: [Row; 23] = [
     ("proj_out.weight", &["model.decoder.embed_tokens.weight"], &["whisper", "canary"]),
     (
         "output_projection.weight",
@@ -72,11 +72,26 @@ const ROWS: [Row; 21] = [
         ],
         &[],
     ),
+    ("pred_layer.proj.weight", &["transformer.embeddings.weight"], &[]),
+    ("lm_loss.weight", &["transformer.word_embedding.weight"], &[]),
     ("generator_lm_head.weight", &["electra.embeddings.word_embeddings.weight"], &[]),
     ("predictions.decoder.weight", &["albert.embeddings.word_embeddings.weight"], &[]),
     ("decoder.cls.predictions.decoder.weight", &["decoder.bert.embeddings.word_embeddings.weight"], &[]),
     ("lm_head.out_proj.weight", &["model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"], &[]),
 ];
+
+/// Embeddings that an encoder and a decoder share, and the names of both sides' copies: whatever unties the head unties
+/// these too.
+const SHARED: [(&str, [&str; 2]); 3] = [
+    ("model.shared.weight", ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"]),
+    ("led.shared.weight", ["led.encoder.embed_tokens.weight", "led.decoder.embed_tokens.weight"]),
+    ("shared.weight", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]),
+];
+
+/// What else is tied to `embedding` by the same flag as the head.
+pub(super) fn copies_of(embedding: &str) -> &'static [&'static str] {
+    SHARED.iter().find(|(name, _)| *name == embedding).map_or(&[], |(_, copies)| copies)
+}
 
 /// Head and embedding of a model of type `model_type`, of whose tensors `has` tells: those of which both are there, else an
 /// embedding with the head that its class would have.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::checkpoint::{Checkpoint, Tensor};
 
 /// Prefixes that model classes and checkpoints disagree on: (in the class, on disk).
-const PREFIXES: [(&str, &str); 27] = [
+const PREFIXES: [(&str, &str); 28] = [
     ("transformer.", ""),
     ("model.", ""),
     ("", "transformer."),
@@ -34,6 +34,7 @@ const PREFIXES: [(&str, &str); 27] = [
     ("thinker.model.language_model.", "thinker.model."),
     ("visual.", "thinker.visual."),
     ("audio_tower.", "thinker.audio_tower."),
+    ("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ("base_model.", ""),
 ];
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::apply::MAY_BE_TIED;
 use super::change::{TensorSource, float_of};
 use super::keys::{self, Part};
 use super::rename::Names;
@@ -240,6 +241,11 @@ impl Resolver<'_> {
                 return;
             }
         };
+        let rows = self.base.config.as_ref().and_then(|config| config.get(&["vocab_size"])?.as_u64());
+        let of_tokens = tensor.shape().len() == 2 && rows == tensor.shape().first().map(|rows| *rows as u64);
+        if of_tokens && !is_base_layer && self.may_be_tied(&output) {
+            return self.problem(tensor.name(), MAY_BE_TIED);
+        }
         let is_embedding = self.pair.as_ref().is_some_and(|p| p.embedding == output || p.head == output);
         let Some(target) = self.tensors.get_mut(&output) else { return };
         let same_width = tensor.shape().get(1..) == target.source.shape().get(1..);
@@ -285,6 +291,18 @@ impl Resolver<'_> {
             return Err(Error::refused(
                 format!("the merged {} would have {e} rows and {} {h}", escaped(&pair.embedding), escaped(&pair.head)),
                 "save the adapter again with both embeddings (save_embedding_layers=True), after resizing",
+            ));
+        }
+        // PEFT ties the modules that it knows as embeddings; of others, the head's new rows are in no file.
+        let value = self.tensors.get(&pair.embedding).filter(|t| t.replaced_by.is_some() && !t.is_base_layer);
+        let by_name = ["embed_tokens.weight", "shared.weight"].iter().any(|name| pair.embedding.ends_with(name));
+        if pair.tied && !by_name && value.is_some() && embedding != before && !self.tensors.contains_key(&pair.head) {
+            return Err(Error::refused(
+                format!(
+                    "{} has a new number of rows, and the head's new rows are in no file",
+                    escaped(&pair.embedding)
+                ),
+                "save the adapter again with the head in modules_to_save, too",
             ));
         }
         Ok(embedding.filter(|_| embedding != before))

@@ -34,7 +34,9 @@ impl Pair {
         let has = |name: &str| base.tensors.contains_key(name);
         let kind = model_type(base).unwrap_or_default();
         let (head, embedding) = heads::among(has, &kind)?;
-        let flagged = has_head(base) && (!has(head) || tie_flag(base) == Some(true));
+        // A head that is nowhere is tied, unless the config says that it is not: then it goes by a name that nobody knows.
+        let flag = tie_flag(base);
+        let flagged = has_head(base) && (flag == Some(true) || (!has(head) && flag.is_none()));
         let original = &base.tensors[embedding];
         let apart = base.tensors.get(head).is_some_and(|stored| !same_values(stored, original, original.dtype()));
         Some(Self {
@@ -66,7 +68,24 @@ impl Pair {
         if head.is_none() && !self.stored {
             tensors.remove(&self.head);
         }
-        match (embedding.is_changed(), head.as_ref()) {
+        let untied = self.sides(embedding, original, head.as_ref(), tensors);
+        if untied && let Some(embedding) = tensors.get(&self.embedding).cloned() {
+            for copy in heads::copies_of(&self.embedding) {
+                tensors.entry((*copy).to_owned()).or_insert_with(|| embedding.clone());
+            }
+        }
+        untied
+    }
+
+    /// Puts both sides in their places; says whether they are apart.
+    fn sides(
+        &self,
+        embedding: TensorSource,
+        original: &Tensor,
+        head: Option<&TensorSource>,
+        tensors: &mut BTreeMap<String, TensorSource>,
+    ) -> bool {
+        match (embedding.is_changed(), head) {
             _ if !self.tied => false,
             (false, None) => false,
             (true, Some(head)) if head.same_result(&embedding) => {

@@ -80,11 +80,11 @@ impl FileJobArgs {
         cards: &Cards,
         run: impl FnOnce(&Run<'_>) -> qft::Result<Report>,
     ) -> anyhow::Result<ExitCode> {
+        warnings.iter().for_each(|warning| note(&format!("warning: {}", qft::error::escaped(warning))));
         if self.dry_run {
             print(&if self.json { plan_json(outputs) } else { plan_text(outputs) })?;
             return Ok(ExitCode::SUCCESS);
         }
-        warnings.iter().for_each(|warning| note(&format!("warning: {}", qft::error::escaped(warning))));
         handle_signals();
         let bars = Bars::default();
         let (jobs, vector) = (jobs(self.jobs), Vector::detect());

@@ -32,5 +32,5 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let weights = of_floats().map(|tensor| tensor.info().elements() as u64).sum();
     let cards = job.open_cards(input, weights);
     let plan = QuantizePlan::new(model, &job.out, &job.options(args.allow_requantize)?, job.overflow(), job.overwrite)?;
-    job.carry_out(std::slice::from_ref(&plan.output), &[], &cards, |how| quantize(&plan, how))
+    job.carry_out(std::slice::from_ref(&plan.output), &plan.warnings, &cards, |how| quantize(&plan, how))
 }

@@ -12,13 +12,10 @@ use super::plan::small_files;
 use super::shard::OutputTensor;
 use crate::checkpoint::companions;
 use crate::error::{Error, Result, escaped, shown};
-use crate::gguf::imatrix::Imatrix;
+use crate::gguf::imatrix::{FILE_KEY, Imatrix};
 use crate::gguf::{GgufModel, GgufTensor, ModelFiles, ModelTensor, arch, trimmed};
 use crate::gpu::Assist;
 use crate::stream::BLOCK_LEN;
-
-/// Key of a file that was made with an imatrix.
-const IMATRIX_KEY: &str = "quantize.imatrix.file";
 
 /// Compares `model` with what its inputs give; `imatrix` weighed the errors of its columns, if one did. `None` if every
 /// byte agrees.
@@ -28,7 +25,7 @@ pub fn audit_gguf(
     inputs: &Audit<'_>,
     how: &Run<'_>,
 ) -> Result<Option<Difference>> {
-    let weighted = model.metadata.get(IMATRIX_KEY).is_some();
+    let weighted = model.metadata.get(FILE_KEY).is_some();
     if weighted && imatrix.is_none() {
         let path = model.files.first().map(|file| shown(file.path())).unwrap_or_default();
         return Err(Error::refused(

@@ -1,19 +1,23 @@
 //! Planning GGUF files: from a merged Hugging Face model or from another GGUF file to every byte's place, one output a
 //! mixture. Pure; `encoded` makes the bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use safetensors::Dtype;
 
+use super::coverage::{Coverage, Weighed};
 use super::encoded::{EncodedTensor, GgufPart, Values, float_kind, no_floats};
 use super::shard::OutputTensor;
 use crate::error::{Error, Result, escaped};
 use crate::gguf::arch::{self, Lineage};
-use crate::gguf::imatrix::Imatrix;
+use crate::gguf::imatrix::{Imatrix, ImatrixInfo};
 use crate::gguf::mixture::{Candidate, Choice, Choices, Facts, check_codecs, choose, finish_metadata, order};
 use crate::gguf::vocab::{self, Vocab, VocabOptions};
-use crate::gguf::{GgufModel, HfTensor, Metadata, ModelFiles, Rows, TensorForm, TensorType, lay_out, split, trimmed};
+use crate::gguf::{
+    GgufModel, HfTensor, Metadata, ModelFiles, Rows, TensorForm, TensorType, check_plan, lay_out, split, trimmed,
+    without_paths,
+};
 use crate::merge::Float;
 use crate::parallel::both;
 use crate::size::ByteSize;
@@ -98,6 +102,11 @@ pub(super) fn of_model(
         let sections = [conversion.before_vocab, keys, conversion.after_vocab];
         let metadata: Metadata = sections.into_iter().flatten().collect();
         warnings.extend(conversion.warnings);
+        if outputs.is_empty() {
+            // Beside its type, every output has the same keys and tensors.
+            let forms = conversion.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()));
+            warnings.extend(check_plan(&metadata, forms)?);
+        }
         let unplaced = conversion.tensors.into_iter().map(|tensor| {
             let (source, values) = values_of(tensor.rows, &by_name)?;
             Ok(Unplaced { name: tensor.name, shape: tensor.shape, source, always_f32: tensor.always_f32, values })
@@ -105,7 +114,9 @@ pub(super) fn of_model(
         let unplaced = unplaced.collect::<Result<Vec<_>>>()?;
         // llama-quantize sorts; the converter, which makes the other types, does not.
         let quantized = choices.mixture.base_type().is_quantized();
-        outputs.push(place(unplaced, metadata, quantized, choices, options, &stem(choices))?);
+        let (output, told) = place(unplaced, metadata, quantized, choices, options, &stem(choices))?;
+        outputs.push(output);
+        warnings.extend(told);
     }
     warnings.sort();
     warnings.dedup();
@@ -128,24 +139,30 @@ pub(super) fn values_of(rows: Rows, merged: &BTreeMap<&str, &OutputTensor>) -> R
     Ok((kind, Values::Merged { name, source: Box::new(source.clone()), dtype: *dtype, heads }))
 }
 
-/// Plans what llama-quantize makes of `model`.
+/// Plans what llama-quantize makes of `model`. Returns warnings too.
 pub(super) fn of_gguf(
     model: &GgufModel,
     options: &GgufOptions,
     stem: &dyn Fn(&Choices) -> String,
-) -> Result<Vec<GgufOutput>> {
+) -> Result<(Vec<GgufOutput>, Vec<String>)> {
+    let (metadata, mut warnings) = without_paths(model.metadata.clone());
+    let forms = model.tensors.iter().map(|tensor| (tensor.info().name.as_str(), tensor.info().shape.as_slice()));
+    warnings.extend(check_plan(&metadata, forms)?);
     let output = |choices: &Choices| {
         let unplaced = model.tensors.iter().map(|tensor| {
             let info = tensor.info();
             let (name, shape) = (info.name.clone(), info.shape.clone());
             Unplaced { name, shape, source: info.kind, always_f32: false, values: Values::Stored(tensor.clone()) }
         });
-        place(unplaced.collect(), model.metadata.clone(), true, choices, options, &stem(choices))
+        place(unplaced.collect(), metadata.clone(), true, choices, options, &stem(choices))
     };
-    options.choices.iter().map(output).collect()
+    let planned: Vec<(GgufOutput, Vec<String>)> = options.choices.iter().map(output).collect::<Result<_>>()?;
+    let (outputs, told): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
+    warnings.extend(told.into_iter().flatten());
+    Ok((outputs, warnings))
 }
 
-/// Chooses types and gives every tensor its place.
+/// Chooses types and gives every tensor its place. Returns warnings too.
 fn place(
     mut tensors: Vec<Unplaced>,
     mut metadata: Metadata,
@@ -153,13 +170,24 @@ fn place(
     choices: &Choices,
     options: &GgufOptions,
     stem: &str,
-) -> Result<GgufOutput> {
+) -> Result<(GgufOutput, Vec<String>)> {
     let imatrix = options.imatrix.as_deref().filter(|_| choices.mixture.base_type().is_quantized());
+    let kinds = choose_all(&tensors, &metadata, choices, imatrix.is_some())?;
+    let (mut importances, mut warnings) = (BTreeMap::new(), Vec::new());
+    let mut info = None;
+    if let Some((file, imatrix)) = imatrix {
+        let weighed = weigh(imatrix, &tensors, &kinds)?;
+        let names: HashSet<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let coverage = Coverage::of(imatrix, &weighed, |name| names.contains(name));
+        warnings = coverage.check(file)?;
+        importances = needed(weighed, &kinds)?;
+        // What the file claims is what was used.
+        let entries = coverage.used;
+        info = (entries > 0).then(|| ImatrixInfo { entries, ..imatrix.info(file).without_paths() });
+    }
     if as_quantize {
-        let info = imatrix.map(|(file, imatrix)| imatrix.info(file));
         metadata = finish_metadata(metadata, choices.mixture.file_type_id(), info.as_ref());
     }
-    let kinds = choose_all(&tensors, &metadata, choices, imatrix.is_some())?;
     if as_quantize {
         let mut by_place: Vec<Option<Unplaced>> = tensors.into_iter().map(Some).collect();
         let names: Vec<String> = by_place.iter().flatten().map(|t| t.name.clone()).collect();
@@ -184,7 +212,7 @@ fn place(
     for (name, layout) in layouts {
         let places = layout.offsets.iter().zip(&layout.lens);
         let placed = places.zip(&mut tensors).map(|((offset, len), tensor)| {
-            let importance = importance(imatrix.map(|(_, imatrix)| imatrix), &tensor, kinds[&tensor.name])?;
+            let importance = importances.remove(&tensor.name);
             let Choice { kind, instead_of, .. } = kinds[&tensor.name];
             let Unplaced { name, shape, values, .. } = tensor;
             Ok(EncodedTensor { name, shape, kind, instead_of, values, importance, offset: *offset, len: *len })
@@ -192,7 +220,7 @@ fn place(
         let tensors = placed.collect::<Result<_>>()?;
         parts.push(GgufPart { name, header: layout.header, tensors, len: layout.total });
     }
-    Ok(GgufOutput { choices: choices.clone(), parts })
+    Ok((GgufOutput { choices: choices.clone(), parts }, warnings))
 }
 
 /// The type of every tensor, by name.
@@ -213,25 +241,35 @@ fn choose_all(
     Ok(candidates.iter().map(|c| c.name.to_owned()).zip(chosen).collect())
 }
 
-/// The weights of a tensor's columns, if it is encoded in blocks and the imatrix has them.
-fn importance(imatrix: Option<&Imatrix>, tensor: &Unplaced, choice: Choice) -> Result<Option<Vec<f32>>> {
-    let Some(imatrix) = imatrix.filter(|_| choice.kind.is_quantized() && choice.kind != tensor.source) else {
-        return Ok(None);
+/// The weights of the columns of each tensor that is encoded in blocks.
+fn weigh(imatrix: &Imatrix, tensors: &[Unplaced], kinds: &BTreeMap<String, Choice>) -> Result<Weighed> {
+    let is_encoded = |tensor: &&Unplaced| {
+        let kind = kinds[&tensor.name].kind;
+        kind.is_quantized() && kind != tensor.source
     };
-    let columns = tensor.shape.last().copied().unwrap_or(1);
-    let matrices = tensor.shape.iter().rev().skip(2).product();
-    let weights = imatrix.weights_for(&tensor.name, columns, matrices)?;
-    if weights.is_none() && choice.needs_importance {
-        return Err(Error::refused(
-            format!(
-                "tensor {} as {} needs weights, and the imatrix has none for it",
-                escaped(&tensor.name),
-                choice.kind
-            ),
-            "choose another type for it with --tensor-type, or make the imatrix anew",
-        ));
-    }
-    Ok(weights.map(<[f32]>::to_vec))
+    let weights = |tensor: &Unplaced| {
+        let columns = tensor.shape.last().copied().unwrap_or(1);
+        let matrices = tensor.shape.iter().rev().skip(2).product();
+        let weights = imatrix.weights_for(&tensor.name, columns, matrices)?;
+        Ok((tensor.name.clone(), weights.map(<[f32]>::to_vec)))
+    };
+    tensors.iter().filter(is_encoded).map(weights).collect()
+}
+
+/// The weights that there are. Refuses a tensor without that needs them.
+fn needed(weighed: Weighed, kinds: &BTreeMap<String, Choice>) -> Result<BTreeMap<String, Vec<f32>>> {
+    let of = |(name, weights): (String, Option<Vec<f32>>)| {
+        let choice = kinds[&name];
+        if weights.is_none() && choice.needs_importance {
+            let (name, kind) = (escaped(&name), choice.kind);
+            return Err(Error::refused(
+                format!("tensor {name} as {kind} needs weights, and the imatrix has none for it"),
+                "choose another type for it with --tensor-type, or make the imatrix anew",
+            ));
+        }
+        Ok(weights.map(|weights| (name, weights)))
+    };
+    weighed.into_iter().filter_map(|entry| of(entry).transpose()).collect()
 }
 
 /// The GGUF type of a float type.

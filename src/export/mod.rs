@@ -5,6 +5,7 @@ mod audit_gguf;
 mod block;
 mod classifier;
 mod config_edit;
+mod coverage;
 mod describe;
 mod encoded;
 mod gguf;

@@ -27,6 +27,8 @@ pub struct QuantizePlan {
     pub measure: bool,
     /// What happens to a finite value beyond the output type.
     pub overflow: Overflow,
+    /// What deserves a look.
+    pub warnings: Vec<String>,
     overwrite: bool,
 }
 
@@ -40,13 +42,13 @@ impl QuantizePlan {
         overwrite: bool,
     ) -> Result<Self> {
         let stem = file_stem(out)?;
-        let outputs = of_gguf(&model, options, &|_| stem.clone())?;
+        let (outputs, warnings) = of_gguf(&model, options, &|_| stem.clone())?;
         let Some(output) = outputs.into_iter().next() else {
             return Err(Error::refused("no type was chosen", "choose one with --type, such as q4_k_m"));
         };
         let inputs: Vec<&Path> = model.files.iter().map(|file| file.path()).collect();
         check_files(out, &output, &inputs, overwrite)?;
-        Ok(Self { out: out.to_owned(), model, output, measure: options.measure, overflow, overwrite })
+        Ok(Self { out: out.to_owned(), model, output, measure: options.measure, overflow, warnings, overwrite })
     }
 }
 

@@ -130,7 +130,7 @@ pub(super) fn inspect(path: &Path, stats: bool, jobs: usize) -> Result<Inspectio
         parameters,
         config: None,
         gguf: Some(gguf),
-        warnings: lint_model(&model),
+        warnings: lint_model(&model).into_iter().map(|finding| finding.problem).collect(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Verification, files_below};
 use crate::error::Result;
-use crate::gguf::{GgufModel, lint_model, lint_padding};
+use crate::gguf::{GgufModel, Verdict, lint_model, lint_padding};
 
 /// Lints the file at `path` with all other parts of its model.
 pub(super) fn lint_lone(path: &Path, result: &mut Verification) {
@@ -41,8 +41,12 @@ fn lint(dir: &Path, path: &Path, result: &mut Verification) -> Vec<PathBuf> {
             result.problem(&name(file.path()), line);
         }
     }
-    for line in lint_model(&model) {
-        result.problem(&name(model.files[0].path()), line);
+    let first = name(model.files[0].path());
+    for finding in lint_model(&model) {
+        match finding.verdict {
+            Verdict::Refuse | Verdict::Wrong => result.problem(&first, finding.problem),
+            Verdict::Tell => result.notes.push(format!("{first}: {}", finding.problem)),
+        }
     }
     result.tensors += model.tensors.len();
     model.files.iter().map(|file| file.path().to_owned()).collect()

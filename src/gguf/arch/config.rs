@@ -248,6 +248,11 @@ impl Settings {
         self.members.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether there is a setting `key`, null or not.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.members.contains_key(key)
+    }
+
     /// The first of the settings `keys` that is there; null hides those behind it.
     pub(super) fn first(&self, keys: &[&'static str]) -> Option<(&'static str, &Json)> {
         let key = keys.iter().find(|key| self.members.contains_key(**key))?;
@@ -290,6 +295,11 @@ impl Settings {
     /// The settings of the rotary embedding of layers with full attention.
     pub(super) fn rope(&self) -> &Map<String, Json> {
         self.rope.get("full_attention").and_then(Json::as_object).unwrap_or(&self.rope)
+    }
+
+    /// Their type.
+    pub(super) fn rope_type(&self) -> Option<&str> {
+        self.rope().get("rope_type").and_then(Json::as_str)
     }
 }
 

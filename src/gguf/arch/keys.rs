@@ -5,6 +5,7 @@ use serde_json::{Map, Value as Json};
 
 use super::config::{Settings, number, whole};
 use super::family::Family;
+use super::{compute, yarn};
 use crate::error::{Error, Result, escaped};
 use crate::gguf::{Array, Metadata, Value};
 
@@ -49,13 +50,16 @@ const REST: [Row; 8] = [
 ];
 
 /// Keys of a rotary embedding stretched by `YaRN`, behind its type: members of its settings, whether it must be there.
-const YARN: [(Row, bool); 6] = [
+const YARN: [(Row, bool); 3] = [
     (("rope.scaling.factor", &["factor"], Kind::F32), true),
     (("rope.scaling.original_context_length", &["original_max_position_embeddings"], Kind::U32), true),
     (("rope.scaling.yarn_ext_factor", &["extrapolation_factor"], Kind::F32), false),
-    (("rope.scaling.yarn_attn_factor", &["attention_factor", "attn_factor"], Kind::F32), false),
-    (("rope.scaling.yarn_beta_fast", &["beta_fast"], Kind::F32), false),
-    (("rope.scaling.yarn_beta_slow", &["beta_slow"], Kind::F32), false),
+];
+
+/// The same, behind the factor of attention.
+const YARN_BANDS: [Row; 2] = [
+    ("rope.scaling.yarn_beta_fast", &["beta_fast"], Kind::F32),
+    ("rope.scaling.yarn_beta_slow", &["beta_slow"], Kind::F32),
 ];
 
 /// Writes the keys of `family` for a model with these settings to `to`, and the file's type.
@@ -71,7 +75,8 @@ pub(super) fn write(
     if settings.get("is_causal") == Some(&Json::Bool(false)) {
         keys.set("attention.causal", Value::Bool(false));
     }
-    rope(family, settings, &mut keys, warnings)?;
+    compute::check(family, settings, warnings)?;
+    rope(family, settings, &mut keys)?;
     REST.iter().try_for_each(|row| keys.setting(row, settings))?;
     keys.to.set("general.file_type", Value::U32(file_type));
     if family.writes_vocab_size {
@@ -84,10 +89,11 @@ pub(super) fn write(
 }
 
 /// The keys of the rotary embedding.
-fn rope(family: &Family, settings: &Settings, keys: &mut Keys<'_>, warnings: &mut Vec<String>) -> Result<()> {
+fn rope(family: &Family, settings: &Settings, keys: &mut Keys<'_>) -> Result<()> {
     let rope = settings.rope();
-    match rope.get("rope_type").and_then(Json::as_str) {
-        None | Some("default") => {}
+    match settings.rope_type() {
+        // Of dynamic scaling, `compute` warns.
+        None | Some("default" | "dynamic") => {}
         Some("linear") => {
             keys.set("rope.scaling.type", Value::string("linear"));
             keys.member(&YARN[0].0, rope, true)?;
@@ -95,11 +101,13 @@ fn rope(family: &Family, settings: &Settings, keys: &mut Keys<'_>, warnings: &mu
         Some("yarn") => {
             keys.set("rope.scaling.type", Value::string("yarn"));
             YARN.iter().try_for_each(|(row, must)| keys.member(row, rope, *must))?;
+            if let Some(times) = yarn::attn_factor(rope)? {
+                // The converter's key, which llama.cpp does not read for these families, and the one that it reads.
+                [yarn::CONVERTERS, yarn::ATTN_FACTOR].iter().for_each(|key| keys.set(key, Value::F32(times)));
+            }
+            YARN_BANDS.iter().try_for_each(|row| keys.member(row, rope, false))?;
         }
         Some(kind) if kind.eq_ignore_ascii_case("llama3") && family.generates_rope_factors => {}
-        Some("dynamic") => warnings.push(
-            "config.json: the dynamic scaling of the rotary embedding has no place in GGUF and is left out".to_owned(),
-        ),
         Some(kind) => {
             let problem =
                 format!("the rotary embedding of type \"{}\" has no place in a GGUF of {}", escaped(kind), family.name);

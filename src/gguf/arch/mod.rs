@@ -2,6 +2,7 @@
 //! found by `architectures` of config.json. The vocabulary's own keys are made elsewhere.
 
 pub(in crate::gguf) mod back;
+mod compute;
 mod config;
 mod family;
 mod keys;
@@ -12,6 +13,7 @@ mod power;
 mod qwen2;
 mod qwen3;
 mod rope;
+pub(in crate::gguf) mod yarn;
 
 use serde_json::Value as Json;
 
@@ -87,6 +89,11 @@ pub fn convert(files: &ModelFiles, tensors: &[HfTensor], options: &Options) -> R
 pub fn vocabulary(config: &Json) -> Result<(&'static Recipe, usize)> {
     let vocab_size = Settings::complete(config)?.require("vocab_size")?;
     Ok((family(config)?.vocabulary, vocab_size as usize))
+}
+
+/// Whether a family is called so in `general.architecture`.
+pub(in crate::gguf) fn is_known(architecture: &str) -> bool {
+    FAMILIES.iter().any(|family| family.name == architecture)
 }
 
 /// The number of values of all tensors.

@@ -1,6 +1,7 @@
 //! What an export knows of a model's descent and no converter records: the base and the adapters that were merged.
 
 use super::sources::Source;
+use crate::gguf::disk::is_path_for_id;
 use crate::gguf::{Metadata, Value};
 
 /// An adapter that was merged into the model, and the base that it names. Plain data, given by the caller.
@@ -29,7 +30,44 @@ fn is_public(id: &str) -> bool {
             && !text.starts_with('.')
             && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
-    id.starts_with("https://") || id.split_once('/').is_some_and(|(owner, name)| word(owner) && word(name))
+    if id.starts_with("https://") {
+        return !is_path_for_id(id);
+    }
+    id.split_once('/').is_some_and(|(owner, name)| word(owner) && word(name))
+}
+
+/// Tags that cards of adapters have, by PEFT's and trainers' names of their kinds.
+const ADAPTER_TAGS: [&str; 24] = [
+    "adapter",
+    "peft",
+    "lora",
+    "qlora",
+    "dora",
+    "rslora",
+    "adalora",
+    "loha",
+    "lokr",
+    "vera",
+    "xlora",
+    "randlora",
+    "lora-plus",
+    "ia3",
+    "oft",
+    "boft",
+    "hra",
+    "bone",
+    "miss",
+    "fourierft",
+    "shira",
+    "c3a",
+    "road",
+    "delora",
+];
+
+/// Whether a tag says that its model is an adapter: by its kind, or `base_model:adapter:...`.
+pub(super) fn is_of_adapter(tag: &str) -> bool {
+    let tag = tag.trim().to_ascii_lowercase();
+    ADAPTER_TAGS.contains(&tag.as_str()) || tag.starts_with("base_model:adapter:")
 }
 
 /// The bases of `lineage`, each once.
@@ -52,6 +90,7 @@ pub(in crate::gguf) fn lineage_keys(lineage: &[Lineage]) -> Metadata {
         return keys;
     }
     let public = |id: &Option<String>| id.clone().filter(|id| is_public(id)).map(Value::String);
+    let finite = |number: Option<f32>| number.filter(|number| number.is_finite()).map(Value::F32);
     let base = lineage.iter().find(|l| l.base.is_some());
     let mut set = |key: String, value: Option<Value>| {
         if let Some(value) = value {
@@ -66,8 +105,8 @@ pub(in crate::gguf) fn lineage_keys(lineage: &[Lineage]) -> Metadata {
             ("repo", public(&adapter.adapter)),
             ("sha256", adapter.sha256.clone().map(Value::String)),
             ("rank", adapter.rank.map(Value::U32)),
-            ("alpha", adapter.alpha.map(Value::F32)),
-            ("weight", adapter.weight.map(Value::F32)),
+            ("alpha", finite(adapter.alpha)),
+            ("weight", finite(adapter.weight)),
         ];
         members.into_iter().for_each(|(member, value)| set(format!("qft.adapter.{i}.{member}"), value));
     }
@@ -79,9 +118,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn tags_of_adapters_are_known() {
+        for tag in ["lora", "LoRA", "peft", "base_model:adapter:Qwen/Qwen2.5-7B", "base_model:adapter:/home/me"] {
+            assert!(is_of_adapter(tag), "{tag}");
+        }
+        for tag in ["explora", "base_model:finetune:a/b", "chat", "transformers"] {
+            assert!(!is_of_adapter(tag), "{tag}");
+        }
+    }
+
+    #[test]
     fn paths_stay_private() {
         let lineage = |base: &str| Lineage { base: Some(base.to_owned()), rank: Some(8), ..Lineage::default() };
-        for path in ["/home/me/model", "./out", "../a/b", "C:\\models\\x", "a/b/c", "model", "a/../b"] {
+        for path in [
+            "/home/me/model",
+            "./out",
+            "../a/b",
+            "C:\\models\\x",
+            "a/b/c",
+            "model",
+            "a/../b",
+            "https://huggingface.co//home/me",
+        ] {
             assert!(bases(&[lineage(path)], 0).is_empty(), "{path}");
             assert_eq!(lineage_keys(&[lineage(path)]).get("qft.base.repo"), None, "{path}");
         }

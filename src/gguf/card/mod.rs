@@ -13,6 +13,7 @@ pub(super) use lineage::lineage_keys;
 
 use self::front::{Map, Node};
 use self::id::{name_parts, size_label, title};
+use super::disk::{is_path_for_id, tells_of_disk};
 use super::{Metadata, ModelFiles, Value};
 use crate::error::{Result, escaped};
 
@@ -74,9 +75,19 @@ pub(super) fn describe(
     let mut keys = Metadata::default();
     sampling(files, &mut keys, warnings)?;
     let card = card(files, warnings)?;
-    let mut texts: Vec<(&str, Option<String>)> =
-        TEXTS.iter().map(|(key, members)| (*key, members.iter().find_map(|m| text(&card, m, warnings)))).collect();
-    let id = files.config.get("_name_or_path").and_then(Json::as_str).filter(|id| id.matches('/').count() <= 1);
+    let mut private = Private::default();
+    let mut texts: Vec<(&str, Option<String>)> = TEXTS
+        .iter()
+        .map(|(key, members)| {
+            let mut found = members.iter().filter_map(|m| Some((m, text(&card, m, warnings)?)));
+            (*key, found.find(|(m, text)| !private.has(**m, &format!("general.{key}"), text)).map(|(_, text)| text))
+        })
+        .collect();
+    let id = files
+        .config
+        .get("_name_or_path")
+        .and_then(Json::as_str)
+        .filter(|id| id.matches('/').count() <= 1 && !is_path_for_id(id));
     for id in id.into_iter().chain([files.directory.as_str()]) {
         let parts = name_parts(id, params);
         let guesses = [
@@ -104,26 +115,58 @@ pub(super) fn describe(
             keys.set(&format!("general.{key}"), Value::String(text));
         }
     }
-    let mut bases = sources::sources(&card, &["base_model", "base_models", "base_model_sources"], params);
+    let mut source = |keys: &[&'static str]| {
+        let key = keys.iter().find(|key| card.get(key).is_some())?;
+        let (sources, left_out) = sources::sources(card.get(key)?, params);
+        private.left_out.extend(left_out.then_some(*key));
+        // A list of nothing else is none.
+        Some(sources).filter(|sources| !(left_out && sources.is_empty()))
+    };
+    let mut bases = source(&["base_model", "base_models", "base_model_sources"]);
+    let datasets = source(&["datasets", "dataset", "dataset_sources"]);
     let merged = lineage::bases(lineage, params);
     // A card that knows the base that was merged into is the adapter's, and may say more of it.
     let known = |merged: &sources::Source| bases.iter().flatten().any(|base| base.is_at(merged));
     if !merged.iter().all(known) {
         bases = Some(merged);
     }
-    let datasets = sources::sources(&card, &["datasets", "dataset", "dataset_sources"], params);
     for (kind, sources) in [("base_model", bases), ("dataset", datasets)] {
         if let Some(sources) = sources {
             sources::write(kind, &sources, &mut keys);
         }
     }
     for (key, members) in LISTS {
-        let words = members.iter().flat_map(|member| words(&card, member, warnings)).collect::<Vec<_>>();
+        let mut words = members.iter().flat_map(|member| words(&card, member, warnings)).collect::<Vec<_>>();
+        // A merged model is no adapter, whatever the adapter's card says.
+        words.retain(|word| lineage.is_empty() || !(key == "tags" && lineage::is_of_adapter(word)));
+        words.retain(|word| !private.has(key, &format!("general.{key}"), word));
         if !words.is_empty() {
             keys.set(&format!("general.{key}"), Value::strings(words));
         }
     }
+    private.tell(warnings);
     Ok(keys)
+}
+
+/// Members of a card that tell of a path on somebody's disk, and are left out.
+#[derive(Default)]
+struct Private {
+    left_out: Vec<&'static str>,
+}
+
+impl Private {
+    /// Whether `text`, which `member` has and `key` would get, is to be left out.
+    fn has(&mut self, member: &'static str, key: &str, text: &str) -> bool {
+        let has = tells_of_disk(key, text);
+        self.left_out.extend(has.then_some(member));
+        has
+    }
+
+    fn tell(mut self, warnings: &mut Vec<String>) {
+        self.left_out.dedup();
+        let said = |member| format!("README.md: {member} has a path of somebody's disk, which is left out");
+        warnings.extend(self.left_out.into_iter().map(said));
+    }
 }
 
 /// The card's front matter; a card that can't be read is none.

@@ -3,6 +3,7 @@
 
 use super::front::{Map, Node};
 use super::id::{name_parts, title};
+use crate::gguf::disk::{is_path_for_id, tells_of_disk};
 use crate::gguf::{Metadata, Value};
 
 /// Members of a source, in the order of their keys.
@@ -46,11 +47,13 @@ impl Source {
         Self(members)
     }
 
-    /// A source that the card describes by members of its own.
-    fn described(map: &Map) -> Self {
+    /// A source that the card describes by members of its own; `None` if one is a path.
+    fn described(map: &Map) -> Option<Self> {
         let text =
             |key| if let Some(Node::Text(text) | Node::Other(text)) = map.get(key) { Some(text.clone()) } else { None };
-        Self(MEMBERS.iter().filter_map(|key| text(key).map(|text| (*key, text))).collect())
+        let members: Vec<_> = MEMBERS.iter().filter_map(|key| text(key).map(|text| (*key, text))).collect();
+        let is_private = |(key, text): &(&str, String)| tells_of_disk(&format!("general.base_model.0.{key}"), text);
+        (!members.iter().any(is_private)).then_some(Self(members))
     }
 
     /// Whether both have the same address.
@@ -63,19 +66,23 @@ impl Source {
     }
 }
 
-/// The sources under the first of `keys` that `card` has; `None` if it has none of them.
-pub(super) fn sources(card: &Map, keys: &[&str], params: u64) -> Option<Vec<Source>> {
+/// The sources that `node` of a card lists, and whether some were left out: paths of somebody's disk.
+pub(super) fn sources(node: &Node, params: u64) -> (Vec<Source>, bool) {
+    let nodes = match node {
+        Node::Text(_) => std::slice::from_ref(node),
+        Node::List(nodes) => nodes.as_slice(),
+        _ => &[],
+    };
     let source = |node: &Node| match node {
-        Node::Text(id) => Source::of(id, params),
+        Node::Text(id) if is_path_for_id(id) => None,
+        Node::Text(id) => Some(Source::of(id, params)),
         Node::Map(map) => Source::described(map),
         // The converter counts what it can't read.
-        _ => Source::default(),
+        _ => Some(Source::default()),
     };
-    match keys.iter().find_map(|key| card.get(key))? {
-        Node::Text(id) => Some(vec![Source::of(id, params)]),
-        Node::List(nodes) => Some(nodes.iter().map(source).collect()),
-        _ => Some(Vec::new()),
-    }
+    let sources: Vec<Source> = nodes.iter().filter_map(source).collect();
+    let left_out = sources.len() < nodes.len();
+    (sources, left_out)
 }
 
 /// Writes `sources` as `general.<kind>.*`.

@@ -7,9 +7,13 @@ mod legacy;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::disk::{file_name, tells_of_disk};
 use super::mixture::is_embedding;
 use crate::checkpoint::Mapping;
 use crate::error::{Error, Result, escaped};
+
+/// The key that names the file which a quantized model was weighed by.
+pub(crate) const FILE_KEY: &str = "quantize.imatrix.file";
 
 /// What to do about a file that is broken.
 const REMEDY: &str = "make the importance matrix again with llama-imatrix";
@@ -35,6 +39,14 @@ pub struct ImatrixInfo {
     pub entries: u32,
     /// Pieces of text that it was computed from; 0 if it doesn't say.
     pub chunks: u32,
+}
+
+impl ImatrixInfo {
+    /// The same without directories, which are somebody's disk.
+    pub fn without_paths(self) -> Self {
+        let name = |path: String| if tells_of_disk(FILE_KEY, &path) { file_name(&path).to_owned() } else { path };
+        Self { file: file_name(&self.file).to_owned(), dataset: self.dataset.map(name), ..self }
+    }
 }
 
 impl Imatrix {

@@ -4,8 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
 use crate::error::{Error, Result, escaped};
-use crate::gguf::arch::Sizes;
 use crate::gguf::arch::back::{Back, Switch};
+use crate::gguf::arch::{Sizes, yarn};
+use crate::gguf::release::ignored;
 use crate::gguf::{Metadata, Value as GgufValue};
 
 const REMEDY: &str = "the file is incomplete: download or convert the model again";
@@ -209,9 +210,26 @@ const USED: [&str; 22] = [
     "rope.scaling.yarn_beta_slow",
 ];
 
-/// Keys of the architecture that the config has no place for.
+/// Keys of the architecture that the config has no place for, but for those of [`without_place`].
 pub(super) fn unused_keys(metadata: &Metadata) -> Vec<String> {
     let Some(prefix) = metadata.architecture().map(|name| format!("{name}.")) else { return Vec::new() };
     let keys = metadata.iter().filter_map(|(key, _)| key.strip_prefix(&prefix).map(|rest| (key, rest)));
-    keys.filter(|(_, rest)| !USED.contains(rest)).map(|(key, _)| escaped(key)).collect()
+    let told = ignored(metadata);
+    let unused = keys.filter(|(key, rest)| !USED.contains(rest) && !told.iter().any(|(name, ..)| name == key));
+    unused.map(|(key, _)| escaped(key)).collect()
+}
+
+/// Warnings of keys that change what a model computes and that llama.cpp does not read for the family.
+pub(super) fn without_place(metadata: &Metadata) -> Vec<String> {
+    let say = |(key, value, does): (String, String, &str)| {
+        let what = if key.ends_with(yarn::CONVERTERS) {
+            "llama.cpp does not read it for this architecture, and config.json has the factor that llama.cpp works out"
+        } else if USED.iter().any(|used| key.ends_with(&format!(".{used}"))) {
+            "config.json has it, and llama.cpp does not read it for this architecture"
+        } else {
+            "config.json has no place for it, and the directory computes without it; if the model needs it, use the original"
+        };
+        format!("{} is {value}, which {does}: {what}", escaped(&key))
+    };
+    ignored(metadata).into_iter().map(say).collect()
 }

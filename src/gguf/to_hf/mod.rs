@@ -94,9 +94,11 @@ impl ToHfPlan {
         let companions = if let Some(dir) = &options.tokenizer {
             tokenizer_files(dir)?
         } else {
+            warnings.extend(tokenizer::guessed(keys)?);
             texts.extend(tokenizer::files(keys, shape.sizes.vocab, shape.context)?);
             Vec::new()
         };
+        warnings.extend(config::without_place(keys.metadata));
         let unused = config::unused_keys(keys.metadata);
         if !unused.is_empty() {
             warnings.push(format!("config.json has no place for {}", unused.join(", ")));

@@ -5,17 +5,15 @@ use serde_json::{Map, Value, json};
 
 use super::keys::{Keys, shortest};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::arch::Scaling;
+use crate::gguf::arch::{Scaling, yarn};
 
 /// What llama.cpp assumes where the file says nothing, as transformers does.
 pub(super) const DEFAULT_THETA: f64 = 10_000.0;
 
 /// Keys of yarn: in the file below `rope.scaling.`, in the config.
-const YARN: [(&str, &str); 6] = [
+const YARN: [(&str, &str); 4] = [
     ("original_context_length", "original_max_position_embeddings"),
     ("yarn_ext_factor", "extrapolation_factor"),
-    ("yarn_attn_factor", "attention_factor"),
-    ("attn_factor", "attention_factor"),
     ("yarn_beta_fast", "beta_fast"),
     ("yarn_beta_slow", "beta_slow"),
 ];
@@ -79,17 +77,31 @@ fn keyed(keys: Keys<'_>) -> Result<Option<Value>> {
     // The older key stands in for the newer, whatever the type.
     let old = keys.number_of_architecture("rope.scale_linear")?.filter(|factor| factor.as_f64() != Some(1.0));
     let factor = key("factor")?.or(old).filter(|factor| factor.as_f64() != Some(0.0));
+    let times = keys.number_of_architecture(yarn::ATTN_FACTOR)?.and_then(|times| times.as_f64());
+    let times = times.filter(|times| times.to_bits() != 1f64.to_bits());
+    if let Some(times) = times.filter(|_| kind != Some("yarn") || factor.is_none()) {
+        return Err(Error::refused(
+            format!("the model scales its rotary embedding by {times} (rope.scaling.attn_factor) without YaRN"),
+            "transformers has no such scaling: use the original model",
+        ));
+    }
     match (kind, factor) {
         (Some("none"), _) | (Some("linear") | None, None) => Ok(None),
         (Some("linear") | None, Some(factor)) => linear(factor),
         (Some("yarn"), Some(factor)) => {
             let mut scaling = Map::new();
             scaling.insert("rope_type".to_owned(), json!("yarn"));
+            let plain = yarn::scale(factor.as_f64().unwrap_or(1.0), 1.0);
             scaling.insert("factor".to_owned(), factor);
             for (stored, name) in YARN {
                 if let Some(value) = key(stored)? {
                     scaling.entry(name).or_insert(value);
                 }
+            }
+            // llama.cpp multiplies what it works out from the factor; transformers has the product. The converter's key
+            // counts for nothing there.
+            if let Some(times) = times {
+                scaling.extend(shortest((times * plain) as f32).map(|whole| ("attention_factor".to_owned(), whole)));
             }
             Ok(Some(Value::Object(scaling)))
         }
@@ -197,11 +209,32 @@ mod tests {
         assert_eq!(made(std::slice::from_ref(&old)), Ok(Some(linear.clone())));
         assert_eq!(made(&[kind("linear"), old]), Ok(Some(linear)));
         let original = ("llama.rope.scaling.original_context_length", V::U32(32768));
-        let attention = ("llama.rope.scaling.yarn_attn_factor", V::F32(1.1));
-        let yarn = json!({
-            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "attention_factor": 1.1
-        });
-        assert_eq!(made(&[kind("yarn"), factor.clone(), original, attention]), Ok(Some(yarn)));
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+        assert_eq!(made(&[kind("yarn"), factor.clone(), original]), Ok(Some(yarn)));
         assert!(made(&[kind("longrope"), factor]).is_err());
+    }
+
+    #[test]
+    fn the_factor_of_attention_is_what_llama_cpp_multiplies() {
+        let made = |name: &str, pairs: &[(&str, V)]| {
+            let all: Vec<_> =
+                [("llama.rope.scaling.type", V::string(name)), ("llama.rope.scaling.factor", V::F32(4.0))]
+                    .into_iter()
+                    .chain(pairs.iter().cloned())
+                    .collect();
+            keyed(keys(&metadata(&all))).map(|found| found.unwrap().get("attention_factor").and_then(Value::as_f64))
+        };
+        let plain = 0.1 * 4f64.ln() + 1.0;
+        let key = "llama.rope.scaling.attn_factor";
+        let factor = made("yarn", &[(key, V::F32(0.9))]).unwrap().unwrap();
+        assert!((factor - 0.9 * plain).abs() < 1e-6, "{factor}");
+        assert_eq!(made("yarn", &[(key, V::F32(1.0))]).unwrap(), None, "what transformers works out");
+        let converters = [("llama.rope.scaling.yarn_attn_factor", V::F32(0.9))];
+        assert_eq!(made("yarn", &converters).unwrap(), None, "llama.cpp does not read it");
+        let both =
+            [("llama.rope.scaling.attn_factor", V::F32(0.5)), ("llama.rope.scaling.yarn_attn_factor", V::F32(0.9))];
+        assert!((made("yarn", &both).unwrap().unwrap() - 0.5 * plain).abs() < 1e-6, "the one that llama.cpp reads");
+        let error = made("linear", &both[..1]).unwrap_err().to_string();
+        assert!(error.contains("attn_factor") && error.contains("0.5"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use super::sources::Sources;
 use super::special::{ROLES, SpecialTokens};
 use super::tokenizer::HfTokenizer;
-use super::{MAX_TOKENS, Token, TokenType, Vocab, VocabOptions, added, pre, write_tokens};
+use super::{Token, TokenType, Vocab, VocabOptions, added, pre, write_tokens};
 use crate::error::{Error, Result, escaped};
 use crate::parallel::both;
 
@@ -17,6 +17,7 @@ pub(super) fn convert(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut
     let Some(tokenizer) = tokenizer? else { return Ok(false) };
     let name = pre_tokenizer(&tokenizer, options.pre, vocab)?;
     let tokens = tokens(&tokenizer, options.vocab_size)?;
+    vocab.warnings.extend(tokenizer.warnings());
     write_tokens(vocab, "gpt2", &name, tokens);
     special?.write(vocab);
     Ok(true)
@@ -43,18 +44,7 @@ fn pre_tokenizer(tokenizer: &HfTokenizer<'_>, given: Option<&str>, vocab: &mut V
 /// The tokens by id, up to `vocab_size`; places without one are padded.
 fn tokens(tokenizer: &HfTokenizer<'_>, vocab_size: usize) -> Result<Vec<Token>> {
     let texts = tokenizer.vocab();
-    let highest = texts.keys().next_back().map_or(0, |id| *id as usize + 1);
-    let size = if vocab_size == 0 { texts.len() } else { vocab_size };
-    if highest > size || size > MAX_TOKENS {
-        return Err(Error::refused(
-            format!(
-                "{}: has a token of id {}; config.json has a vocab_size of {size}",
-                tokenizer.shown_path(),
-                highest.saturating_sub(1)
-            ),
-            "take tokenizer and config.json from the same model, or resize the model's embeddings to the tokenizer",
-        ));
-    }
+    let size = tokenizer.places(vocab_size)?;
     let mut texts = texts.iter().peekable();
     let mut tokens = Vec::with_capacity(size);
     for id in 0..size {

@@ -8,19 +8,20 @@ use serde_json::Value;
 use super::sources::Sources;
 use super::special::{ROLES, SpecialTokens};
 use super::tokenizer::HfTokenizer;
-use super::{Token, TokenType, Vocab, write_tokens};
-use crate::error::{Error, Result};
+use super::{PADDING, Token, TokenType, Vocab, VocabOptions, write_tokens};
+use crate::error::Result;
 
 /// The score of every token: `tokenizer.json` has none.
 const SCORE: f32 = -1_000.0;
 
 /// Converts `tokenizer.json`; false if there is none, or one of another kind.
-pub(super) fn convert(sources: &Sources<'_>, vocab: &mut Vocab) -> Result<bool> {
+pub(super) fn convert(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {
     if !sources.tokenizer.as_ref().is_some_and(|tokenizer| is_this_kind(&tokenizer.rest)) {
         return Ok(false);
     }
     let Some(tokenizer) = HfTokenizer::open(sources)? else { return Ok(false) };
-    let tokens = tokens(&tokenizer)?;
+    let tokens = tokens(&tokenizer, options.vocab_size)?;
+    vocab.warnings.extend(tokenizer.warnings());
     let limit = tokens.len();
     write_tokens(vocab, "llama", "default", tokens);
     SpecialTokens::read(sources, &ROLES, Some(limit), false)?.write(vocab);
@@ -36,26 +37,25 @@ fn is_this_kind(tokenizer: &Value) -> bool {
         && tokenizer.get("decoder").is_some_and(|decoder| is(decoder, "Sequence"))
 }
 
-/// The base vocabulary, and the added tokens beyond it.
-fn tokens(tokenizer: &HfTokenizer<'_>) -> Result<Vec<Token>> {
+/// The tokens by id, up to `vocab_size`: each keeps its id, and places without one are padded. The converter moves tokens
+/// behind a gap, and ends with the last of them.
+fn tokens(tokenizer: &HfTokenizer<'_>, vocab_size: usize) -> Result<Vec<Token>> {
     let specials: HashSet<u32> = tokenizer.special().iter().filter_map(|text| tokenizer.id(text)).collect();
-    let base = tokenizer.base_len();
+    let mut texts = tokenizer.vocab().iter().peekable();
     let mut tokens = Vec::new();
-    for id in 0..base {
-        // A vocabulary of a file has fewer tokens than 32 bits count.
-        let text = tokenizer.vocab().get(&(id as u32)).ok_or_else(|| {
-            let problem = format!("{}: has {base} tokens, and none of id {id}", tokenizer.shown_path());
-            Error::refused(problem, "restore the file from its source")
-        })?;
-        let kind = match () {
-            () if is_byte(text) => TokenType::Byte,
-            () if specials.contains(&(id as u32)) => TokenType::Control,
-            () => TokenType::Normal,
+    for id in 0..tokenizer.places(vocab_size)? {
+        // Ids are below MAX_TOKENS.
+        let Some((id, text)) = texts.next_if(|(next, _)| **next == id as u32) else {
+            tokens.push(Token::padding(id, PADDING));
+            continue;
         };
-        tokens.push(Token { text: text.to_string(), kind, score: SCORE });
-    }
-    for (id, text) in tokenizer.vocab().range(base as u32..) {
-        let kind = if specials.contains(id) { TokenType::Control } else { TokenType::UserDefined };
+        let is_base = tokenizer.is_base(*id);
+        let kind = match () {
+            () if is_base && is_byte(text) => TokenType::Byte,
+            () if specials.contains(id) => TokenType::Control,
+            () if is_base => TokenType::Normal,
+            () => TokenType::UserDefined,
+        };
         tokens.push(Token { text: text.to_string(), kind, score: SCORE });
     }
     Ok(tokens)

@@ -20,6 +20,8 @@ pub use family::{Kind, LLAMA, QWEN, Recipe};
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
 pub(crate) use text::TextTokenizer;
 
+use std::collections::HashSet;
+
 use sources::Sources;
 
 use super::source::ModelFiles;
@@ -28,6 +30,8 @@ use crate::error::{Error, Result};
 
 /// Most tokens of a vocabulary: the largest known has under 300,000.
 const MAX_TOKENS: usize = 1 << 22;
+/// Score of a place without a token.
+const PADDING: f32 = -10_000.0;
 
 /// What a conversion of a tokenizer depends on beside its files.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +80,29 @@ impl Token {
     fn padding(id: usize, score: f32) -> Self {
         Self { text: format!("[PAD{id}]"), kind: TokenType::Unused, score }
     }
+
+    /// Whether the token is what fills place `id`.
+    fn is_padding(&self, id: usize) -> bool {
+        self.kind == TokenType::Unused && is_padding(id, &self.text)
+    }
+}
+
+/// Whether `text` is what fills place `id` of a vocabulary that has no token for it.
+pub(in crate::gguf) fn is_padding(id: usize, text: &str) -> bool {
+    let rest = text.strip_prefix("[PAD").and_then(|rest| rest.strip_suffix(']'));
+    rest.map(|rest| rest.trim_end_matches('_')).is_some_and(|digits| digits == id.to_string())
+}
+
+/// Gives padding another name where a token has that name already: llama.cpp loads no text twice.
+fn rename_padding(tokens: &mut [Token]) {
+    let named =
+        tokens.iter().enumerate().filter(|(id, token)| token.text.starts_with("[PAD") && !token.is_padding(*id));
+    let taken: HashSet<String> = named.map(|(_, token)| token.text.clone()).collect();
+    for (id, token) in tokens.iter_mut().enumerate().filter(|_| !taken.is_empty()) {
+        while token.is_padding(id) && taken.contains(&token.text) {
+            token.text.insert(token.text.len() - 1, '_');
+        }
+    }
 }
 
 /// Converts the tokenizer of a model.
@@ -92,7 +119,7 @@ pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
     for kind in options.recipe.order {
         let converted = match kind {
             Kind::SentencePiece => spm::convert(&sources, options, &mut vocab)?,
-            Kind::LlamaHf => llama_hf::convert(&sources, &mut vocab)?,
+            Kind::LlamaHf => llama_hf::convert(&sources, options, &mut vocab)?,
             Kind::ByteLevel => byte_level::convert(&sources, options, &mut vocab)?,
         };
         if converted {
@@ -111,7 +138,8 @@ pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
 }
 
 /// Writes the vocabulary proper: what comes before merges and special tokens.
-fn write_tokens(vocab: &mut Vocab, model: &str, pre: &str, tokens: Vec<Token>) {
+fn write_tokens(vocab: &mut Vocab, model: &str, pre: &str, mut tokens: Vec<Token>) {
+    rename_padding(&mut tokens);
     vocab.tokens = tokens.len();
     let keys = &mut vocab.keys;
     keys.set("tokenizer.ggml.model", Value::string(model));

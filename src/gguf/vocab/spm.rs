@@ -7,12 +7,10 @@ use serde_json::Value;
 use super::sentencepiece::{PieceKind, SentencePiece};
 use super::sources::{Sources, members};
 use super::special::{ROLES, SpecialTokens};
-use super::{MAX_TOKENS, Token, TokenType, Vocab, VocabOptions, added, write_tokens};
+use super::{MAX_TOKENS, PADDING, Token, TokenType, Vocab, VocabOptions, added, write_tokens};
 use crate::error::{Error, Result, escaped};
 use crate::gguf::source::ModelFiles;
 
-/// Score of a place without a token.
-const PADDING: f32 = -10_000.0;
 /// Score of an added token.
 const ADDED: f32 = -1_000.0;
 

@@ -100,6 +100,68 @@ fn two_sizes_of_vocabulary_have_keys_of_their_own() {
     assert_eq!(of_size(49152).get("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(false)));
 }
 
+/// The tokens of the fixture of SentencePiece's kind, with `change` made to its tokenizer.json, in `vocab_size` places.
+fn llama_hf(vocab_size: usize, change: impl FnOnce(&mut Json)) -> Result<Vec<(String, i32)>> {
+    let mut files = model(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers/llama_hf/model"));
+    let mut tokenizer = files.json("tokenizer.json")?.unwrap();
+    change(&mut tokenizer);
+    let changed = tempfile::NamedTempFile::new().unwrap();
+    fs::write(changed.path(), tokenizer.to_string()).unwrap();
+    files.paths.insert("tokenizer.json".to_owned(), changed.path().to_owned());
+    // It lists the added tokens once more.
+    files.paths.remove("tokenizer_config.json");
+    let vocab = convert(&files, &VocabOptions { vocab_size, ..options(&files) })?;
+    let texts = vocab.keys.get("tokenizer.ggml.tokens").and_then(Value::as_strings).unwrap().iter().cloned();
+    let Some(Value::Array(Array::I32(kinds))) = vocab.keys.get("tokenizer.ggml.token_type") else { panic!() };
+    assert_eq!((vocab.tokens, kinds.len()), (vocab_size, vocab_size));
+    Ok(texts.zip(kinds.iter().copied()).collect())
+}
+
+#[test]
+fn a_vocabulary_of_sentencepieces_kind_has_a_token_for_each_row() {
+    let token = |text: &str, kind| (text.to_owned(), kind);
+    let whole = llama_hf(269, |_| ()).unwrap();
+    let padded = llama_hf(279, |_| ()).unwrap();
+    assert_eq!(
+        (&padded[..269], &padded[269], &padded[278]),
+        (&whole[..], &token("[PAD269]", 5), &token("[PAD278]", 5))
+    );
+    // The last added token beyond a gap, listed alone or in the model's own vocabulary too.
+    for own in [false, true] {
+        let moved = llama_hf(279, |t| {
+            t["added_tokens"][4]["id"] = json!(275);
+            if own {
+                t["model"]["vocab"]["<pad>"] = json!(275);
+            }
+        });
+        let moved = moved.unwrap();
+        let around = [268, 275, 276].map(|id| moved[id].0.as_str());
+        assert_eq!(around, ["[PAD268]", "<pad>", "[PAD276]"], "own: {own}");
+    }
+    let twice = llama_hf(279, |t| t["added_tokens"][4]["id"] = json!(5)).unwrap_err().to_string();
+    assert!(twice.contains("the id 5") && twice.contains("<pad>") && twice.contains("<0x02>"), "{twice}");
+    // A gap in the model's own vocabulary, and a token called as the padding of another place.
+    let gap = llama_hf(279, |t| {
+        let vocab = t["model"]["vocab"].as_object_mut().unwrap();
+        vocab.remove("a");
+        vocab.insert("[PAD272]".to_owned(), json!(270));
+    });
+    let gap = gap.unwrap();
+    let at = whole.iter().position(|token| token.0 == "a").unwrap();
+    assert_eq!(gap[at], token(&format!("[PAD{at}]"), 5));
+    assert_eq!((&gap[270], &gap[272]), (&token("[PAD272]", 1), &token("[PAD272_]", 5)));
+    let error = llama_hf(268, |_| ()).unwrap_err().to_string();
+    assert!(error.contains("id 268") && error.contains("vocab_size of 268"), "{error}");
+}
+
+#[test]
+fn padding_is_known_by_its_name() {
+    assert!(is_padding(7, "[PAD7]") && is_padding(7, "[PAD7__]"));
+    for other in ["[PAD8]", "[PAD07]", "[PAD]", "PAD7", "[PAD7_x]", "[PAD_]"] {
+        assert!(!is_padding(7, other), "{other}");
+    }
+}
+
 #[test]
 fn refuses_what_gives_no_vocabulary() {
     let mut files = model(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers/llama3/model"));

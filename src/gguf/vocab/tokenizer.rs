@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper, PreTokenizerWrapper,
+    AddedToken, DecoderWrapper, Model, NormalizerWrapper, PaddingParams, PostProcessorWrapper, PreTokenizerWrapper,
     TokenizerBuilder, TokenizerImpl, TruncationParams,
 };
 
+use super::MAX_TOKENS;
 use super::sources::{Sources, members, token_text};
 use super::tables::TokenizerJson;
 use super::words::{AnyModel, Words};
@@ -32,6 +33,8 @@ pub(super) struct HfTokenizer<'t> {
     vocab: BTreeMap<u32, Cow<'t, str>>,
     added: BTreeMap<u32, AddedToken>,
     special: Vec<String>,
+    /// Texts of added tokens that the crate counts on to, by the ids that the file gives them.
+    stated: BTreeMap<String, u32>,
 }
 
 impl<'t> HfTokenizer<'t> {
@@ -50,13 +53,46 @@ impl<'t> HfTokenizer<'t> {
             vocab.insert(id, token.content.clone().into());
             added.insert(id, token);
         }
-        Ok(Some(Self {
-            path,
-            tokenizer,
-            vocab,
-            added,
-            special: extra.tokens.into_iter().map(|token| token.content).collect(),
-        }))
+        let stated = stated(&extra, sources.added_tokens());
+        let special = extra.tokens.into_iter().map(|token| token.content).collect();
+        let mut opened = Self { path, tokenizer, vocab, added, special, stated: BTreeMap::new() };
+        opened.keep_stated(stated)?;
+        Ok(Some(opened))
+    }
+
+    /// Gives added tokens the ids that the files state. The crate counts on from the vocabulary instead, and so closes
+    /// gaps; where the vocabulary itself has a token, its id holds.
+    fn keep_stated(&mut self, stated: BTreeMap<String, u32>) -> Result<()> {
+        let mut moved = Vec::new();
+        for (text, id) in stated {
+            let Some(counted) = self.tokenizer.token_to_id(&text).filter(|counted| *counted != id) else { continue };
+            if !self.is_base(counted) && self.vocab.get(&counted).is_some_and(|there| *there == text) {
+                self.vocab.remove(&counted);
+                moved.extend(self.added.remove(&counted).map(|token| (id, token)));
+            }
+        }
+        for (id, token) in moved {
+            if let Some(other) = self.vocab.insert(id, token.content.clone().into()) {
+                let (text, other) = (escaped(&token.content), escaped(&other));
+                let problem = format!("gives the id {id} to the added token {text}, and {other} has it too");
+                return Err(Error::malformed(&self.path, problem, "restore the file from its source"));
+            }
+            self.stated.insert(token.content.clone(), id);
+            self.added.insert(id, token);
+        }
+        Ok(())
+    }
+
+    /// Warnings of ids that programs disagree about.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
+        self.stated.iter().filter_map(|(text, id)| {
+            let counted = self.tokenizer.token_to_id(text)?;
+            let text = escaped(text);
+            Some(format!(
+                "the tokenizer gives the added token {text} the id {id}, which the GGUF keeps; transformers counts on \
+                 from the vocabulary, and takes {counted}"
+            ))
+        })
     }
 
     /// Where it was read, for messages.
@@ -69,9 +105,23 @@ impl<'t> HfTokenizer<'t> {
         &self.vocab
     }
 
-    /// How many tokens there are without the added ones.
-    pub(super) fn base_len(&self) -> usize {
-        self.tokenizer.get_vocab_size(false)
+    /// How many places a vocabulary of `vocab_size` has, by config.json; zero for a config without it. Refuses tokens beyond.
+    pub(super) fn places(&self, vocab_size: usize) -> Result<usize> {
+        let highest = self.vocab.keys().next_back().map_or(0, |id| *id as usize + 1);
+        let places = if vocab_size == 0 { self.vocab.len() } else { vocab_size };
+        if highest <= places && places <= MAX_TOKENS {
+            return Ok(places);
+        }
+        let (path, last) = (self.shown_path(), highest.saturating_sub(1));
+        Err(Error::refused(
+            format!("{path}: has a token of id {last}; config.json has a vocab_size of {places}"),
+            "take tokenizer and config.json from the same model, or resize the model's embeddings to the tokenizer",
+        ))
+    }
+
+    /// Whether the token with this id is one of the model's own, not added to them.
+    pub(super) fn is_base(&self, id: u32) -> bool {
+        self.tokenizer.get_model().id_to_token(id).is_some()
     }
 
     /// The added token with this id.
@@ -86,7 +136,7 @@ impl<'t> HfTokenizer<'t> {
 
     /// The id of the token with this text.
     pub(super) fn id(&self, text: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(text)
+        self.stated.get(text).copied().or_else(|| self.tokenizer.token_to_id(text))
     }
 
     /// The ids of `text`; with what the post-processor adds if `special`.
@@ -103,6 +153,15 @@ impl<'t> HfTokenizer<'t> {
     fn refuse(&self, problem: &str) -> Error {
         Error::malformed(&self.path, format!("can't encode a text: {problem}"), "restore the file from its source")
     }
+}
+
+/// Ids of added tokens by text: those of `tokenizer.json`, and of what is added to it.
+fn stated(extra: &ExtraTokens, listed: &[Value]) -> BTreeMap<String, u32> {
+    let id = |id: u64| u32::try_from(id).ok();
+    let added = extra.listed.iter().filter_map(|(at, token)| Some((token.content.clone(), id(*at)?)));
+    let listed =
+        listed.iter().filter_map(|token| Some((token_text(token)?.to_owned(), id(token.get("id")?.as_u64()?)?)));
+    added.chain(listed).collect()
 }
 
 /// Opens the tokenizer of a model with the crate's model of its whole vocabulary: slower to open, and as fast as the crate

@@ -9,7 +9,7 @@ use crate::error::{Error, Result, escaped};
 
 /// What a byte-level vocabulary brings to tokenizer.json.
 pub(super) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
-    let pre = PreTokenizer::of(keys.text("tokenizer.ggml.pre")?.unwrap_or("default"))?;
+    let pre = PreTokenizer::of(keys.text("tokenizer.ggml.pre")?.filter(|name| !name.is_empty()).unwrap_or("default"))?;
     let mut parts = Map::new();
     if pre.composes {
         parts.insert("normalizer".to_owned(), json!({"type": "NFC"}));

@@ -115,6 +115,17 @@ pub(super) fn files(keys: Keys<'_>, rows: u64, context: u64) -> Result<Vec<Text>
     Ok(files)
 }
 
+/// A warning where the way of cutting texts is a guess: byte-level vocabularies had no name for it before May 2024.
+pub(super) fn guessed(keys: Keys<'_>) -> Result<Option<String>> {
+    let named = keys.text("tokenizer.ggml.pre")?.is_some_and(|name| !name.is_empty());
+    let guessed = keys.text("tokenizer.ggml.model")? == Some("gpt2") && !named;
+    Ok(guessed.then(|| {
+        "the file does not name its pre-tokenizer (tokenizer.ggml.pre): tokenizer.json cuts texts by llama.cpp's default, \
+         which gives other tokens than most models' own; name a directory with the model's tokenizer by --tokenizer"
+            .to_owned()
+    }))
+}
+
 /// The special tokens that there are.
 fn special_tokens<'a>(keys: Keys<'_>, vocabulary: &Vocabulary<'a>, sentencepiece: bool) -> Result<Vec<Special<'a>>> {
     let assumed = |name: &str| SENTENCEPIECE_IDS.iter().find(|row| sentencepiece && row.0 == name).map(|row| row.1);

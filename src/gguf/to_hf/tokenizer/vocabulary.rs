@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Keys, REMEDY};
 use crate::error::{Error, Result, escaped};
+use crate::gguf::vocab::is_padding;
 
 /// The type of a token, as `llama_token_type` in llama.h numbers them.
 const NORMAL: i32 = 1;
@@ -64,7 +65,7 @@ impl<'a> Vocabulary<'a> {
 
     /// Leaves out the tokens that the converter padded the vocabulary with, and finds the added tokens at its end.
     fn trim(&mut self) {
-        let padding = |id: usize, token: &str| self.kind(id) == UNUSED && token == format!("[PAD{id}]");
+        let padding = |id: usize, token: &str| self.kind(id) == UNUSED && is_padding(id, token);
         let tokens = self.tokens.iter().enumerate();
         let len = tokens.rev().find(|(id, token)| !padding(*id, token)).map_or(0, |(id, _)| id + 1);
         let added = |id: &usize| self.is_added(*id);
