@@ -80,7 +80,7 @@ pub(super) fn describe(
         .iter()
         .map(|(key, members)| {
             let mut found = members.iter().filter_map(|m| Some((m, text(&card, m, warnings)?)));
-            (*key, found.find(|(m, text)| !private.has(**m, &format!("general.{key}"), text)).map(|(_, text)| text))
+            (*key, found.find(|(m, text)| !private.has(m, &format!("general.{key}"), text)).map(|(_, text)| text))
         })
         .collect();
     let id = files
