@@ -93,6 +93,19 @@ pub(super) fn copies_of(embedding: &str) -> &'static [&'static str] {
     SHARED.iter().find(|(name, _)| *name == embedding).map_or(&[], |(_, copies)| copies)
 }
 
+/// Biases of heads that the same flag ties: the one on disk, and the head's own.
+const BIASES: [(&str, &str); 3] = [
+    ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+    ("lm_head.bias", "lm_head.decoder.bias"),
+    ("predictions.bias", "predictions.decoder.bias"),
+];
+
+/// The bias that head `head` is tied to, and its own name.
+pub(super) fn bias_of(head: &str) -> Option<(&'static str, &'static str)> {
+    let own = head.strip_suffix("weight")?;
+    BIASES.iter().copied().find(|(_, bias)| bias.strip_suffix("bias") == Some(own))
+}
+
 /// Head and embedding of a model of type `model_type`, of whose tensors `has` tells: those of which both are there, else an
 /// embedding with the head that its class would have.
 pub(super) fn among(has: impl Fn(&str) -> bool, model_type: &str) -> Option<(&'static str, &'static str)> {

@@ -63,8 +63,7 @@ const ENDINGS: [(&str, Part); 16] = [
 ];
 
 /// Wrappers between a module's path and a parameter that is saved as a value.
-const WRAPPERS: [&str; 5] =
-    [".modules_to_save.default", ".modules_to_save", ".token_adapter.base_layer", ".base_layer", ".original_module"];
+const WRAPPERS: [&str; 2] = [".token_adapter.base_layer", ".base_layer"];
 
 /// Parses a tensor's name; `None` if it is no name of a PEFT LoRA.
 pub(super) fn parse(name: &str) -> Option<Key> {
@@ -80,6 +79,16 @@ pub(super) fn parse(name: &str) -> Option<Key> {
             return named(module, depth, part);
         }
     }
+    // A module that is saved whole has the wrapper's name in the middle of its parameters' paths.
+    for (wrapper, part) in
+        [(".modules_to_save.", Part::Value as fn(String) -> Part), (".original_module.", Part::Untrained)]
+    {
+        if let Some((module, inner)) = rest.split_once(wrapper) {
+            let whole = format!("{module}.{}", inner.strip_prefix("default.").unwrap_or(inner));
+            let (path, parameter) = whole.rsplit_once('.')?;
+            return named(path, 0, part(parameter.to_owned()));
+        }
+    }
     let (path, parameter) = rest.rsplit_once('.')?;
     if path.split('.').any(|p| p.starts_with("lora_")) || parameter.starts_with("lora_") {
         return None;
@@ -89,12 +98,7 @@ pub(super) fn parse(name: &str) -> Option<Key> {
     let parameter = parameter.to_owned();
     // A bias in `base_layer` was trained (`bias: all`, `lora_only`); a weight there was not.
     let is_base = wrapper.is_some_and(|w| w.ends_with(".base_layer")) && parameter == "weight";
-    let part = match wrapper {
-        Some(".original_module") => Part::Untrained,
-        _ if is_base => Part::BaseLayer,
-        _ => Part::Value,
-    };
-    named(module, 0, part(parameter))
+    named(module, 0, if is_base { Part::BaseLayer(parameter) } else { Part::Value(parameter) })
 }
 
 /// The name without the wrappers that were around a module when it was saved. PEFT would load none of them; nothing else
@@ -135,6 +139,8 @@ mod tests {
             ("lm_head.weight", "lm_head", 0, value("weight")),
             ("m.q.lora_magnitude_vector", "m.q", 0, Part::Magnitude),
             ("lm_head.original_module.weight", "lm_head", 0, Part::Untrained("weight".to_owned())),
+            ("decoder.modules_to_save.default.layer.0.q.weight", "decoder.layer.0.q", 0, value("weight")),
+            ("decoder.original_module.layer.0.q.bias", "decoder.layer.0.q", 0, Part::Untrained("bias".to_owned())),
             ("_orig_mod.m.q_proj.lora_A.weight", "m.q_proj", 0, Part::A),
             ("m._fsdp_wrapped_module.q_proj._checkpoint_wrapped_module.lora_B.weight", "m.q_proj", 0, Part::B),
         ] {

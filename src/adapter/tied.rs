@@ -74,6 +74,10 @@ impl Pair {
                 tensors.entry((*copy).to_owned()).or_insert_with(|| embedding.clone());
             }
         }
+        let bias = heads::bias_of(&self.head).and_then(|(from, to)| Some((tensors.get(from)?.clone(), to)));
+        if untied && let Some((bias, to)) = bias {
+            tensors.entry(to.to_owned()).or_insert(bias);
+        }
         untied
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Merged {
     pub(super) config_changes: Vec<String>,
     /// What deserves a look.
     pub(super) warnings: Vec<String>,
+    /// Whether no adapter changed the number of tokens.
+    pub(super) keeps_vocabulary: bool,
 }
 
 impl Merged {
@@ -51,7 +53,8 @@ impl Merged {
         if config.is_none() {
             warnings.push("the base has no config.json; loaders will need one".to_owned());
         }
-        Ok(Self { tensors, config, config_changes, warnings })
+        let keeps_vocabulary = resolution.vocabulary.is_none();
+        Ok(Self { tensors, config, config_changes, warnings, keeps_vocabulary })
     }
 }
 

@@ -104,7 +104,7 @@ impl ExportPlan {
                 "drop --dtype, or give the 16-bit model that it was made from",
             ));
         }
-        let Merged { tensors: merged, config, mut config_changes, mut warnings } =
+        let Merged { tensors: merged, config, mut config_changes, mut warnings, keeps_vocabulary } =
             Merged::new(&base, &adapters, options.dtype)?;
         let adapter_dirs: Vec<&Path> = adapters.iter().map(|a| a.dir.as_path()).collect();
         let Companions { files: mut companions, left_out } = companions(&base.dir, &adapter_dirs, options.tokenizer)?;
@@ -142,7 +142,7 @@ impl ExportPlan {
         }
         let (findings, gguf) = both(|| findings(&merged, &companions, &texts, turn_end.as_ref()), gguf);
         let (gguf, notes) = gguf?;
-        warnings.extend(judge(findings, options.max_shard.is_some())?.into_iter().chain(notes));
+        warnings.extend(judge(findings, options.max_shard.is_some(), keeps_vocabulary)?.into_iter().chain(notes));
         let left_out = if options.max_shard.is_some() {
             companions.retain(|companion| texts.iter().all(|(name, _)| *name != companion.name));
             left_out
@@ -215,9 +215,13 @@ fn findings(
     })
 }
 
-/// Refuses what no loader takes, if safetensors are written; gives all else as warnings.
-fn judge(findings: Vec<Finding>, strictly: bool) -> Result<Vec<String>> {
-    if let Some(finding) = findings.iter().find(|finding| strictly && finding.weight == Weight::Refuse) {
+/// Refuses what no loader takes, if safetensors are written; gives all else as warnings. A base whose vocabulary is kept as it
+/// came may be of a class that has rows of its own.
+fn judge(findings: Vec<Finding>, strictly: bool, keeps_vocabulary: bool) -> Result<Vec<String>> {
+    let refused = |finding: &&Finding| {
+        strictly && finding.weight == Weight::Refuse && !(keeps_vocabulary && finding.rule == "vocabulary")
+    };
+    if let Some(finding) = findings.iter().find(refused) {
         let problem = format!("the release would not load: {}: {}", finding.file, finding.problem);
         return Err(Error::refused(problem, finding.remedy.clone()));
     }

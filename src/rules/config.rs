@@ -59,9 +59,14 @@ pub(super) fn layers(facts: &Facts<'_>) -> Vec<Said> {
     }
 }
 
+/// Model types whose embedding has more rows than `vocab_size`, for tokens of their own.
+const EXTRA_ROWS: [(&str, usize); 3] = [("mllama", 8), ("mllama_text_model", 8), ("moshi", 1)];
+
 pub(super) fn vocabulary(facts: &Facts<'_>) -> Vec<Said> {
     let (Some(rows), Some(expected)) = (facts.rows, facts.number("vocab_size")) else { return Vec::new() };
-    if rows == expected || facts.has_code() {
+    let kind = facts.config.as_ref().and_then(|config| config.get("model_type")?.as_str());
+    let extra = EXTRA_ROWS.iter().find(|(name, _)| Some(*name) == kind).map_or(0, |(_, rows)| *rows);
+    if rows == expected.saturating_add(extra) || facts.has_code() {
         return Vec::new();
     }
     vec![(

@@ -35,8 +35,8 @@ pub(in crate::gguf) fn ignored(metadata: &Metadata) -> Vec<(String, String, &'st
         let value = metadata.of_architecture(key).and_then(Value::as_f64)?;
         // 1 is neutral for every factor, whatever stands for a missing one.
         let is = |number: f64| value.to_bits() == number.to_bits();
-        let changes = !(is(*neutral) || key.ends_with("_scale") && is(1.0));
-        changes.then(|| (format!("{architecture}.{key}"), shown(metadata.of_architecture(key), value), *does))
+        let is_neutral = is(*neutral) || key.ends_with("_scale") && is(1.0);
+        (!is_neutral).then(|| (format!("{architecture}.{key}"), shown(metadata.of_architecture(key), value), *does))
     };
     KEYS.iter().filter_map(found).collect()
 }
