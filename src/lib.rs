@@ -18,6 +18,7 @@ mod parallel;
 pub mod progress;
 pub mod size;
 mod stream;
+pub mod swift;
 pub mod train;
 pub mod verify;
 
