@@ -20,6 +20,7 @@ pub mod quantized;
 pub mod rules;
 pub mod size;
 mod stream;
+pub mod swift;
 pub mod train;
 pub mod verify;
 

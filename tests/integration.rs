@@ -25,6 +25,7 @@ mod inspect;
 mod merge;
 mod readme;
 mod report;
+mod swift;
 mod tied;
 mod to_hf;
 mod train;

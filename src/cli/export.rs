@@ -22,6 +22,7 @@ use super::encoded;
 use super::encoding::{ConversionArgs, EncodingArgs, encoding_effort};
 use super::models::{AdapterSpec, Found, find_adapters, find_base};
 use super::quality::{QualityArgs, quality};
+use super::swift::SwiftArgs;
 use super::table::{columns, count};
 use super::{CANCEL, handle_signals, jobs, note, print};
 
@@ -41,7 +42,7 @@ use super::{CANCEL, handle_signals, jobs, note, print};
 pub(crate) struct ExportArgs {
     /// The base: a directory, or a Hub id, which is looked up in the Hugging Face and ModelScope caches and then
     /// downloaded [default: the one that the adapter names].
-    #[arg(long, alias = "model", value_name = "DIR|ID")]
+    #[arg(long, aliases = ["model", "model-id-or-path"], value_name = "DIR|ID")]
     base: Option<String>,
     /// An adapter: a directory or a Hub id, and after `=` a factor on its deltas. Several are applied in order
     /// [default: the newest checkpoint below ./output].
@@ -98,9 +99,12 @@ pub(crate) struct ExportArgs {
     /// Accepted for ms-swift's sake: qft writes nothing but safetensors.
     #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, value_parser = BoolishValueParser::new(), default_missing_value = "true", default_value = "true")]
     safe_serialization: bool,
+    #[command(flatten)]
+    pub(super) swift: SwiftArgs,
 }
 
 pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
+    args.swift.notes()?.iter().for_each(|line| note(&format!("note: {}", escaped(line))));
     check(args)?;
     let (plan, cards) = plan(args)?;
     let jobs = jobs(args.jobs);

@@ -14,6 +14,7 @@ mod quality;
 mod quantize;
 mod reference;
 mod shell;
+mod swift;
 mod table;
 mod to_hf;
 mod train;

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::builder::ValueParser;
-use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use qft::checkpoint::Locator;
 use qft::error::{escaped, shown};
@@ -13,10 +12,11 @@ use qft::gpu::{Cards, Device};
 use qft::size::ByteSize;
 use qft::train::log::{TrainProgress, Unwatched};
 use qft::train::ranks::{self, Launch};
-use qft::train::settings::{Fate, Flag, GROUPS, Given, Settings, find, flags};
+use qft::train::settings::{Fate, Flag, GROUPS, Given, Kind, Settings, find, flags};
 use qft::train::{self, How, TrainPlan, TrainReport};
 use serde_json::{Value, json};
 
+use super::swift::{Names, hidden, last_value, usage};
 use super::table::columns;
 use super::train_bar::TrainBar;
 use super::{CANCEL, EXIT_INTERRUPTED, handle_signals, note, print};
@@ -59,7 +59,7 @@ pub(crate) struct TrainArgs {
 
 impl TrainArgs {
     /// The settings: what was typed, over the file, over the defaults.
-    fn settings(&self) -> qft::Result<Settings> {
+    pub(super) fn settings(&self) -> qft::Result<Settings> {
         let file = self.run.config.as_ref().map(|path| Given::read_toml(path)).transpose()?;
         self.given.clone().over(file.unwrap_or_default()).settings()
     }
@@ -67,8 +67,7 @@ impl TrainArgs {
 
 /// The texts that clap keeps for a flag.
 struct Words {
-    long: String,
-    aliases: Vec<String>,
+    names: Names,
     value: String,
     help: String,
 }
@@ -76,8 +75,7 @@ struct Words {
 static WORDS: LazyLock<Vec<(&Flag, Words)>> = LazyLock::new(|| {
     let defaults = Settings::default().args_json();
     let words = |flag: &Flag| Words {
-        long: flag.name.replace('_', "-"),
-        aliases: flag.aliases.iter().map(|alias| alias.replace('_', "-")).collect(),
+        names: Names::new(flag),
         value: flag.kind.placeholder(),
         help: match default_text(defaults.get(flag.name)).filter(|_| !flag.help.contains("[default:")) {
             Some(default) => format!("{} [default: {default}]", flag.help),
@@ -101,20 +99,19 @@ fn default_text(value: Option<&Value>) -> Option<String> {
 }
 
 fn arg(flag: &'static Flag, words: &'static Words, heading: &'static str) -> Arg {
+    let kind = flag.kind;
+    if matches!(kind, Kind::Any) {
+        return hidden(flag, &words.names);
+    }
+    let check = move |text: &str| kind.take(&text.into()).map(|_| text.to_owned());
     let arg = Arg::new(flag.name)
-        .long(words.long.as_str())
-        .aliases(words.aliases.iter().map(String::as_str))
+        .long(words.names.long.as_str())
+        .aliases(words.names.aliases.iter().map(String::as_str))
         .value_name(words.value.as_str())
         .help(words.help.as_str())
         .help_heading(heading)
-        .allow_negative_numbers(true);
-    if matches!(flag.fate, Fate::Only { .. }) {
-        // Some of these take a list, some stand alone; all that matters is whether something was asked for.
-        return arg.hide(true).num_args(0..).default_missing_value("true").action(ArgAction::Append);
-    }
-    let kind = flag.kind;
-    let check = move |text: &str| kind.take(&text.into()).map(|_| text.to_owned());
-    let arg = arg.hide(matches!(flag.fate, Fate::Noted { .. })).value_parser(ValueParser::from(check));
+        .allow_negative_numbers(true)
+        .value_parser(ValueParser::from(check));
     if kind.is_list() {
         return arg.num_args(1..).action(ArgAction::Append);
     }
@@ -140,13 +137,14 @@ impl FromArgMatches for TrainArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut given = Given::default();
         for flag in flags() {
-            let Some(texts) = matches.get_many::<String>(flag.name) else { continue };
-            let mut texts: Vec<Value> = texts.map(|text| text.as_str().into()).collect();
-            let value = match texts.pop() {
-                Some(one) if texts.is_empty() => one,
-                last => texts.into_iter().chain(last).collect(),
+            let value = if flag.kind.is_list() {
+                matches.get_many::<String>(flag.name).map(|texts| texts.map(String::as_str).collect())
+            } else {
+                last_value(matches, flag)
             };
-            given.set(flag, &value).map_err(|e| clap::Error::raw(ErrorKind::ValueValidation, format!("{e}\n")))?;
+            if let Some(value) = value {
+                given.set(flag, &value).map_err(|e| usage(&e))?;
+            }
         }
         Ok(Self { run: RunArgs::from_arg_matches(matches)?, given })
     }

@@ -234,6 +234,9 @@ impl<'e, E: Engine> Run<'e, E> {
         how.progress.phase("training");
         let mut order = self.order();
         let mut interrupted = false;
+        if self.plan.settings.eval_on_start && self.plan.progress.global_step < max_steps {
+            self.evaluate(false, how)?;
+        }
         while self.plan.progress.global_step < max_steps {
             if self.plan.progress.position >= self.plan.progress.epoch_len {
                 self.plan.progress.epoch += 1;

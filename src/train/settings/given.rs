@@ -5,11 +5,10 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::Settings;
-use super::foreign::SECRETS;
-use super::kind::shown;
-use super::table::{Fate, Flag, find, flags};
+use super::table::{find, flags};
 use crate::checkpoint::read_text;
 use crate::error::{Error, Result, escaped};
+use crate::swift::{Fate, Flag, SECRETS};
 
 /// Values that were given, in their one form, by the flag's name.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,16 +19,7 @@ pub struct Given {
 impl Given {
     /// Takes `value` for `flag`, instead of one that it had.
     pub fn set(&mut self, flag: &Flag, value: &Value) -> Result<()> {
-        let name = flag.name;
-        let value = match flag.fate {
-            Fate::Only { .. } if asks_for_nothing(value) => Ok(Value::Null),
-            Fate::Only { .. } => Ok(Value::String(shown(value))),
-            _ => flag.kind.take(value),
-        };
-        let value = value.map_err(|problem| {
-            Error::refused(format!("{name}: {problem}"), format!("give {} for {name}", flag.kind.expected()))
-        })?;
-        self.values.insert(name.to_owned(), value);
+        self.values.insert(flag.name.to_owned(), flag.take(value)?);
         Ok(())
     }
 
@@ -73,18 +63,8 @@ impl Given {
     pub fn settings(self) -> Result<Settings> {
         let mut notes = Vec::new();
         for flag in flags() {
-            let name = flag.name;
-            let Some(value) = self.values.get(name) else { continue };
-            let word = shown(value).to_ascii_lowercase();
-            match flag.fate {
-                Fate::Noted { unless, why } if !unless.contains(&word.as_str()) => {
-                    let value = if SECRETS.contains(&name) { "..." } else { word.as_str() };
-                    notes.push(format!("{name} {value} changes nothing: {why}"));
-                }
-                Fate::Only { values, remedy } if !value.is_null() && !values.contains(&word.as_str()) => {
-                    return Err(Error::refused(format!("qft has no {name} {}", shown(value)), remedy));
-                }
-                _ => {}
+            if let Some(value) = self.values.get(flag.name) {
+                notes.extend(flag.verdict(value)?);
             }
         }
         let mut settings = self.fields()?;
@@ -103,12 +83,6 @@ impl Given {
         settings.others = others.into_iter().filter(|(name, _)| !SECRETS.contains(&name.as_str())).collect();
         Ok(settings)
     }
-}
-
-/// Whether a value turns a feature off.
-fn asks_for_nothing(value: &Value) -> bool {
-    const NOTHING: [&str; 7] = ["false", "none", "no", "null", "0", "0.0", "[]"];
-    NOTHING.contains(&shown(value).to_ascii_lowercase().as_str())
 }
 
 /// The flag whose name is like `key`, if one is.

@@ -1,9 +1,8 @@
 //! What a run was asked to do: ms-swift 4.6's flags with their names, meanings and defaults, from the command line, a
-//! TOML file or args.json. `table` has a row for each flag; what follows from the values is in `resolve`.
+//! TOML file or args.json. `table` has a row for each flag that does something; what follows from the values is in
+//! `resolve`.
 
-mod foreign;
 mod given;
-mod kind;
 mod resolve;
 mod table;
 
@@ -13,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use given::Given;
-pub use kind::Kind;
 pub use resolve::{Compute, Targets, When, every};
-pub use table::{Fate, Flag, GROUPS, find, flags};
+pub use table::{GROUPS, find, flags};
 
 use crate::error::{Error, Result};
+use crate::gpu::Device;
+pub use crate::swift::{Fate, Flag, Kind};
 
 /// A field for each flag that does something; the help of a flag is in [`GROUPS`]. The defaults are ms-swift 4.6's
 /// (`swift/arguments` and `swift/trainers/arguments.py`) and, beneath them, transformers' `TrainingArguments`.
@@ -83,6 +83,7 @@ pub struct Settings {
 
     pub eval_strategy: Option<String>,
     pub eval_steps: Option<f64>,
+    pub eval_on_start: bool,
     pub metric_for_best_model: String,
     pub logging_steps: f64,
     pub logging_first_step: bool,
@@ -90,6 +91,7 @@ pub struct Settings {
     pub logging_dir: Option<PathBuf>,
     pub run_name: Option<String>,
     pub device: String,
+    pub use_cpu: bool,
 
     /// Flags that were given and change nothing, for args.json.
     #[serde(skip)]
@@ -155,6 +157,7 @@ impl Default for Settings {
             load_best_model_at_end: false,
             eval_strategy: None,
             eval_steps: None,
+            eval_on_start: false,
             metric_for_best_model: "loss".to_owned(),
             logging_steps: 5.0,
             logging_first_step: true,
@@ -162,6 +165,7 @@ impl Default for Settings {
             logging_dir: None,
             run_name: None,
             device: "auto".to_owned(),
+            use_cpu: false,
             others: Map::new(),
             notes: Vec::new(),
         }
@@ -210,6 +214,12 @@ impl Settings {
         if self.dataset.is_empty() {
             return refuse("no data is named", "name a file of conversations with --dataset");
         }
+        if self.use_cpu && self.device()? != Device::Cpu {
+            if self.device()? != Device::Auto {
+                return refuse("--use_cpu, but --device names a card", "leave one of them out");
+            }
+            "cpu".clone_into(&mut self.device);
+        }
         self.device()?;
         let resumes = self.resume_from_checkpoint.is_some();
         if self.resume_only_model && !resumes {
@@ -240,6 +250,9 @@ impl Settings {
                 "--load_best_model_at_end needs held-out data to tell the best checkpoint",
                 "add --split_dataset_ratio 0.01, or --val_dataset",
             );
+        }
+        if self.eval_on_start && !self.has_held_out() {
+            return refuse("--eval_on_start needs held-out data", "add --split_dataset_ratio 0.01, or --val_dataset");
         }
         if self.target_modules.iter().any(|name| name == "all-linear") && self.target_modules.len() > 1 {
             return refuse("--target_modules names all-linear, and others as well", "leave one of them out");

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use regex::{Regex, RegexBuilder};
 
 use super::Settings;
-use super::kind::is_pattern;
 use crate::checkpoint::read_text;
 use crate::error::{Error, Result, escaped};
 use crate::gpu::Device;
+use crate::swift::kind::is_pattern;
 use crate::train::lora::LoraSpec;
 
 /// Rows of an optimizer step that ms-swift aims at.

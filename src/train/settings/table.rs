@@ -1,47 +1,10 @@
 //! The flags that do what ms-swift 4.6's do: one row each, under the heading of the help. What is only accepted or
-//! refused is in `foreign`. Defaults are those of [`super::Settings`].
+//! refused is in [`crate::swift`]. Defaults are those of [`super::Settings`].
 
-use super::foreign::FOREIGN;
-use super::kind::Kind;
+use crate::swift::{Flag, Kind, TRAIN, also, used};
 
-/// A flag; the same name without dashes is the key of a TOML file and of args.json.
-#[derive(Debug, Clone, Copy)]
-pub struct Flag {
-    /// Its name, with underscores.
-    pub name: &'static str,
-    /// Other names of it.
-    pub aliases: &'static [&'static str],
-    /// What it takes.
-    pub kind: Kind,
-    /// What becomes of it.
-    pub fate: Fate,
-    /// What it means.
-    pub help: &'static str,
-}
-
-/// What becomes of a flag that is given.
-#[derive(Debug, Clone, Copy)]
-pub enum Fate {
-    /// It is a field of [`super::Settings`].
-    Used,
-    /// It changes nothing in qft.
-    Noted {
-        /// Values that need no note.
-        unless: &'static [&'static str],
-        /// Why it changes nothing.
-        why: &'static str,
-    },
-    /// qft does one thing only.
-    Only {
-        /// Values that ask for that; those that ask for nothing (false, none, 0) are accepted anyway.
-        values: &'static [&'static str],
-        /// What to do where another was asked for.
-        remedy: &'static str,
-    },
-}
-
-/// Every flag, by the headings of the help; the last group is hidden there.
-pub const GROUPS: [(&str, &[Flag]); 8] = [
+/// Every flag that does something, by the headings of the help.
+pub const GROUPS: [(&str, &[Flag]); 7] = [
     ("Model", &MODEL),
     ("Data", &DATA),
     ("Adapter", &ADAPTER),
@@ -49,26 +12,17 @@ pub const GROUPS: [(&str, &[Flag]); 8] = [
     ("Optimizer", &OPTIMIZER),
     ("Checkpoints", &CHECKPOINTS),
     ("Watching", &WATCHING),
-    ("ms-swift", &FOREIGN),
 ];
 
 /// The flag of this name, or of which it is another name. Dashes are underscores.
 pub fn find(name: &str) -> Option<&'static Flag> {
     let name = name.replace('-', "_");
-    flags().find(|flag| flag.name == name || flag.aliases.contains(&name.as_str()))
+    flags().find(|flag| flag.goes_by(&name))
 }
 
 /// Every flag.
 pub fn flags() -> impl Iterator<Item = &'static Flag> {
-    GROUPS.iter().flat_map(|(_, flags)| flags.iter())
-}
-
-const fn used(name: &'static str, kind: Kind, help: &'static str) -> Flag {
-    Flag { name, aliases: &[], kind, fate: Fate::Used, help }
-}
-
-const fn also(aliases: &'static [&'static str], flag: Flag) -> Flag {
-    Flag { aliases, ..flag }
+    GROUPS.iter().map(|(_, flags)| *flags).chain(TRAIN).flatten()
 }
 
 const AT_LEAST_ZERO: Kind = Kind::Number("of at least 0", |x| x >= 0.0);
@@ -89,11 +43,17 @@ const MODEL: [Flag; 5] = [
     ),
     used("model_revision", Kind::Text, "Branch, tag or commit of a Hub id"),
     used("model_type", Kind::Text, "Checked against config.json, which decides"),
-    used("template", Kind::Text, "Checked against config.json; the chat template is the model's own"),
-    used(
-        "torch_dtype",
-        Kind::Choice(&["bfloat16", "bf16", "float32", "fp32", "auto"]),
-        "Type to compute in: bfloat16 on cards, float32 on the processor",
+    also(
+        &["template_type"],
+        used("template", Kind::Text, "Checked against config.json; the chat template is the model's own"),
+    ),
+    also(
+        &["dtype"],
+        used(
+            "torch_dtype",
+            Kind::Choice(&["bfloat16", "bf16", "float32", "fp32", "auto"]),
+            "Type to compute in: bfloat16 on cards, float32 on the processor",
+        ),
     ),
 ];
 
@@ -104,7 +64,10 @@ const DATA: [Flag; 11] = [
         "Files or directories of conversations: JSON, JSONL, Parquet; `data.jsonl#500` takes 500 rows of one",
     ),
     used("val_dataset", Kind::Texts, "Held-out data"),
-    used("split_dataset_ratio", BELOW_ONE, "Share of --dataset that is held out where no --val_dataset is given"),
+    also(
+        &["dataset_test_ratio"],
+        used("split_dataset_ratio", BELOW_ONE, "Share of --dataset that is held out where no --val_dataset is given"),
+    ),
     used("max_length", ANY_COUNT, "Most tokens of a row, and of a pack [default: what the model allows]"),
     used(
         "truncation_strategy",
@@ -122,7 +85,10 @@ const DATA: [Flag; 11] = [
         Kind::Choice(&["default", "last_round", "all"]),
         "What is learned: the assistant's turns, those after the user's last word, or everything",
     ),
-    used("data_seed", Kind::Count(0), "Seed of sampling, of the held-out split and of each epoch's order"),
+    also(
+        &["dataset_seed"],
+        used("data_seed", Kind::Count(0), "Seed of sampling, of the held-out split and of each epoch's order"),
+    ),
     used("strict", Kind::Bool, "Stop at a row that can't be used, instead of counting it"),
     used("load_from_cache_file", Kind::Bool, "Keep the tokenized rows and use them again; the key is their content"),
 ];
@@ -135,15 +101,21 @@ const ADAPTER: [Flag; 8] = [
         &["lora_target_modules"],
         used("target_modules", Kind::Names, "Modules that get factors: names, all-linear, or one regular expression"),
     ),
-    used("target_regex", Kind::Text, "Modules that get factors, as a regular expression of their whole paths"),
+    also(
+        &["lora_target_regex"],
+        used("target_regex", Kind::Text, "Modules that get factors, as a regular expression of their whole paths"),
+    ),
     used("use_rslora", Kind::Bool, "Scale by alpha / sqrt(rank)"),
     used("use_dora", Kind::Bool, "Train the rows' magnitudes too (DoRA)"),
     also(&["adapter"], used("adapters", Kind::Texts, "Begin with the factors of this adapter")),
 ];
 
 const STEPS: [Flag; 7] = [
-    used("per_device_train_batch_size", ANY_COUNT, "Rows (packs, with --packing) of a micro-batch on each device"),
-    used("per_device_eval_batch_size", ANY_COUNT, "The same for held-out data"),
+    also(
+        &["batch_size"],
+        used("per_device_train_batch_size", ANY_COUNT, "Rows (packs, with --packing) of a micro-batch on each device"),
+    ),
+    also(&["eval_batch_size"], used("per_device_eval_batch_size", ANY_COUNT, "The same for held-out data")),
     used(
         "gradient_accumulation_steps",
         ANY_COUNT,
@@ -177,7 +149,10 @@ const CHECKPOINTS: [Flag; 10] = [
     used("save_strategy", Kind::Choice(&["steps", "epoch", "no"]), "When checkpoints are written"),
     used("save_steps", Kind::Steps, "Steps between checkpoints"),
     used("save_total_limit", Kind::CountOrNone, "Checkpoints to keep: the newest, and the best [default: all]"),
-    used("save_only_model", Kind::Bool, "Write checkpoints without the optimizer: they can't be resumed"),
+    also(
+        &["only_save_model"],
+        used("save_only_model", Kind::Bool, "Write checkpoints without the optimizer: they can't be resumed"),
+    ),
     used(
         "resume_from_checkpoint",
         Kind::PathOrTrue,
@@ -188,7 +163,7 @@ const CHECKPOINTS: [Flag; 10] = [
     used("load_best_model_at_end", Kind::Bool, "Name the best checkpoint as the run's result, and never delete it"),
 ];
 
-const WATCHING: [Flag; 9] = [
+const WATCHING: [Flag; 11] = [
     also(
         &["evaluation_strategy"],
         used(
@@ -198,6 +173,7 @@ const WATCHING: [Flag; 9] = [
         ),
     ),
     used("eval_steps", Kind::Steps, "Steps between looks at held-out data [default: --save_steps]"),
+    used("eval_on_start", Kind::Bool, "Look at held-out data before the first step too"),
     used("metric_for_best_model", Kind::Choice(&["loss", "eval_loss"]), "What the best checkpoint is best at"),
     used("logging_steps", Kind::Steps, "Steps between records of the loss"),
     used("logging_first_step", Kind::Bool, "Record the first step too"),
@@ -205,6 +181,7 @@ const WATCHING: [Flag; 9] = [
     used("logging_dir", Kind::Text, "Where TensorBoard's event files go [default: <run>/runs]"),
     used("run_name", Kind::Text, "What the run is called [default: its directory]"),
     used("device", Kind::Text, "Where to compute: auto, cpu, cuda, cuda:N or cuda:all"),
+    used("use_cpu", Kind::Bool, "The same as --device cpu"),
 ];
 
 #[cfg(test)]
@@ -218,9 +195,7 @@ mod tests {
         unique.sort_unstable();
         unique.dedup();
         assert_eq!(unique.len(), names.len());
-        assert!(
-            names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
-        );
+        assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')));
         assert_eq!(find("lora-dropout-p").unwrap().name, "lora_dropout");
     }
 }

@@ -7,6 +7,8 @@ use crate::error::escaped;
 /// What a flag takes.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
+    /// Anything, of any number, and the flag alone: what is said of it depends on no form.
+    Any,
     /// Any text but an empty one.
     Text,
     /// Several texts.
@@ -48,6 +50,7 @@ impl Kind {
     pub fn take(self, value: &Value) -> Result<Value, String> {
         let wrong = || format!("{} is not {}", shown(value), self.expected());
         match self {
+            Self::Any => Ok(typed(value)),
             Self::Text => text(value).map(Value::String).ok_or_else(wrong),
             Self::Texts => texts(value, false).ok_or_else(wrong),
             Self::Names => texts(value, true).ok_or_else(wrong),
@@ -80,6 +83,7 @@ impl Kind {
     /// What is expected, with its article.
     pub fn expected(self) -> String {
         match self {
+            Self::Any => "anything".to_owned(),
             Self::Text => "a text".to_owned(),
             Self::Texts => "a text or several".to_owned(),
             Self::Names => "a name or several".to_owned(),
@@ -96,6 +100,7 @@ impl Kind {
     /// Its name in the help.
     pub fn placeholder(self) -> String {
         match self {
+            Self::Any => "VALUE".to_owned(),
             Self::Text | Self::Texts => "TEXT".to_owned(),
             Self::Names => "NAME,...".to_owned(),
             Self::Bool => "BOOL".to_owned(),
@@ -119,8 +124,25 @@ impl Kind {
 }
 
 /// The value as a message shows it.
-pub(super) fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     escaped(&value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+}
+
+/// A text that writes a truth value, a number or none, as that: args.json holds what ms-swift's would.
+fn typed(value: &Value) -> Value {
+    match value {
+        Value::Array(list) => list.iter().map(typed).collect(),
+        Value::String(text) => match text.to_ascii_lowercase().as_str() {
+            "true" => true.into(),
+            "false" => false.into(),
+            "" | "none" | "null" => Value::Null,
+            lower => match lower.parse::<i64>() {
+                Ok(whole) => whole.into(),
+                Err(_) => number(value).and_then(Number::from_f64).map_or_else(|| value.clone(), Value::Number),
+            },
+        },
+        other => other.clone(),
+    }
 }
 
 fn text(value: &Value) -> Option<String> {
@@ -148,11 +170,11 @@ fn texts(value: &Value, commas: bool) -> Option<Value> {
 }
 
 /// Whether a name can only be a regular expression: `.*\.q_proj`, `model\.layers\.\d{1,2}\..*`.
-pub(super) fn is_pattern(name: &str) -> bool {
+pub(crate) fn is_pattern(name: &str) -> bool {
     name.contains(['*', '\\', '(', '[', '^', '$', '|', '+', '?'])
 }
 
-fn bool_of(value: &Value) -> Option<bool> {
+pub(super) fn bool_of(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(it) => Some(*it),
         Value::String(text) => {
@@ -163,7 +185,7 @@ fn bool_of(value: &Value) -> Option<bool> {
     }
 }
 
-fn number(value: &Value) -> Option<f64> {
+pub(super) fn number(value: &Value) -> Option<f64> {
     let number = match value {
         Value::Number(number) => number.as_f64(),
         Value::String(text) => text.trim().parse().ok(),
@@ -207,6 +229,12 @@ mod tests {
         same(Kind::Texts, &[json!("a,b"), json!(["a,b"])], &json!(["a,b"]));
         same(Kind::PathOrTrue, &[json!("true"), json!(true)], &json!("true"));
         same(Kind::PathOrTrue, &[json!("1")], &json!("true"));
+        same(Kind::Any, &[json!("True"), json!(true)], &json!(true));
+        same(Kind::Any, &[json!("1800"), json!(1800)], &json!(1800));
+        same(Kind::Any, &[json!("1e-8")], &json!(1e-8));
+        same(Kind::Any, &[json!("None"), json!("")], &json!(null));
+        same(Kind::Any, &[json!(["a", "2"])], &json!(["a", 2]));
+        same(Kind::Any, &[json!("flash_attn"), json!("flash_attn")], &json!("flash_attn"));
         same(Kind::CountOrNone, &[json!(-1), json!("-1"), json!(0)], &json!(null));
         same(Kind::Steps, &[json!("0.25"), json!(0.25)], &json!(0.25));
         same(Kind::Choice(&["no", "steps"]), &[json!("Steps")], &json!("steps"));

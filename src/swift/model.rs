@@ -1,0 +1,51 @@
+//! Flags of how the base is loaded: its types, its kind, other heads, and parts that models of text don't have.
+
+use super::flag::{Flag, also, noted, only};
+
+pub(super) const PYTHON: &str = "drop the flag: qft runs no Python";
+const UNQUANTIZED: &str = "drop the flag: qft trains over bf16 weights; take a smaller base if the card is too small";
+const QUANTIZED: &str = "only a quantized base reads it, and qft trains over bf16 weights";
+const TEXT: &str = "qft trains models of text";
+const CLASSES: &str = "drop the flag: qft trains causal language models; let them learn the class as a word";
+const VOCABULARY: &str = "drop the flag: qft trains no embeddings; write the marks as text, which the tokenizer cuts \
+                          into tokens that it has";
+const DECISION: &str = "only --task_type decision reads it, and qft trains causal language models";
+
+pub(super) const MODEL: [Flag; 36] = [
+    only("task_type", &["causal_lm"], "drop the flag: qft trains causal language models"),
+    only("num_labels", &[], CLASSES),
+    only("problem_type", &[], CLASSES),
+    only("new_special_tokens", &[], VOCABULARY),
+    only("rope_scaling", &[], "set it in the base's config.json"),
+    only("max_model_len", &[], "give --max_length"),
+    only("model_kwargs", &[], PYTHON),
+    also(&["custom_register_path"], only("external_plugins", &[], PYTHON)),
+    only("quant_method", &[], UNQUANTIZED),
+    also(&["quantization_bit"], only("quant_bits", &[], UNQUANTIZED)),
+    only("load_in_4bit", &[], UNQUANTIZED),
+    only("load_in_8bit", &[], UNQUANTIZED),
+    also(&["bnb_4bit_comp_dtype"], noted("bnb_4bit_compute_dtype", &[], QUANTIZED)),
+    noted("bnb_4bit_quant_type", &["nf4"], QUANTIZED),
+    noted("bnb_4bit_use_double_quant", &["true"], QUANTIZED),
+    noted("bnb_4bit_quant_storage", &[], QUANTIZED),
+    noted("hqq_axis", &[], QUANTIZED),
+    also(&["use_flash_attn"], noted("attn_impl", &[], "attention is always tiled, on every device")),
+    noted("experts_impl", &[], "the models that qft trains have no experts"),
+    noted("init_strategy", &[], "a base that lacks weights is refused"),
+    noted("local_repo_path", &[], "a model needs no code of a repository"),
+    also(&["check_model_is_latest"], noted("check_model", &["true"], "a model that is there is taken as it is")),
+    noted("use_hf", &["false"], "the Hugging Face and ModelScope caches are both looked into"),
+    noted("hub_token", &[], "set HF_TOKEN, or log in with `hf auth login`"),
+    noted("freeze_vit", &["true"], TEXT),
+    noted("freeze_aligner", &["true"], TEXT),
+    noted("vit_lr", &[], TEXT),
+    noted("aligner_lr", &[], TEXT),
+    noted("vit_gradient_checkpointing", &[], TEXT),
+    noted("max_pixels", &[], TEXT),
+    noted("norm_bbox", &[], TEXT),
+    noted("mrl_dims", &[], "only --task_type embedding reads it, and qft trains causal language models"),
+    noted("decision_drop_instructions", &["0"], DECISION),
+    noted("decision_subsample_options", &["0"], DECISION),
+    noted("decision_state_as_text", &["0"], DECISION),
+    noted("decision_shuffle_fields", &["false"], DECISION),
+];
