@@ -1,7 +1,7 @@
 //! Training data, from files to batches. Reading: `dataset` (which files, which rows) over `json` and `parquet` (rows of
 //! a file), `rows`, `columns`, `roles`, `tools` (a row as a conversation) and `sample` (seeded choices). Encoding:
 //! `template` over `python`, and `turns` (a conversation as text), `encode` and `fit` (tokens and what is learned),
-//! `cache`, `lengths`, `pack`. Then `batch`: what a device is given.
+//! `cache`, `lengths`, `pack`. Then `batch`: what a device is given. About a template: `turn_end`.
 
 mod batch;
 pub mod cache;
@@ -22,6 +22,7 @@ mod rows;
 mod sample;
 mod template;
 mod tools;
+mod turn_end;
 mod turns;
 
 pub use batch::{Batch, Target};
@@ -33,3 +34,4 @@ pub use lengths::{Lengths, Packing};
 pub use pack::{epoch_order, pack};
 pub use sample::split;
 pub use template::ChatTemplate;
+pub use turn_end::{TurnEnd, turn_end};
