@@ -128,7 +128,7 @@ fn io_remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "free some space, or give a destination on another disk with --out"
         }
-        io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f), or lower --max-shard",
+        io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f); an export may lower --max-shard",
         io::ErrorKind::ReadOnlyFilesystem => "give a destination on another disk with --out",
         io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => "check what lies at the path",
         io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => {

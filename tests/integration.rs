@@ -32,5 +32,6 @@ mod train;
 mod train_golden;
 mod train_ranks;
 mod train_resume;
+mod train_rows;
 mod verify;
 mod workbench;

@@ -237,7 +237,11 @@ fn bad_rows_are_named_skipped_and_counted() {
     assert_eq!((&plan["data"]["rows"], &plan["max_steps"]), (&8.into(), &2.into()), "{plan:#}");
     assert_eq!(plan["data"]["lengths"]["dropped"], json!({"too long": 1}));
     let text = bench.ok(&format!("{line} --dry_run"));
-    assert!(text.out.contains("3 rows, the first: ") && text.out.contains("1 too long"), "{}", text.out);
+    assert!(
+        text.out.contains("4 (1 too long, 3 unreadable)") && text.out.contains("rows.jsonl, line 10: has"),
+        "{}",
+        text.out
+    );
     assert!(!bench.path("output").exists(), "a dry run leaves nothing behind");
     let done = bench.ok(&format!("{line} --out out --json"));
     assert_eq!(printed(&done)["steps"], 2);

@@ -291,9 +291,6 @@ fn plan_text(plan: &TrainPlan) -> String {
     for line in plan.data.lengths.to_string().lines() {
         row("data", line.to_owned());
     }
-    if !plan.data.skipped.is_empty() {
-        row("skipped", format!("{} rows, the first: {}", plan.data.skipped.len(), plan.data.skipped[0]));
-    }
     if !plan.data.held_out.rows.is_empty() {
         row("held out", format!("{} samples", plan.data.held_out.set.samples.len()));
     }
@@ -324,7 +321,8 @@ fn asked(settings: &Settings) -> Vec<[String; 2]> {
         let text = default_text(Some(&value)).unwrap_or_else(|| "false".to_owned());
         differs.then(|| [name, escaped(&text)])
     };
-    settings.args_json().into_iter().filter_map(of).collect()
+    let given = Settings { found: serde_json::Map::new(), ..settings.clone() };
+    given.args_json().into_iter().filter_map(of).collect()
 }
 
 #[cfg(test)]

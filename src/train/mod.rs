@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod dropout;
 pub mod engine;
+mod facts;
 pub mod guard;
 pub mod log;
 pub mod lora;

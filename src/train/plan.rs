@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::{Progress, Resume, check_new, find_adapter, find_resumed, load_factors};
+use super::facts::Facts;
 use super::log::{Report, TrainProgress};
 use super::lora::{Group, Layout, initial};
 use super::model::Spec;
@@ -58,7 +59,7 @@ pub struct TrainPlan {
 impl TrainPlan {
     /// Plans a run of `settings` on the base in `dir`, on `world` ranks.
     pub fn new(
-        settings: Settings,
+        mut settings: Settings,
         dir: &Path,
         world: u64,
         jobs: usize,
@@ -88,6 +89,10 @@ impl TrainPlan {
         let (all, _) = spec.layout(settings.lora_spec(), |_| true);
         targets.check(all.modules.iter().map(|module| module.name.as_str()))?;
         let data = Prepared::new(&settings, dir, &spec, jobs, cancel, progress)?;
+        let facts = Facts::new(dir, spec.model_type, &settings)?;
+        settings.found = facts.args;
+        notes.extend(facts.notes);
+        notes.extend(data.notes.iter().cloned());
         let longest = data.train.longest_sample().max(data.held_out.longest_sample());
         if let Some(window) = spec.window.filter(|window| *window < longest) {
             return Err(Error::refused(

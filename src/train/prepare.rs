@@ -1,19 +1,26 @@
 //! Data made ready: files to conversations, to samples, to the rows that batches are made of. Tokenized sets are kept
 //! beside the runs and found again by their content.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
 use super::data::{
-    self, Batch, Conversation, DatasetSpec, EncodeOptions, Encoded, Encoder, Lengths, Skipped, cache, pack,
+    self, Batch, Conversation, DatasetSpec, EncodeOptions, Encoded, Encoder, Lengths, LossScale, Reason, Skipped,
+    cache, pack,
 };
 use super::log::TrainProgress;
 use super::model::Spec;
 use super::settings::Settings;
 use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
+
+/// Rows of a kind that are named to people.
+const NAMED: usize = 3;
+/// The kind of rows that can't be read, beside those of [`Reason::kind`].
+const UNREADABLE: &str = "unreadable";
 
 /// Directory of the tokenized sets below that of the runs.
 const CACHE: &str = "tokens";
@@ -62,8 +69,12 @@ pub struct Prepared {
     pub held_out: Rows,
     /// Lengths of what is learned.
     pub lengths: Lengths,
-    /// Rows of files that could not be used.
+    /// Rows of files that could not be read.
     pub skipped: Vec<Skipped>,
+    /// Rows that were read, and dropped: with the kind of the reason.
+    pub dropped: Vec<(&'static str, Skipped)>,
+    /// What the user should know.
+    pub notes: Vec<String>,
     /// What tells these rows from others.
     pub fingerprint: Hex,
 }
@@ -91,9 +102,10 @@ impl Prepared {
             (loaded.conversations, held_out.conversations)
         };
         let max_length = settings.max_length.map(|length| length as usize);
+        let loss_scale = named(&settings.loss_scale, "--loss_scale")?;
         let options = EncodeOptions {
             system: settings.system_prompt()?,
-            loss_scale: named(&settings.loss_scale, "--loss_scale")?,
+            loss_scale,
             max_length: max_length.or(spec.positions),
             truncation: named(&settings.truncation_strategy, "--truncation_strategy")?,
         };
@@ -125,12 +137,20 @@ impl Prepared {
             }
             Ok((set, key))
         };
-        let (train, key) = tokenize(&train)?;
-        let (held_out, _) = tokenize(&held_out)?;
+        let (train_rows, held_out_rows) = (train, held_out);
+        let (train, key) = tokenize(&train_rows)?;
+        let (held_out, _) = tokenize(&held_out_rows)?;
+        let sets = [(&train, &train_rows[..]), (&held_out, &held_out_rows[..])];
         if settings.strict {
-            train.check_strictly()?;
-            held_out.check_strictly()?;
+            sets.iter().try_for_each(|(set, rows)| check_strictly(set, rows))?;
         }
+        if train.samples.is_empty() {
+            return Err(nothing_left(&train, &train_rows));
+        }
+        let dropped: Vec<_> = sets.iter().flat_map(|(set, rows)| dropped(set, rows)).collect();
+        let mut notes = left_out(&skipped, &dropped);
+        notes.extend(as_given(train.as_given + held_out.as_given, loss_scale));
+        drop((train_rows, held_out_rows));
         let packs = settings.packing.then_some(max_length).flatten();
         if settings.packing && packs.is_none() {
             return Err(Error::refused("--packing needs to know how long a row is", "add --max_length 3072"));
@@ -140,15 +160,8 @@ impl Prepared {
         if let Some(max_length) = packs {
             lengths = lengths.packed(train.rows.len(), max_length);
         }
-        if train.rows.is_empty() {
-            let reasons: Vec<String> = lengths.dropped.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-            return Err(Error::refused(
-                format!("no row is left to train on ({})", reasons.join(", ")),
-                "raise --max_length, or look at the rows with --strict true",
-            ));
-        }
         let fingerprint = sha256(format!("{key} packs {packs:?}").as_bytes());
-        Ok(Self { train, held_out, lengths, skipped, fingerprint })
+        Ok(Self { train, held_out, lengths, skipped, dropped, notes, fingerprint })
     }
 
     /// For machines.
@@ -158,9 +171,81 @@ impl Prepared {
             "rows": self.train.rows.len(),
             "held_out_rows": self.held_out.rows.len(),
             "skipped": self.skipped.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "dropped": self.dropped.iter().map(|(_, row)| row.to_string()).collect::<Vec<_>>(),
             "fingerprint": self.fingerprint,
         })
     }
+}
+
+/// Refuses a set if a row couldn't be rendered, with the first. Rows that are only too long, or that teach nothing, are
+/// dropped all the same.
+fn check_strictly(set: &Encoded, rows: &[Conversation]) -> Result<()> {
+    let refused = set.dropped.iter().find_map(|dropped| match &dropped.reason {
+        Reason::Refused { problem, remedy } => Some((&rows.get(dropped.row)?.origin, problem, remedy)),
+        _ => None,
+    });
+    refused.map_or(Ok(()), |(origin, problem, remedy)| {
+        let remedy = format!("{remedy}; or run without --strict, which leaves such rows out");
+        Err(Error::refused(format!("{origin}: {problem}"), remedy))
+    })
+}
+
+/// The rows that were dropped, by the kind of the reason.
+fn dropped(set: &Encoded, rows: &[Conversation]) -> Vec<(&'static str, Skipped)> {
+    let named = set.dropped.iter().filter_map(|dropped| {
+        let origin = rows.get(dropped.row)?.origin.clone();
+        Some((dropped.reason.kind(), Skipped { origin, reason: dropped.reason.to_string() }))
+    });
+    named.collect()
+}
+
+/// Why no row is left to train on: the reason that most have, and what to do about that.
+fn nothing_left(set: &Encoded, rows: &[Conversation]) -> Error {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    set.dropped.iter().for_each(|dropped| *counts.entry(dropped.reason.kind()).or_default() += 1);
+    let reasons: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let most = counts.iter().max_by_key(|(_, count)| **count).map(|(kind, _)| *kind);
+    let first = set.dropped.iter().find(|dropped| Some(dropped.reason.kind()) == most);
+    let Some((first, row)) = first.and_then(|first| Some((first, rows.get(first.row)?))) else {
+        return Error::refused("there is no row to train on", "give data in one of the forms that `qft train` reads");
+    };
+    let why = match &first.reason {
+        Reason::Refused { problem, .. } => problem.clone(),
+        reason => reason.to_string(),
+    };
+    let problem = format!("no row is left to train on ({}); {}: {why}", reasons.join(", "), row.origin);
+    Error::refused(problem, first.reason.remedy())
+}
+
+/// How many rows are left out, and the first of each kind by name.
+fn left_out(skipped: &[Skipped], dropped: &[(&'static str, Skipped)]) -> Vec<String> {
+    let mut kinds: BTreeMap<&str, Vec<&Skipped>> = BTreeMap::new();
+    let all = skipped.iter().map(|row| (UNREADABLE, row)).chain(dropped.iter().map(|(kind, row)| (*kind, row)));
+    all.for_each(|(kind, row)| kinds.entry(kind).or_default().push(row));
+    if kinds.is_empty() {
+        return Vec::new();
+    }
+    let count = skipped.len() + dropped.len();
+    let counts: Vec<String> = kinds.iter().map(|(kind, rows)| format!("{} {kind}", rows.len())).collect();
+    let more = if kinds.values().any(|rows| rows.len() > NAMED) { "; --dry-run --json names each" } else { "" };
+    let mut notes = vec![format!("rows left out: {count} ({}){more}", counts.join(", "))];
+    notes.extend(kinds.values().flat_map(|rows| rows.iter().take(NAMED)).map(|row| format!("left out: {row}")));
+    notes
+}
+
+/// That turns are not as the template writes them.
+fn as_given(turns: usize, loss_scale: LossScale) -> Option<String> {
+    let otherwise = if loss_scale == LossScale::LastRound {
+        ""
+    } else {
+        "; --loss_scale last_round learns the last round alone, and leaves earlier turns as the template writes them"
+    };
+    (turns > 0).then(|| {
+        format!(
+            "turns written as their rows have them: {turns}, since the chat template leaves out some of their words \
+             (thoughts, mostly), which are to be learned{otherwise}"
+        )
+    })
 }
 
 /// A digest of everything that an encoding takes from rows.

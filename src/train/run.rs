@@ -90,7 +90,10 @@ fn open_card(
     }
     if compute == Some(Compute::F32) {
         if device.demands_card() {
-            return Err(Error::refused("cards train in bf16", "drop --torch_dtype float32, or use --device cpu"));
+            return Err(Error::refused(
+                "cards train in bf16",
+                "drop --torch_dtype float32 and --bf16 false, or use --device cpu",
+            ));
         }
         return Ok(None);
     }

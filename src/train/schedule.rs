@@ -82,16 +82,22 @@ impl Schedule {
     }
 }
 
-/// Steps of warm-up: `steps` if there are any, else `ratio` of `total`, rounded up (`get_warmup_steps` of
-/// `TrainingArguments`).
-pub fn warmup_steps(total: u64, steps: u64, ratio: f64) -> Result<u64> {
+/// Steps of warm-up: `steps` if there are any, or, below 1, that share of `total`; else `ratio` of it. Shares are rounded
+/// up (`get_warmup_steps` of `TrainingArguments`, which in transformers 5 takes a share for `warmup_steps`, too).
+pub fn warmup_steps(total: u64, steps: f64, ratio: f64) -> Result<u64> {
+    if !(steps >= 0.0 && steps.is_finite()) {
+        let problem = format!("a warm-up can't have {steps} steps");
+        return Err(Error::refused(problem, "give --warmup_steps a number of steps, or a share of all below 1"));
+    }
     if !(0.0..=1.0).contains(&ratio) {
         let problem = format!("a warm-up can't be {ratio} of a run");
         return Err(Error::refused(problem, "give --warmup_ratio a number from 0 to 1, or use --warmup_steps"));
     }
-    #[expect(clippy::cast_sign_loss, reason = "neither factor is negative")]
-    let share = (total as f64 * ratio).ceil() as u64;
-    Ok(if steps > 0 { steps } else { share })
+    let share = if steps > 0.0 { steps } else { ratio };
+    let steps = if steps >= 1.0 { steps } else { (total as f64 * share).ceil() };
+    #[expect(clippy::cast_sign_loss, reason = "no factor is negative")]
+    let whole = steps as u64;
+    Ok(whole)
 }
 
 #[cfg(test)]
@@ -131,12 +137,18 @@ mod tests {
     #[test]
     fn warm_ups_are_those_of_transformers() {
         for case in golden()["warmups"].as_array().unwrap() {
-            let number = |i: usize| case[i].as_u64().unwrap();
-            let got = warmup_steps(number(0), number(1), case[2].as_f64().unwrap()).unwrap();
-            assert_eq!(got, number(3), "{case}");
+            let number = |i: usize| case[i].as_f64().unwrap();
+            let got = warmup_steps(case[0].as_u64().unwrap(), number(1), number(2)).unwrap();
+            assert_eq!(got, case[3].as_u64().unwrap(), "{case}");
+            if number(1) == 0.0 {
+                assert_eq!(warmup_steps(case[0].as_u64().unwrap(), number(2), 0.5 * number(2)).unwrap(), got, "{case}");
+            }
+        }
+        for steps in [-1.0, f64::NAN, f64::INFINITY] {
+            assert!(warmup_steps(100, steps, 0.1).unwrap_err().to_string().contains("--warmup_steps"), "{steps}");
         }
         for ratio in [-0.1, 1.01, f64::NAN, f64::INFINITY] {
-            assert!(warmup_steps(100, 0, ratio).unwrap_err().to_string().contains("--warmup_ratio"), "{ratio}");
+            assert!(warmup_steps(100, 0.0, ratio).unwrap_err().to_string().contains("--warmup_ratio"), "{ratio}");
         }
     }
 

@@ -5,6 +5,7 @@ mod byte_level;
 mod family;
 mod llama_hf;
 mod pre;
+mod reach;
 mod roles;
 mod sentencepiece;
 mod sources;

@@ -1,9 +1,11 @@
 //! A model's tokenizer for much text, such as a training set: ids, and where in the text each comes from. How it is
 //! opened is what transformers does, as for a conversion.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::reach::Reach;
 use super::sources::Sources;
 use super::tokenizer::{Tokenizer, guarded, open_whole};
 use crate::error::{Error, Result, shown};
@@ -16,6 +18,9 @@ const FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_to
 pub(crate) struct TextTokenizer {
     path: PathBuf,
     tokenizer: Tokenizer<'static>,
+    reach: Option<Reach>,
+    ids_end: u32,
+    added: HashSet<u32>,
 }
 
 impl TextTokenizer {
@@ -31,7 +36,11 @@ impl TextTokenizer {
         };
         // It would add tokens, which a chat template writes itself, and trim places; places are wanted whole.
         tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
-        Ok(Self { path, tokenizer })
+        let vocab = tokenizer.get_vocab(true);
+        let reach = sources.tokenizer.as_ref().and_then(|json| Reach::new(&json.rest, &vocab));
+        let ids_end = vocab.into_values().max().map_or(0, |id| id.saturating_add(1));
+        let added = tokenizer.get_added_tokens_decoder().into_keys().collect();
+        Ok(Self { path, tokenizer, reach, ids_end, added })
     }
 
     /// The ids of `text`, special tokens in it read as such and none added, and the bytes of `text` that each covers.
@@ -50,7 +59,18 @@ impl TextTokenizer {
 
     /// One more than the greatest id that it can give.
     pub(crate) fn ids_end(&self) -> u32 {
-        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1))
+        self.ids_end
+    }
+
+    /// Whether it is the id of an added token, which is kept whole.
+    pub(crate) fn is_added(&self, id: u32) -> bool {
+        self.added.contains(&id)
+    }
+
+    /// The fewest tokens that `text` can have, without tokenizing it, which takes hundreds of bytes of memory for each of
+    /// its own; 0 if that is not certain of this tokenizer.
+    pub(crate) fn fewest_tokens(&self, text: &str) -> usize {
+        self.reach.map_or(0, |reach| reach.fewest(text))
     }
 }
 
@@ -62,7 +82,7 @@ mod tests {
     #[test]
     fn ids_are_those_of_conversions_and_come_with_places() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers");
-        let mut compared = 0;
+        let (mut compared, mut bounded) = (0, 0);
         for case in std::fs::read_dir(fixtures).unwrap() {
             let dir = case.unwrap().path().join("model");
             let Ok(text) = std::fs::read_to_string(dir.join("tokenizer.json")) else { continue };
@@ -77,10 +97,14 @@ mod tests {
                 assert_eq!(ids, other.encode(text, false).unwrap(), "{}: {text}", dir.display());
                 assert!(tokens.iter().all(|(id, place)| *id < tokenizer.ids_end() && place.end <= text.len()));
                 assert!(tokens.is_sorted_by_key(|(_, place)| place.start), "{}: {tokens:?}", dir.display());
+                let many = text.repeat(50) + &"x".repeat(500);
+                let fewest = tokenizer.fewest_tokens(&many);
+                assert!(fewest <= tokenizer.encode(&many).unwrap().len(), "{}: {fewest}", dir.display());
+                bounded += usize::from(fewest > 0);
             }
             compared += 1;
         }
-        assert!(compared >= 5, "only {compared} tokenizers");
+        assert!(compared >= 5 && bounded > 0, "only {compared} tokenizers, {bounded} bounds");
     }
 
     #[test]

@@ -47,8 +47,10 @@ pub struct Resume {
 /// Whether a setting may differ when a run is resumed.
 #[derive(Clone, Copy, PartialEq)]
 enum Rule {
-    /// Never.
+    /// Never: the factors have its form.
     Same,
+    /// Only where no more than the factors is taken.
+    Drawn,
     /// Only with `--ignore_data_skip`.
     Data,
     /// It is noted.
@@ -62,7 +64,7 @@ const RULES: [(&str, Rule); 21] = [
     ("use_dora", Rule::Same),
     ("lora_rank", Rule::Same),
     ("lora_alpha", Rule::Same),
-    ("seed", Rule::Same),
+    ("seed", Rule::Drawn),
     ("data_seed", Rule::Data),
     ("packing", Rule::Data),
     ("per_device_train_batch_size", Rule::Data),
@@ -153,10 +155,11 @@ fn compare_settings(dir: &Path, then: &Settings, now: &Settings) -> Result<Vec<S
             continue;
         }
         let [was, is] = values.map(|value| escaped(&value));
-        if rule == Rule::Same || (rule == Rule::Data && !now.ignore_data_skip) {
+        if rule != Rule::Noted && !(rule == Rule::Data && now.ignore_data_skip) {
             let remedy = match rule {
                 Rule::Data => format!("give --{name} {was}, or begin the data anew with --ignore_data_skip true"),
-                _ => format!("give --{name} {was}, or take the factors alone with --resume_only_model true"),
+                Rule::Drawn => format!("give --{name} {was}, or take the factors alone with --resume_only_model true"),
+                _ => format!("give --{name} {was}"),
             };
             return Err(Error::refused(format!("{} was trained with {name} {was}, not {is}", shown(dir)), remedy));
         }

@@ -17,7 +17,7 @@ use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
 
 /// Changes with the form of the file.
-const FORMAT: &str = "qft tokens 1";
+const FORMAT: &str = "qft tokens 2";
 
 /// The key of a set made by the encoder with `fingerprint` from `inputs`: digests of the files of data, and whatever
 /// else says which rows they give, in order.
@@ -45,7 +45,10 @@ pub fn load(dir: &Path, key: &str) -> Option<Encoded> {
 pub fn store(dir: &Path, key: &str, set: &Encoded) -> Result<PathBuf> {
     fs::create_dir_all(dir).map_err(Error::io("make", dir))?;
     let bytes = written(key, set).ok_or_else(|| {
-        Error::refused("the tokenized set has a row number that the cache can't hold", "run without a cache")
+        Error::refused(
+            "the tokenized set has a row number that the cache can't hold",
+            "run without a cache: --load_from_cache_file false",
+        )
     })?;
     let path = path(dir, key);
     let (mut file, staged) = staging(&path)?;
@@ -84,8 +87,9 @@ fn written(key: &str, set: &Encoded) -> Option<Vec<u8>> {
         ("rows", Dtype::U32, rows?.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>()),
     ];
     let dropped = serde_json::to_string(&set.dropped).ok()?;
-    let digest = digest(key, &dropped, parts.iter().map(|(_, _, bytes)| bytes.as_slice()));
-    let about = [("format", FORMAT), ("key", key), ("dropped", &dropped), ("sha256", &digest)];
+    let as_given = set.as_given.to_string();
+    let digest = digest(key, [&dropped, &as_given], parts.iter().map(|(_, _, bytes)| bytes.as_slice()));
+    let about = [("format", FORMAT), ("key", key), ("dropped", &dropped), ("as_given", &as_given), ("sha256", &digest)];
     let about: HashMap<String, String> = about.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
     let views: Option<Vec<_>> = parts
         .iter()
@@ -95,9 +99,9 @@ fn written(key: &str, set: &Encoded) -> Option<Vec<u8>> {
 }
 
 /// A digest of all that a file says.
-fn digest<'b>(key: &str, dropped: &str, parts: impl Iterator<Item = &'b [u8]>) -> Hex {
+fn digest<'b>(key: &str, said: [&str; 2], parts: impl Iterator<Item = &'b [u8]>) -> Hex {
     let parts: Vec<Hex> = parts.map(sha256).collect();
-    sha256(format!("{key:?} {dropped:?} {parts:?}").as_bytes())
+    sha256(format!("{key:?} {said:?} {parts:?}").as_bytes())
 }
 
 /// The set of a file; `None` if anything of it is odd.
@@ -105,6 +109,7 @@ fn parse(bytes: &[u8], key: &str) -> Option<Encoded> {
     let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
     let about = header.metadata().as_ref()?;
     let (format, its_key, dropped) = (about.get("format")?, about.get("key")?, about.get("dropped")?);
+    let as_given = about.get("as_given")?;
     if format != FORMAT || its_key != key {
         return None;
     }
@@ -115,7 +120,7 @@ fn parse(bytes: &[u8], key: &str) -> Option<Encoded> {
         let view = file.tensor(name).ok().filter(|view| view.dtype() == dtype)?;
         parts.push(view.data());
     }
-    if *about.get("sha256")? != digest(key, dropped, parts.iter().copied()) {
+    if *about.get("sha256")? != digest(key, [dropped, as_given], parts.iter().copied()) {
         return None;
     }
     let (ids, weights, lengths, rows) = (words(parts[0]), words(parts[1]), words(parts[2]), words(parts[3]));
@@ -131,6 +136,7 @@ fn parse(bytes: &[u8], key: &str) -> Option<Encoded> {
         samples,
         rows: rows.map(|row| row as usize).collect(),
         dropped: serde_json::from_str::<Vec<Dropped>>(dropped).ok()?,
+        as_given: as_given.parse().ok()?,
     };
     let sound = |sample: &Sample| {
         sample.weights.first().is_some_and(|weight| *weight == 0.0)
@@ -157,9 +163,10 @@ mod tests {
             samples: vec![sample(3), sample(1), sample(6)],
             rows: vec![0, 2, 3],
             dropped: vec![
-                Dropped { row: 1, reason: Reason::Refused("层".to_owned()) },
+                Dropped { row: 1, reason: Reason::Refused { problem: "层".to_owned(), remedy: String::new() } },
                 Dropped { row: 4, reason: Reason::TooLong(7) },
             ],
+            as_given: 3,
         }
     }
 

@@ -14,15 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use super::conversation::Conversation;
 use super::fit::{Dropped, Encoded, Reason, Truncation, fit};
+use super::spans::{self, Found, Wanted, Writer};
 use super::template::ChatTemplate;
 use super::turns::{Chat, Turn};
 use crate::checkpoint::read_text_if_there;
 use crate::digest::{Hex, sha256};
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result};
 use crate::gguf::vocab::TextTokenizer;
 
 /// Changes whenever the same row can give other tokens than before.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Rows that a thread takes at once.
 const ROWS: usize = 8;
 /// The files that a tokenizer depends on.
@@ -78,6 +79,8 @@ pub struct Rendered {
     pub text: String,
     /// The bytes of it that are learned.
     pub trained: Vec<Range<usize>>,
+    /// How many turns are written as the row has them, since the template leaves out some of their words.
+    pub as_given: usize,
 }
 
 /// Makes samples of conversations.
@@ -116,27 +119,24 @@ impl Encoder {
         self.tokenizer.ids_end()
     }
 
-    /// The text of a row, and what of it is learned. The spans come from the template itself: a turn is what the text
-    /// up to and with it has more than the text before it with the prompt to speak. So a text must only ever grow; a
-    /// template that changes earlier turns (some leave out past thoughts) is refused, unless no such turn is learned.
+    /// The text of a row, and what of it is learned. Text of a learned turn is never lost: what the template leaves out
+    /// is put in (see `spans`).
     pub fn render(&self, row: &Conversation) -> Result<Rendered> {
         let chat = Chat::new(row, self.options.system.as_deref())?;
-        let render =
-            |end: usize, prompt: bool| self.template.render(&chat.messages[..end], chat.tools.as_ref(), prompt);
-        let text = render(chat.messages.len(), false)?;
         let all = self.options.loss_scale == LossScale::All;
-        let odd_one = |turn: &Turn| if all { turn.loss == Some(false) } else { self.is_trained(turn) };
-        let mut spans = Vec::new();
-        for turn in chat.turns.iter().filter(|turn| odd_one(turn)) {
-            let before = render(turn.at, true)?;
-            let whole = turn.at + 1 == chat.messages.len();
-            let after =
-                if whole { text.len() } else { self.grown(&render(turn.at + 1, false)?, &text, turn, "after")? };
-            let before = self.grown(&before, &text[..after], turn, "before")?;
-            spans.push(before..after);
-        }
-        let trained = if all { gaps(&spans, text.len()) } else { spans };
-        Ok(Rendered { text, trained })
+        let learned = |turn: &Turn| if all { turn.loss != Some(false) } else { self.is_trained(turn) };
+        let wanted: Vec<Wanted<'_>> = chat
+            .turns
+            .iter()
+            .map(|turn| Wanted { turn, whole: learned(turn) })
+            .filter(|one| all || one.whole)
+            .collect();
+        let writer = Writer { template: &self.template, tokenizer: &self.tokenizer };
+        let Found { text, places, as_given } = spans::find(writer, row, &chat, &wanted)?;
+        let of = |whole| wanted.iter().zip(&places).filter(move |(one, _)| one.whole == whole);
+        let of = |whole| of(whole).map(|(_, place)| place.clone()).collect::<Vec<_>>();
+        let trained = if all { gaps(&of(false), text.len()) } else { of(true) };
+        Ok(Rendered { text, trained, as_given })
     }
 
     fn is_trained(&self, turn: &Turn) -> bool {
@@ -146,26 +146,13 @@ impl Encoder {
         })
     }
 
-    /// The length of `part`, with which `whole` must begin.
-    fn grown(&self, part: &str, whole: &str, turn: &Turn, side: &str) -> Result<usize> {
-        if whole.starts_with(part) {
-            return Ok(part.len());
-        }
-        let problem = format!(
-            "the chat template of {} renders the text {side} message {} differently once later messages are there, so \
-             that it can't be told which tokens the model wrote",
-            shown(self.template.path()),
-            turn.first + 1
-        );
-        Err(Error::refused(
-            problem,
-            "train on the last round alone (--loss_scale last_round), or simplify the template",
-        ))
-    }
-
     /// The tokens of a row, however many they are.
     pub fn encode(&self, row: &Conversation) -> Result<Sample> {
-        let Rendered { text, trained } = self.render(row)?;
+        self.tokens(self.render(row)?)
+    }
+
+    fn tokens(&self, rendered: Rendered) -> Result<Sample> {
+        let Rendered { text, trained, .. } = rendered;
         let tokens = self.tokenizer.encode(&text)?;
         let mut spans = trained.into_iter().peekable();
         let (mut ids, mut weights) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
@@ -216,9 +203,10 @@ impl Encoder {
         let mut all = Encoded::default();
         for (row, result) in found.into_iter().flat_map(|(_, encoded)| encoded).enumerate() {
             match result {
-                Ok(sample) => {
+                Ok((sample, as_given)) => {
                     all.rows.push(row);
                     all.samples.push(sample);
+                    all.as_given += as_given;
                 }
                 Err(reason) => all.dropped.push(Dropped { row, reason }),
             }
@@ -226,9 +214,24 @@ impl Encoder {
         Ok(all)
     }
 
-    fn fitted(&self, row: &Conversation) -> Result<Sample, Reason> {
-        let sample = self.encode(row).map_err(|e| Reason::Refused(format!("{}: {e}", row.origin)))?;
-        fit(sample, self.options.max_length, self.options.truncation)
+    /// The sample of a row, and how many of its turns are written as it has them.
+    fn fitted(&self, row: &Conversation) -> Result<(Sample, usize), Reason> {
+        let refused = |error: Error| match error {
+            Error::Refused { problem, remedy } => Reason::Refused { problem, remedy },
+            other => Reason::Refused { problem: other.to_string(), remedy: "drop the row".to_owned() },
+        };
+        let EncodeOptions { max_length, truncation, .. } = self.options;
+        let rendered = self.render(row).map_err(refused)?;
+        let as_given = rendered.as_given;
+        // Text without end would take hundreds of bytes of memory for each of its own.
+        if let Some(max) = max_length.filter(|_| truncation == Truncation::Delete) {
+            let fewest = self.tokenizer.fewest_tokens(&rendered.text);
+            if fewest > max {
+                return Err(Reason::FarTooLong(fewest));
+            }
+        }
+        let sample = self.tokens(rendered).map_err(refused)?;
+        Ok((fit(sample, max_length, truncation)?, as_given))
     }
 }
 
@@ -261,7 +264,7 @@ pub(super) mod tests {
     }
 
     fn learned(encoder: &Encoder, row: &Conversation) -> Vec<String> {
-        let Rendered { text, trained } = encoder.render(row).unwrap();
+        let Rendered { text, trained, .. } = encoder.render(row).unwrap();
         trained.into_iter().map(|span| text[span].to_owned()).collect()
     }
 
@@ -312,20 +315,39 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_template_that_changes_the_past_is_named_with_the_message() {
+    fn a_row_that_a_template_refuses_is_dropped_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["tokenizer.json", "tokenizer_config.json"] {
             std::fs::copy(model().join(name), dir.path().join(name)).unwrap();
         }
-        let template = "{% for m in messages %}[{{ m.role if loop.last else m.role[0] }}]{{ m.content }}{% endfor %}\
-                        {% if add_generation_prompt %}[assistant]{% endif %}";
+        let template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}\
+                        {{ m.content }}{% endfor %}";
         std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
         let encoder = Encoder::new(dir.path(), EncodeOptions::default()).unwrap();
-        let problem = encoder.encode(&chat()).unwrap_err().to_string();
-        assert!(problem.contains("message 3 differently") && problem.contains("chat_template.jinja"), "{problem}");
         let all = encoder.encode_all(&[chat()], 1, &AtomicBool::new(false), &|_| {}).unwrap();
-        let [Dropped { row: 0, reason: Reason::Refused(problem) }] = &all.dropped[..] else { panic!("{all:?}") };
-        assert!(problem.starts_with("rows.jsonl, line 3: the chat template"), "{problem}");
+        let [Dropped { row: 0, reason: Reason::Refused { problem, remedy } }] = &all.dropped[..] else {
+            panic!("{all:?}")
+        };
+        assert!(problem.contains("chat_template.jinja refuses it: no tools"), "{problem}");
+        assert_eq!(remedy, "change the row, or leave it out");
+    }
+
+    #[test]
+    fn text_that_is_too_long_for_certain_is_not_tokenized() {
+        let row = conversation(&[(Role::User, &"x".repeat(100_000)), (Role::Assistant, "b")]);
+        let encoder = |truncation| {
+            let options = EncodeOptions { max_length: Some(10), truncation, ..EncodeOptions::default() };
+            Encoder::new(&model(), options).unwrap()
+        };
+        let [Dropped { reason: Reason::FarTooLong(fewest), .. }] = &encoder(Truncation::Delete)
+            .encode_all(std::slice::from_ref(&row), 1, &AtomicBool::new(false), &|_| {})
+            .unwrap()
+            .dropped[..]
+        else {
+            panic!("it was tokenized")
+        };
+        assert!(*fewest > 10 && *fewest <= encoder(Truncation::Delete).encode(&row).unwrap().ids.len());
+        assert_eq!(encoder(Truncation::Left).fitted(&row).unwrap().0.ids.len(), 10, "what is cut must be known whole");
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::encode::Sample;
-use crate::error::{Error, Result};
 
 /// What happens to a row that is longer than allowed, as ms-swift's `--truncation_strategy` names it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,19 +25,35 @@ pub enum Truncation {
 pub enum Reason {
     /// It has that many tokens, more than allowed.
     TooLong(usize),
+    /// It has at least that many tokens, more than allowed: so much text was not tokenized.
+    FarTooLong(usize),
     /// No token of it is learned.
     Untrained,
-    /// It can't be rendered: file, place and problem.
-    Refused(String),
+    /// It can't be rendered.
+    Refused {
+        /// Why.
+        problem: String,
+        /// What to do about it.
+        remedy: String,
+    },
 }
 
 impl Reason {
     /// The kind, for counting.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::TooLong(_) => "too long",
+            Self::TooLong(_) | Self::FarTooLong(_) => "too long",
             Self::Untrained => "nothing to learn",
-            Self::Refused(_) => "refused",
+            Self::Refused { .. } => "refused",
+        }
+    }
+
+    /// What to do where no row is left.
+    pub fn remedy(&self) -> &str {
+        match self {
+            Self::TooLong(_) | Self::FarTooLong(_) => "raise --max_length, or cut rows with --truncation_strategy left",
+            Self::Untrained => "give rows whose turns are not all marked with \"loss\": false or cut off",
+            Self::Refused { remedy, .. } => remedy,
         }
     }
 }
@@ -47,8 +62,9 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong(tokens) => write!(f, "has {tokens} tokens, more than --max_length"),
+            Self::FarTooLong(tokens) => write!(f, "has {tokens} tokens or more, more than --max_length"),
             Self::Untrained => f.write_str("has no token that is learned"),
-            Self::Refused(problem) => f.write_str(problem),
+            Self::Refused { problem, remedy } => write!(f, "{problem}; {remedy}"),
         }
     }
 }
@@ -71,22 +87,14 @@ pub struct Encoded {
     pub rows: Vec<usize>,
     /// The other rows, in order.
     pub dropped: Vec<Dropped>,
+    /// How many turns are written as their rows have them, since the template leaves out some of their words.
+    pub as_given: usize,
 }
 
 impl Encoded {
     /// How many tokens each sample has.
     pub fn lengths(&self) -> Vec<usize> {
         self.samples.iter().map(|sample| sample.ids.len()).collect()
-    }
-
-    /// Refuses the set if a row couldn't be rendered, with the first; for `--strict`. Rows that are only too long, or
-    /// that teach nothing, are dropped all the same.
-    pub fn check_strictly(&self) -> Result<()> {
-        let refused = self.dropped.iter().find_map(|dropped| match &dropped.reason {
-            Reason::Refused(problem) => Some(problem.clone()),
-            _ => None,
-        });
-        refused.map_or(Ok(()), |problem| Err(Error::refused(problem, "or run without --strict, which skips such rows")))
     }
 }
 
@@ -134,13 +142,5 @@ mod tests {
             assert_eq!(fit(row(), Some(max), truncation), Err(Reason::Untrained));
         }
         assert_eq!(fit(sample(&[]), None, Truncation::Delete), Err(Reason::Untrained));
-    }
-
-    #[test]
-    fn strictness_minds_broken_rows_only() {
-        let set = |reason| Encoded { dropped: vec![Dropped { row: 0, reason }], ..Encoded::default() };
-        assert!(set(Reason::TooLong(9)).check_strictly().is_ok() && set(Reason::Untrained).check_strictly().is_ok());
-        let problem = set(Reason::Refused("f, line 1: x".to_owned())).check_strictly().unwrap_err().to_string();
-        assert!(problem.starts_with("f, line 1: x"), "{problem}");
     }
 }

@@ -1,5 +1,5 @@
-//! Rows of JSON text, each with the line where it starts: a list, an object that holds one, or an object a line. The
-//! text is walked once, and one row of it is held as values at a time.
+//! Rows of JSON text, each with the line where it starts: a list, an object that holds one, or an object a line, which may
+//! go on over lines as people print it. One row of it is held as values at a time.
 
 use std::path::Path;
 
@@ -20,22 +20,24 @@ const FOREIGN: [(&[u8], &str, &str); 4] = [
     (b"\x1f\x8b", "is compressed with gzip", "unpack it with gunzip"),
     (b"PAR1", "is Parquet by its content", "name it .parquet"),
 ];
+/// How often all of a text may be read for nothing, in search of rows that go on over lines.
+const VAIN: usize = 8;
 const FIX_LIST: &str = "repair the file: after a break in its list, what follows can't be told apart";
 const FIX_FORM: &str = "give a list of rows, an object with one list of rows in it, or one row a line";
 
 /// Calls `found` with each row of the text of `file`, whose name says what to expect: .jsonl and .ndjson have an object
-/// a line, and others are what their content says. A line that is no JSON is a bad row; a list that is no JSON is a
-/// bad file, since what is lost of it can't be counted.
+/// a line, or one over several, and others are what their content says. A line that is no JSON is a bad row; a list that
+/// is no JSON is a bad file, since what is lost of it can't be counted.
 pub(super) fn each_row(file: &Path, text: &[u8], found: &mut Found<'_>) -> Result<()> {
     if let Some((_, problem, remedy)) = FOREIGN.iter().find(|(start, ..)| text.starts_with(start)) {
         return Err(Error::malformed(file, *problem, *remedy));
     }
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let lines = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));
-    if lines {
-        return each_line(text, found);
-    }
     let mut cursor = Cursor { file, text, at: 0, line: 1 };
+    if lines {
+        return cursor.each_line(found);
+    }
     match cursor.peek() {
         None => Ok(()),
         Some(b'[') => {
@@ -46,9 +48,9 @@ pub(super) fn each_row(file: &Path, text: &[u8], found: &mut Found<'_>) -> Resul
             let mut end = cursor.clone();
             match end.value() {
                 Ok(_) if end.peek().is_none() => cursor.object(found),
-                Ok(_) => each_line(text, found),
+                Ok(_) => cursor.each_line(found),
                 // A bad first line of many is a bad row.
-                Err(_) if first_line(&text[cursor.at..]).trim_ascii_end().ends_with(b"}") => each_line(text, found),
+                Err(_) if first_line(&text[cursor.at..]).trim_ascii_end().ends_with(b"}") => cursor.each_line(found),
                 Err(error) => Err(error),
             }
         }
@@ -58,17 +60,6 @@ pub(super) fn each_row(file: &Path, text: &[u8], found: &mut Found<'_>) -> Resul
 
 fn first_line(text: &[u8]) -> &[u8] {
     text.split(|byte| *byte == b'\n').next().unwrap_or_default()
-}
-
-/// One object a line. Blank lines are none.
-fn each_line(text: &[u8], found: &mut Found<'_>) -> Result<()> {
-    for (line, text) in (1..).zip(text.split(|byte| *byte == b'\n')) {
-        let text = text.trim_ascii();
-        if !text.is_empty() {
-            found(line, parse(text, line))?;
-        }
-    }
-    Ok(())
 }
 
 /// A row's text as a value.
@@ -110,6 +101,57 @@ impl<'t> Cursor<'t> {
         self.line += passed.split(|byte| *byte == b'\n').count() as u64 - 1;
         self.at += by;
         passed
+    }
+
+    /// One object a line; a line that is only the beginning of one goes on to its end. Blank lines are none.
+    fn each_line(&mut self, found: &mut Found<'_>) -> Result<()> {
+        // What may be read in vain, beyond lines that only begin something.
+        let mut vain = self.text.len().saturating_mul(VAIN);
+        while self.peek().is_some() {
+            let line = first_line(&self.text[self.at..]);
+            let row = parse(line.trim_ascii(), self.line);
+            let whole = if row.is_err() { self.over_lines(&mut vain) } else { None };
+            match whole {
+                // A list over several lines holds rows, as one in a .json file does.
+                Some(end) if self.text[self.at] == b'[' => {
+                    self.each_element(found)?;
+                    debug_assert_eq!(self.at, end.at);
+                }
+                Some(end) => {
+                    let text = &self.text[self.at..end.at];
+                    found(self.line, parse(text, self.line))?;
+                    *self = end;
+                }
+                None => {
+                    found(self.line, row)?;
+                    self.advance(line.len());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the value ends that begins here, if it goes beyond this line, and nothing follows it on its last. What is
+    /// read for nothing is taken from `vain`, which must not be empty.
+    fn over_lines(&self, vain: &mut usize) -> Option<Self> {
+        if *vain == 0 {
+            return None;
+        }
+        let mut end = self.clone();
+        let rest = &self.text[self.at..];
+        let mut values = Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
+        if let Err(error) = values.next()? {
+            let lines = rest.split_inclusive(|byte| *byte == b'\n').take(error.line());
+            *vain = vain.saturating_sub(lines.map(<[u8]>::len).sum());
+            return None;
+        }
+        let text = end.advance(values.byte_offset());
+        let rest = first_line(&self.text[end.at..]);
+        let whole = text.contains(&b'\n') && rest.trim_ascii().is_empty();
+        if !whole {
+            *vain = vain.saturating_sub(text.len());
+        }
+        whole.then_some(end)
     }
 
     /// The text of the next value, passed over without a look at what it holds.
@@ -234,6 +276,36 @@ mod tests {
         );
         assert_eq!(lines("a.json", b"{\"a\": 1}\n{\"b\": 1}\n"), [1, 2]);
         assert_eq!(lines("a.json", b"{\"a\": }\n{\"b\": 1}\n"), [1, 2]);
+    }
+
+    #[test]
+    fn a_row_may_go_on_over_lines() {
+        let pretty =
+            "\n{\n \"messages\": [\n {\"role\": \"user\", \"content\": \"q\"},\n {\"role\": \"assistant\"}\n ]\n}\n";
+        let row: Value = serde_json::from_str(pretty).unwrap();
+        let text = format!("{pretty}{{\"a\": 1}}\n{pretty}{{\"b\":\n{{\"c\": 1}}\n");
+        for name in ["a.jsonl", "a.json", "a.ndjson"] {
+            let found = rows(name, text.as_bytes()).unwrap();
+            let a = serde_json::json!({"a": 1});
+            let c = serde_json::json!({"c": 1});
+            // The line that is cut is a bad row, and what follows it is read.
+            let expected = [(2, Some(row.clone())), (8, Some(a)), (10, Some(row.clone())), (16, None), (17, Some(c))];
+            assert_eq!(found, expected, "{name}");
+        }
+        assert_eq!(lines("a.jsonl", b"[\n{\"a\": 1},\n{\"b\": 1}\n]\n{\"c\": 1}"), [2, 3, 5]);
+        let found = rows("a.jsonl", b"{\"a\":\n1} {\"b\": 1}\n{\"c\": 1}").unwrap();
+        assert_eq!(
+            found.iter().map(|(line, row)| (*line, row.is_some())).collect::<Vec<_>>(),
+            [(1, false), (2, false), (3, true)]
+        );
+    }
+
+    #[test]
+    fn lines_that_only_begin_cost_little() {
+        let text = "[\n".repeat(20_000) + &"1,\n".repeat(200_000);
+        let started = std::time::Instant::now();
+        assert_eq!(rows("a.jsonl", text.as_bytes()).unwrap().len(), 220_000);
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
     }
 
     #[test]

@@ -103,11 +103,13 @@ mod tests {
     #[test]
     fn figures_are_those_of_the_set() {
         let sample = |len: usize| Sample { ids: vec![1; len], weights: (0..len).map(|at| f32::from(at > 1)).collect() };
-        let reasons = [Reason::TooLong(9), Reason::Untrained, Reason::TooLong(8), Reason::Refused(String::new())];
+        let refused = Reason::Refused { problem: String::new(), remedy: String::new() };
+        let reasons = [Reason::TooLong(9), Reason::Untrained, Reason::FarTooLong(8), refused];
         let set = Encoded {
             samples: (1..=20).rev().map(sample).collect(),
             rows: (0..20).collect(),
             dropped: reasons.into_iter().zip(20..).map(|(reason, row)| Dropped { row, reason }).collect(),
+            as_given: 0,
         };
         let found = Lengths::new(&set).packed(12, 20);
         assert_eq!(

@@ -1,7 +1,8 @@
 //! Training data, from files to batches. Reading: `dataset` (which files, which rows) over `json` and `parquet` (rows of
 //! a file), `rows`, `columns`, `roles`, `tools` (a row as a conversation) and `sample` (seeded choices). Encoding:
-//! `template` over `python`, and `turns` (a conversation as text), `encode` and `fit` (tokens and what is learned),
-//! `cache`, `lengths`, `pack`. Then `batch`: what a device is given.
+//! `template` over `python`, `turns` and `spans` (a conversation as text, and the turns in it), `encode` and `fit` (tokens
+//! and what is learned), `cache`, `lengths`, `pack`. Then `batch`: what a device is given. And about a template:
+//! `turn_end` (the token that ends a turn) and `swift` (what ms-swift calls it).
 
 mod batch;
 pub mod cache;
@@ -20,6 +21,8 @@ mod python;
 mod roles;
 mod rows;
 mod sample;
+mod spans;
+mod swift;
 mod template;
 mod tools;
 mod turn_end;
@@ -33,5 +36,6 @@ pub use fit::{Dropped, Encoded, Reason, Truncation};
 pub use lengths::{Lengths, Packing};
 pub use pack::{epoch_order, pack};
 pub use sample::split;
+pub use swift::{SwiftTemplate, swift_template};
 pub use template::ChatTemplate;
 pub use turn_end::{TurnEnd, turn_end, turn_end_of};

@@ -12,9 +12,9 @@ use super::tools::{from_text, read_calls, read_tools, to_text};
 use crate::error::escaped;
 
 const FIX_ROW: &str = "give each row `messages` (or `conversations`), or `query` and `response`, or `instruction` and \
-                       `output`";
+                       `output`, or `prompt` and `completion`";
 const FIX_CONTENT: &str = "give the content as text, or as a list of parts of type `text`";
-const FIX_LOSS: &str = "give `loss` as true or false";
+const FIX_LOSS: &str = "give `loss` (or `weight`) as 0 or 1, or true or false";
 const FIX_HISTORY: &str = "give `history` as a list of [query, response]";
 
 /// The messages and the tools of a row.
@@ -190,6 +190,7 @@ fn read_pairs(raw: Vec<Row>) -> Result<Vec<Message>, Flaw> {
 /// Rows of `query`, `response` and `history`, or of `instruction`, `input` and `output`.
 fn read_query(mut row: Row) -> Result<Vec<Message>, Flaw> {
     let mut response = None;
+    let mut asked = Vec::new();
     let query = if columns::has(&row, columns::INSTRUCTION) && columns::has(&row, columns::INPUT) {
         let instruction = columns::take(&mut row, columns::INSTRUCTION)?.map(text);
         let input = columns::take(&mut row, columns::INPUT)?.map(text);
@@ -202,25 +203,50 @@ fn read_query(mut row: Row) -> Result<Vec<Message>, Flaw> {
             (_, input) => input,
         }
     } else {
-        columns::take(&mut row, columns::QUERY)?.map(text).transpose().map_err(within("the query"))?
+        match columns::take(&mut row, columns::QUERY)? {
+            // TRL's conversation so far: it is not learned, unless it says so.
+            Some(list) if is_messages(&list) => {
+                asked = read_messages(list).map_err(within("the prompt"))?;
+                let unsaid = asked.iter_mut().filter(|message| message.role.is_generated());
+                unsaid.for_each(|message| message.loss = message.loss.or(Some(false)));
+                None
+            }
+            query => query.map(text).transpose().map_err(within("the query"))?,
+        }
     };
     if response.is_none() {
         response = columns::take(&mut row, columns::RESPONSE)?;
     }
-    // A list holds alternatives, of which ms-swift takes the first.
-    let response = match response {
-        Some(Value::Array(list)) => list.into_iter().next(),
-        other => other,
-    };
-    let Some(response) = response else {
-        return Err(Flaw::new(if query.is_some() { "has no response" } else { "has no known column" }, FIX_ROW));
-    };
-    let response = text(response).map_err(within("the response"))?;
-    let mut messages = columns::take(&mut row, columns::HISTORY)?.map_or(Ok(Vec::new()), read_history)?;
     let turn = |role, content| Message { role, content, loss: None };
+    let answer = match response {
+        Some(list) if is_messages(&list) => read_messages(list).map_err(within("the completion"))?,
+        // Another list holds alternatives, of which ms-swift takes the first.
+        Some(Value::Array(list)) => answer(list.into_iter().next())?,
+        other => answer(other)?,
+    };
+    if answer.is_empty() {
+        let asks = query.is_some() || !asked.is_empty();
+        return Err(Flaw::new(if asks { "has no response" } else { "has no known column" }, FIX_ROW));
+    }
+    let mut messages = columns::take(&mut row, columns::HISTORY)?.map_or(Ok(Vec::new()), read_history)?;
+    messages.extend(asked);
     messages.extend(query.map(|query| turn(Role::User, query)));
-    messages.push(turn(Role::Assistant, response));
+    messages.extend(answer);
     Ok(messages)
+}
+
+/// The one message of a response, if there is any.
+fn answer(response: Option<Value>) -> Result<Vec<Message>, Flaw> {
+    let message = |content| Message { role: Role::Assistant, content, loss: None };
+    let content = response.map(text).transpose().map_err(within("the response"))?;
+    Ok(content.into_iter().map(message).collect())
+}
+
+/// Whether a column is a list of messages with roles, as TRL has it, and no list of parts.
+fn is_messages(column: &Value) -> bool {
+    let has_role =
+        |message: &Value| message.as_object().is_some_and(|message| take_first(message, &ROLE_KEYS).is_some());
+    column.as_array().is_some_and(|list| list.first().is_some_and(has_role))
 }
 
 /// Earlier rounds: a list of `[query, response]`, of which either can be null, or text that is one in JSON.
@@ -248,9 +274,12 @@ fn read_history(history: Value) -> Result<Vec<Message>, Flaw> {
     Ok(messages)
 }
 
-/// `loss` of a message, or `loss_scale` where it says the same. Files of the `datasets` library have floats there.
+/// `loss` of a message, or `loss_scale`, or the `OpenAI` API's `weight`, where they say the same. Files of the `datasets`
+/// library have floats there.
 fn read_loss(message: &Row) -> Result<Option<bool>, Flaw> {
-    let Some(key) = ["loss", "loss_scale"].into_iter().find(|key| is_there(message, key)) else { return Ok(None) };
+    let Some(key) = ["loss", "loss_scale", "weight"].into_iter().find(|key| is_there(message, key)) else {
+        return Ok(None);
+    };
     match &message[key] {
         Value::Bool(learned) => Ok(Some(*learned)),
         Value::Number(number) if number.as_f64() == Some(0.0) => Ok(Some(false)),

@@ -31,6 +31,8 @@ pub(super) struct Turn {
     pub(super) last_round: bool,
     /// What the row says of its loss.
     pub(super) loss: Option<bool>,
+    /// The names of the tools that it calls.
+    pub(super) calls: Vec<String>,
 }
 
 impl Chat {
@@ -51,17 +53,19 @@ impl Chat {
                 continue;
             }
             let group = at..at + group.len();
-            let loss = loss(&said[group.clone()]);
+            let written = assistant(&said[group.clone()]).map_err(|problem| {
+                let problem = format!("message {}: {problem}", group.start + 1);
+                Error::refused(problem, "write a call as {\"name\": ..., \"arguments\": {...}}")
+            })?;
+            let calls = written.get("tool_calls").and_then(Json::as_array).into_iter().flatten();
             turns.push(Turn {
                 at: messages.len(),
                 first: group.start,
                 last_round: last_user.is_none_or(|user| group.start > user),
-                loss,
+                loss: loss(&said[group.clone()]),
+                calls: calls.filter_map(|call| Some(call["function"]["name"].as_str()?.to_owned())).collect(),
             });
-            messages.push(assistant(&said[group.clone()]).map_err(|problem| {
-                let problem = format!("message {}: {problem}", group.start + 1);
-                Error::refused(problem, "write a call as {\"name\": ..., \"arguments\": {...}}")
-            })?);
+            messages.push(written);
             at = group.end;
         }
         let tools = conversation.tools.iter().map(tool).collect::<Vec<Json>>();
@@ -70,6 +74,14 @@ impl Chat {
             tools: (!tools.is_empty()).then(|| Value::from(Serde(tools))),
             turns,
         })
+    }
+}
+
+impl Turn {
+    /// Its words, as the row has them.
+    pub(super) fn words<'r>(&self, row: &'r Conversation) -> &'r str {
+        let said = row.messages.get(self.first).filter(|message| message.role == Role::Assistant);
+        said.map_or("", |message| &message.content)
     }
 }
 
@@ -162,15 +174,22 @@ mod tests {
         row.messages[3].loss = Some(false);
         row.messages[7].loss = Some(true);
         let chat = Chat::new(&row, Some("s")).unwrap();
-        let turn = |at, first, loss, last_round| Turn { at, first, last_round, loss };
+        let turn = |at, first, loss, last_round, calls| Turn {
+            at,
+            first,
+            last_round,
+            loss,
+            calls: vec!["f".to_owned(); calls],
+        };
         let expected = [
-            turn(2, 1, Some(false), false),
-            turn(4, 5, None, false),
-            turn(6, 7, Some(true), false),
-            turn(7, 8, None, false),
-            turn(9, 10, None, true),
+            turn(2, 1, Some(false), false, 2),
+            turn(4, 5, None, false, 1),
+            turn(6, 7, Some(true), false, 0),
+            turn(7, 8, None, false, 0),
+            turn(9, 10, None, true, 0),
         ];
         assert_eq!(chat.turns, expected);
+        assert_eq!(chat.turns.iter().map(|turn| turn.words(&row)).collect::<Vec<_>>(), ["a", "", "b", "c", "d"]);
         assert_eq!(chat.messages[0].get_attr("content").unwrap().as_str(), Some("s"));
         let calls = chat.messages[2].get_attr("tool_calls").unwrap();
         assert_eq!(calls.len(), Some(2));

@@ -68,7 +68,7 @@ pub struct Settings {
     pub max_grad_norm: f64,
     pub lr_scheduler_type: String,
     pub warmup_ratio: f64,
-    pub warmup_steps: u64,
+    pub warmup_steps: f64,
 
     pub output_dir: Option<PathBuf>,
     pub add_version: bool,
@@ -96,6 +96,9 @@ pub struct Settings {
     /// Flags that were given and change nothing, for args.json.
     #[serde(skip)]
     pub others: Map<String, Value>,
+    /// What the plan found out about the base, for args.json, where it stands instead of what was given.
+    #[serde(skip)]
+    pub found: Map<String, Value>,
     /// What the user should know about what was given.
     #[serde(skip)]
     pub notes: Vec<String>,
@@ -144,7 +147,7 @@ impl Default for Settings {
             max_grad_norm: 1.0,
             lr_scheduler_type: "cosine".to_owned(),
             warmup_ratio: 0.0,
-            warmup_steps: 0,
+            warmup_steps: 0.0,
             output_dir: None,
             add_version: true,
             save_strategy: "steps".to_owned(),
@@ -167,14 +170,23 @@ impl Default for Settings {
             device: "auto".to_owned(),
             use_cpu: false,
             others: Map::new(),
+            found: Map::new(),
             notes: Vec::new(),
         }
     }
 }
 
 /// What args.json says beside the settings, for readers that know ms-swift's.
-const CONSTANTS: [(&str, &str); 4] =
-    [("train_type", "lora"), ("tuner_type", "lora"), ("tuner_backend", "peft"), ("task_type", "causal_lm")];
+const CONSTANTS: [(&str, &str); 5] = [
+    ("train_type", "lora"),
+    ("tuner_type", "lora"),
+    ("tuner_backend", "peft"),
+    ("task_type", "causal_lm"),
+    // The version whose form it has: ms-swift takes model_type from no older one.
+    ("swift_version", "4.6.0"),
+];
+/// Types to compute in by the names that ms-swift has for them.
+const DTYPES: [(&str, &str); 2] = [("bf16", "bfloat16"), ("fp32", "float32")];
 
 impl Settings {
     /// Every setting by its name: what args.json holds, as ms-swift writes it.
@@ -185,7 +197,12 @@ impl Settings {
             _ => Map::new(),
         };
         args.values_mut().for_each(plain);
+        if let Some(Value::String(dtype)) = args.get_mut("torch_dtype") {
+            *dtype =
+                DTYPES.iter().find(|(own, _)| own == dtype).map_or(dtype.clone(), |(_, theirs)| (*theirs).to_owned());
+        }
         args.extend(self.others.clone());
+        args.extend(self.found.clone());
         args.extend(CONSTANTS.map(|(key, value)| (key.to_owned(), value.into())));
         args.insert("qft_version".to_owned(), env!("CARGO_PKG_VERSION").into());
         args
@@ -245,7 +262,13 @@ impl Settings {
                 "split_dataset_ratio: --eval_strategy no looks at no held-out data, so none is split off".to_owned(),
             );
         }
-        if self.load_best_model_at_end && (!self.has_held_out() || self.eval_strategy() == When::Never) {
+        if self.load_best_model_at_end && self.eval_strategy.as_deref().unwrap_or(&self.save_strategy) == "no" {
+            return refuse(
+                "--load_best_model_at_end needs a look at held-out data to tell the best checkpoint",
+                "give --eval_strategy steps, or epoch, and the held-out data",
+            );
+        }
+        if self.load_best_model_at_end && !self.has_held_out() {
             return refuse(
                 "--load_best_model_at_end needs held-out data to tell the best checkpoint",
                 "add --split_dataset_ratio 0.01, or --val_dataset",

@@ -29,6 +29,10 @@ const AT_LEAST_ZERO: Kind = Kind::Number("of at least 0", |x| x >= 0.0);
 const ABOVE_ZERO: Kind = Kind::Number("above 0", |x| x > 0.0);
 const SHARE: Kind = Kind::Number("from 0 to 1", |x| (0.0..=1.0).contains(&x));
 const BELOW_ONE: Kind = Kind::Number("from 0 to below 1", |x| (0.0..1.0).contains(&x));
+/// Counts may be 0 here, and a share is below 1.
+const STEPS_OR_SHARE: Kind = Kind::Number("of steps (or, below 1, a share of all)", |x| {
+    (0.0..1.0).contains(&x) || (x >= 1.0 && x.fract() == 0.0)
+});
 /// Largest sizes that a device counts in u32.
 const ANY_COUNT: Kind = Kind::Count(1);
 
@@ -140,7 +144,11 @@ const OPTIMIZER: [Flag; 9] = [
         "Shape of the learning rate after its warm-up",
     ),
     used("warmup_ratio", SHARE, "Share of all steps in which the learning rate rises"),
-    used("warmup_steps", Kind::Count(0), "Steps in which the learning rate rises, whatever --warmup_ratio says"),
+    used(
+        "warmup_steps",
+        STEPS_OR_SHARE,
+        "Steps in which the learning rate rises, or, below 1, a share of all; wins over --warmup_ratio",
+    ),
 ];
 
 const CHECKPOINTS: [Flag; 10] = [

@@ -78,7 +78,33 @@ fn reads_loss_of_a_message() {
         assert_eq!(read(turn(loss)), [expected]);
     }
     assert_eq!(problem(turn(json!(0.5))), "message 1: `loss` is 0.5; only 0 and 1 are supported");
+    let weighed = |weight: Value| {
+        json!({"messages": [{"role": "user", "content": "q", "weight": 0}, {"role": "assistant", "content": "x",
+            "weight": weight}]})
+    };
+    assert_eq!(read(weighed(json!(0)))[1], "!a: x");
+    assert_eq!(read(weighed(json!(1)))[1], "+a: x");
+    assert_eq!(problem(weighed(json!(2))), "message 2: `weight` is 2; only 0 and 1 are supported");
     assert_eq!(problem(turn(json!("yes"))), "message 1: `loss` is text");
+}
+
+/// As TRL has them: the completion is what is learned.
+#[test]
+fn reads_prompts_and_completions_that_are_lists() {
+    let said = |role: &str, content: &str| json!({"role": role, "content": content});
+    let prompt = json!([said("system", "s"), said("user", "q"), said("assistant", "a"), said("user", "r")]);
+    let row = json!({"prompt": prompt, "completion": [said("assistant", "b")]});
+    assert_eq!(read(row), ["s: s", "u: q", "!a: a", "u: r", "a: b"]);
+    let row = json!({"prompt": [said("user", "q")], "completion": "b", "system": "s"});
+    assert_eq!(read(row), ["s: s", "u: q", "a: b"]);
+    let call = json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]});
+    let row = json!({"prompt": "q", "completion": [call, {"role": "tool", "content": "1"}, said("assistant", "b")]});
+    assert_eq!(read(row), ["u: q", r#"call: {"name": "f", "arguments": {}}"#, "tool: 1", "a: b"]);
+    assert_eq!(problem(json!({"prompt": [said("user", "q")]})), "has no response");
+    let row = json!({"prompt": [said("king", "q")], "completion": "b"});
+    assert_eq!(problem(row), "the prompt: message 1: the role `king` is unknown");
+    let row = json!({"prompt": "q", "completion": [said("user", "b")]});
+    assert_eq!(problem(row), "no message is the assistant's");
 }
 
 #[test]

@@ -1,0 +1,91 @@
+//! What is found out about a base for those who take its checkpoints: the token at which a turn ends, and what ms-swift
+//! calls its type and its template. It goes into args.json.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::data::{SwiftTemplate, TurnEnd, swift_template, turn_end};
+use super::settings::Settings;
+use crate::checkpoint::ConfigText;
+use crate::error::{Result, escaped};
+
+/// Facts of a base.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Facts {
+    /// For args.json.
+    pub(super) args: Map<String, Value>,
+    /// What the user should know.
+    pub(super) notes: Vec<String>,
+}
+
+impl Facts {
+    /// Those of the base in `dir`, whose config.json says `model_type`.
+    pub(super) fn new(dir: &Path, model_type: &str, settings: &Settings) -> Result<Self> {
+        let mut facts = Self::default();
+        // ms-swift calls these families by the same names, and has no other names for them.
+        facts.args.insert("model_type".to_owned(), model_type.into());
+        if let Some(SwiftTemplate { name, system }) = swift_template(dir)? {
+            facts.args.insert("template".to_owned(), name.into());
+            if let Some(system) = system.filter(|_| settings.system.is_none()) {
+                facts.args.insert("system".to_owned(), system.into());
+            }
+        }
+        if let Some(end) = turn_end(dir)? {
+            facts.args.insert("turn_end_token_ids".to_owned(), json!([end.id]));
+            facts.notes.extend(unstopped(dir, &end)?);
+        }
+        Ok(facts)
+    }
+}
+
+/// A note if a server would go on behind the end of a turn.
+fn unstopped(dir: &Path, end: &TurnEnd) -> Result<Option<String>> {
+    for name in ["generation_config.json", "config.json"] {
+        let Some(config) = ConfigText::read(&dir.join(name))? else { continue };
+        let ids = match config.get(&["eos_token_id"]) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(ids)) => ids,
+            Some(id) => vec![id],
+        };
+        let stops = ids.iter().any(|id| id.as_u64() == Some(u64::from(end.id)));
+        let ids: Vec<String> = ids.iter().map(|id| escaped(&id.to_string())).collect();
+        return Ok((!stops).then(|| {
+            format!(
+                "the chat template ends a turn with {} ({}), but {name} stops at {}: what is served must stop there, \
+                 too; args.json of each checkpoint names it (turn_end_token_ids)",
+                escaped(&end.token),
+                end.id,
+                ids.join(", ")
+            )
+        }));
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_at_which_nothing_stops_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, value: Value| std::fs::write(dir.path().join(name), value.to_string()).unwrap();
+        let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+        put("tokenizer_config.json", json!({"chat_template": template}));
+        let tokens = json!([{"id": 5, "content": "<|endoftext|>"}, {"id": 7, "content": "<|im_end|>"}]);
+        put("tokenizer.json", json!({"added_tokens": tokens}));
+        let facts = |settings: &Settings| Facts::new(dir.path(), "qwen2", settings).unwrap();
+        let plain = facts(&Settings::default());
+        let expected = json!({"model_type": "qwen2", "template": "chatml", "turn_end_token_ids": [7]});
+        assert_eq!((Value::Object(plain.args), plain.notes), (expected, Vec::new()), "nothing says where to stop");
+        put("config.json", json!({"eos_token_id": 7}));
+        assert_eq!(facts(&Settings::default()).notes.len(), 0);
+        put("generation_config.json", json!({"eos_token_id": 5}));
+        let notes = facts(&Settings::default()).notes;
+        assert!(notes[0].contains("<|im_end|> (7), but generation_config.json stops at 5"), "{notes:?}");
+        put("generation_config.json", json!({"eos_token_id": [5, 7]}));
+        assert_eq!(facts(&Settings::default()).notes.len(), 0);
+    }
+}
