@@ -1,4 +1,4 @@
-"""Every way in which PEFT saves a LoRA, on every model type that transformers builds small: does the merge say the same?
+"""Every way in which PEFT saves a LoRA, on every model type that transformers builds small: does a merge say the same?
 
     python tests/real/peft_matrix QFT WORK [--arch PATTERN] [--way PATTERN] [--jobs N] [--main]
 
@@ -12,6 +12,7 @@ class, with those of the unmerged adapter: at most 1e-4 of the largest logit apa
 tower, for inputs that are text) each weight is compared with PEFT's own merge. refusals.py lists what qft refuses by
 design. A failing case stays in WORK/cases. Exits with 1 if a case fails.
 """
+
 import argparse
 import os
 import re
@@ -21,7 +22,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", OMP_NUM_THREADS="1")
+os.environ.update(
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", OMP_NUM_THREADS="1"
+)
 warnings.simplefilter("ignore")
 
 import peft
@@ -55,6 +58,7 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    what = f"transformers {transformers.__version__}, PEFT {peft.__version__}, torch {torch.__version__}."
     with ProcessPoolExecutor(args.jobs, get_context("fork")) as pool:
         running = {pool.submit(run_architecture, a, args.way, work, args.qft.resolve()): a.name for a in chosen}
         found = {}
@@ -62,9 +66,8 @@ def main():
             name = running[done]
             found[name] = done.result()
             print(f"{name}: {report.summary(found[name])}", flush=True)
-    results = [r for a in chosen for r in found[a.name]]
-    what = f"transformers {transformers.__version__}, PEFT {peft.__version__}, torch {torch.__version__}."
-    report.write(results, work, what)
+            results = [r for a in chosen for r in found.get(a.name, [])]
+            report.write(results, work, what)
     print(report.summary(results))
     return int(any(r["outcome"] == "fail" for r in results))
 

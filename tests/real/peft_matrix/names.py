@@ -2,6 +2,7 @@
 
 Weights are random, so that equal bytes are the same weight.
 """
+
 import re
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """The tables: JSON with every case, and Markdown with counts by way and a line a failure."""
+
 import json
 from collections import Counter, defaultdict
 
@@ -26,12 +27,20 @@ def markdown(results, what):
     for r in results:
         if r["way"]:
             by_way[r["way"]].append(r)
-    lines += ["| way | pass | refused by design | fail | PEFT can't | does not apply |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines += [
+        "| way | pass | refused by design | fail | PEFT can't | does not apply |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for way, rows in by_way.items():
         n = counts(rows)
         tried = sum(n[k] for k in COUNTED)
         lines.append(f"| {way} | {n['pass']} of {tried} | {n['refused']} | {n['fail']} | {n['peft']} | {n['none']} |")
-    for outcome, title in (("fail", "Failures"), ("refused", "Refused by design"), ("unbuilt", "Model types that can't be built here"), ("peft", "What PEFT can't do")):
+    for outcome, title in (
+        ("fail", "Failures"),
+        ("refused", "Refused by design"),
+        ("unbuilt", "Model types that can't be built here"),
+        ("peft", "What PEFT can't do"),
+    ):
         rows = [r for r in results if r["outcome"] == outcome]
         lines += ["", f"## {title}: {len(rows)}", ""]
         lines += [line(r) for r in rows]
