@@ -74,7 +74,7 @@ def build(arch, tied=None):
 def stir(model):
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.is_floating_point():
+            if p.is_floating_point() and p.requires_grad:
                 noise = torch.randn(p.shape, generator=seeded(name))
                 p.add_(noise * (0.1 if p.dim() > 1 else 0.05))
 

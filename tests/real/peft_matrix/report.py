@@ -11,6 +11,19 @@ def write(results, work, what):
     (work / "matrix.md").write_text(markdown(results, what))
 
 
+def put(results, new):
+    """`new` in the places of the same cases, all in order of model type; ways in the order of their table."""
+    places = {(r["arch"], r["way"]): i for i, r in enumerate(results)}
+    results = list(results)
+    for r in new:
+        at = places.get((r["arch"], r["way"]))
+        if at is None:
+            results.append(r)
+        else:
+            results[at] = r
+    return sorted(results, key=lambda r: r["arch"])
+
+
 def counts(results):
     return Counter(r["outcome"] for r in results)
 

@@ -18,6 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PLAIN = dict(r=4, lora_alpha=8, init_lora_weights=False)
+# Names of layers, two of which nearly every model has, the likeliest to be trained first.
+LIKELY = (
+    "q_proj v_proj c_attn query_key_value qkv_proj q v query value q_a_proj in_proj o_proj out_proj dense c_proj"
+).split()
 TOKENS = [7, 3, 120]
 VISION = re.compile(
     r"(^|\.)(vision_tower|visual|vision_model|vision_encoder|vision_embed_tokens|vit|image_encoder|vision)(\.|$)"
@@ -72,27 +76,7 @@ def linears(model, kinds=(nn.Linear, Conv1D)):
 def attention(model):
     """Two kinds of linear layers, for ways where it doesn't matter which."""
     names = sorted({leaf(n) for n in linears(model) if not leaf(n).isdigit()})
-    wanted = [
-        n
-        for n in (
-            "q_proj",
-            "v_proj",
-            "c_attn",
-            "query_key_value",
-            "qkv_proj",
-            "q",
-            "v",
-            "query",
-            "value",
-            "q_a_proj",
-            "o_proj",
-            "out_proj",
-            "dense",
-            "c_proj",
-        )
-        if n in names
-    ]
-    return (wanted or names)[:2]
+    return ([n for n in LIKELY if n in names] or names)[:2]
 
 
 def experts(model):
@@ -123,8 +107,15 @@ def plain(**more):
     return config
 
 
+def every_linear(model):
+    """PEFT refuses Mamba's `out_proj`, which "all-linear" names too."""
+    if "mamba" not in model.config.model_type:
+        return "all-linear"
+    return sorted({leaf(n) for n in linears(model)} - {"out_proj", "conv1d"})
+
+
 def all_linear(**more):
-    return plain(target_modules="all-linear", **more)
+    return plain(target_modules=every_linear, **more)
 
 
 def seven(model):
