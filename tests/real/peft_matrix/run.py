@@ -234,6 +234,12 @@ class Case:
             return diff, f"logits of shape {tuple(logits.shape)}, the adapter's {tuple(self.logits.shape)}"
         if diff <= TOLERANCE and (self.way.weights or self.effect < 10 * TOLERANCE):
             return self.weights(released)
+        if diff > TOLERANCE and self.merged is not None:
+            theirs = distance(logits, logits_of(self.merged, self.inputs))
+            return (
+                diff,
+                "the release is what PEFT merges, which is not what the adapter says" if theirs < TOLERANCE else "",
+            )
         return diff, ""
 
     def weights(self, released):

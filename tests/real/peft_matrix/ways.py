@@ -108,10 +108,10 @@ def plain(**more):
 
 
 def every_linear(model):
-    """PEFT refuses Mamba's `out_proj`, which "all-linear" names too."""
-    if "mamba" not in model.config.model_type:
-        return "all-linear"
-    return sorted({leaf(n) for n in linears(model)} - {"out_proj", "conv1d"})
+    """PEFT refuses Mamba's `out_proj`; `dt_proj` is never called, its weight is read: a LoRA on it is not seen."""
+    names = {leaf(n) for n in linears(model)}
+    left_out = names & ({"dt_proj", "out_proj"} if "mamba" in model.config.model_type else {"dt_proj"})
+    return sorted(names - left_out) if left_out else "all-linear"
 
 
 def all_linear(**more):
