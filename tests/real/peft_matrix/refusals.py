@@ -31,4 +31,7 @@ REFUSALS = [
         r"the base has no (model\.)?(decoder|encoder)\.embed_tokens\.weight",
         "the file has one embedding for encoder and decoder, the adapter changes them apart",
     ),
+    Refusal(
+        "bare|seq_cls", ".*", r"the base has no (\S+\.)?pooler\.", "the base has no pooler: its weights are in no file"
+    ),
 ]

@@ -16,6 +16,8 @@ import transformers
 from architectures import build, inputs_of, logits_of, seeded
 from names import spelling
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from refusals import REFUSALS
 from safetensors.torch import load_file
 from ways import WAYS, applies
@@ -110,11 +112,26 @@ def fill(model, missing):
                 p.copy_(0.1 * torch.randn(p.shape, generator=seeded("head " + name)))
 
 
-def randomize(model):
-    """Trained values: factors and all that the adapter saves."""
+def uncalled(model, inputs):
+    """Wrapped modules that no forward pass calls: their weight is read, or another module shares it."""
+    called, hooks = set(), []
+    wrapped = {n: m for n, m in model.named_modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))}
+    for name, module in wrapped.items():
+        hooks.append(module.register_forward_hook(lambda *_, name=name: called.add(name)))
+    logits_of(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    return [name + "." for name in wrapped if name not in called]
+
+
+def randomize(model, untrained):
+    """Trained values: factors and all that the adapter saves. What a pass does not see gets no gradient and stays."""
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.requires_grad:
+            if p.requires_grad and name.startswith(tuple(untrained)):
+                if "lora_B" in name or "lora_embedding_B" in name:
+                    p.zero_()
+            elif p.requires_grad:
                 noise = torch.randn(p.shape, generator=seeded("trained " + name))
                 if "lora_magnitude" in name:
                     p.mul_(1 + 0.1 * noise)
@@ -124,7 +141,7 @@ def randomize(model):
                     p.add_(0.1 * noise)
 
 
-def rounded_as_saved(model, directory):
+def rounded_as_saved(model):
     """The adapter's file is in bf16: so are the values that the reference computes with."""
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -148,6 +165,8 @@ class Case:
             if "Unrecognized configuration class" in str(problem):
                 raise NotApplicable("no such class") from problem
             raise
+        if 2 * len(self.info["missing_keys"]) > len(model.state_dict()):
+            raise NotApplicable("the class finds next to nothing of the base")
         fill(model, self.info["missing_keys"])
         return model
 
@@ -177,10 +196,10 @@ class Case:
             peft.add_adapter("second", LoraConfig(**second))
             active.append("second")
             peft.base_model.set_adapter(active)
-        randomize(peft)
-        if way.name == "bf16_adapter":
-            rounded_as_saved(peft, self.dir)
         peft.eval()
+        randomize(peft, [] if way.weights else uncalled(peft, self.inputs))
+        if way.name == "bf16_adapter":
+            rounded_as_saved(peft)
         self.logits = logits_of(peft, self.inputs)
         shutil.rmtree(self.dir, ignore_errors=True)
         peft.save_pretrained(str(self.dir / "adapter"), **way.save)

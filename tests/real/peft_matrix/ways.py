@@ -75,7 +75,7 @@ def linears(model, kinds=(nn.Linear, Conv1D)):
 
 def attention(model):
     """Two kinds of linear layers, for ways where it doesn't matter which."""
-    names = sorted({leaf(n) for n in linears(model) if not leaf(n).isdigit()})
+    names = sorted({leaf(n) for n in linears(model) if not leaf(n).isdigit()} - mamba_out(model))
     return ([n for n in LIKELY if n in names] or names)[:2]
 
 
@@ -107,11 +107,13 @@ def plain(**more):
     return config
 
 
+def mamba_out(model):
+    """What PEFT refuses to wrap, even where "all-linear" names it."""
+    return {"out_proj"} if "mamba" in model.config.model_type else set()
+
+
 def every_linear(model):
-    """PEFT refuses Mamba's `out_proj`; `dt_proj` is never called, its weight is read: a LoRA on it is not seen."""
-    names = {leaf(n) for n in linears(model)}
-    left_out = names & ({"dt_proj", "out_proj"} if "mamba" in model.config.model_type else {"dt_proj"})
-    return sorted(names - left_out) if left_out else "all-linear"
+    return sorted({leaf(n) for n in linears(model)} - mamba_out(model)) if mamba_out(model) else "all-linear"
 
 
 def all_linear(**more):
