@@ -36,23 +36,26 @@ def numbers_out(name):
 
 def spelling(model, base):
     """{parameter, numbers as N: [(name in the file, which part)]} for parameters whose names differ."""
-    on_disk = {}
+    on_disk, rows_on_disk = {}, {}
     for path in sorted(Path(base).glob("*.safetensors")):
         for name, value in load_file(path).items():
             if value.is_floating_point() and value.numel() > 1:
                 on_disk.setdefault(digest(value), name)
+            if value.is_floating_point() and value.dim() == 2:
+                for at, row in enumerate(value):
+                    rows_on_disk.setdefault(digest(row), (name, at))
     table = {}
     for name, p in model.named_parameters():
         if not p.is_floating_point() or p.numel() < 2:
             continue
-        for what, view in views(p):
-            found = on_disk.get(digest(view))
-            if found:
-                if found != name:
-                    row = (numbers_out(found), what)
-                    rows = table.setdefault(numbers_out(name), [])
-                    if row not in rows:
-                        rows.append(row)
-                if not what:
-                    break
+        found = [(on_disk.get(digest(view)), what) for what, view in views(p)]
+        found = [(file, what) for file, what in found if file]
+        whole = [(file, what) for file, what in found if not what]
+        if not found and p.dim() == 2 and digest(p[0]) in rows_on_disk:
+            file, at = rows_on_disk[digest(p[0])]
+            found = [(file, f"is rows {at}.. of it")]
+        rows = [(numbers_out(file), what) for file, what in (whole or found) if file != name]
+        if rows:
+            table.setdefault(numbers_out(name), [])
+            table[numbers_out(name)] += [row for row in dict.fromkeys(rows) if row not in table[numbers_out(name)]]
     return table
