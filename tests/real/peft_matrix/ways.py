@@ -17,7 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PLAIN = dict(r=4, lora_alpha=8, init_lora_weights=False)
+PLAIN = dict(r=4, lora_alpha=8)
 # Names of layers, two of which nearly every model has, the likeliest to be trained first.
 LIKELY = (
     "q_proj v_proj c_attn query_key_value qkv_proj q v query value q_a_proj in_proj o_proj out_proj dense c_proj"
