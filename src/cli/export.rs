@@ -255,7 +255,8 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
         row("left out", format!("{}: {why}", escaped(name)));
     }
     for change in &plan.config_changes {
-        row("config.json", escaped(change));
+        let (file, change) = change.split_once(".json ").unwrap_or(("config", change));
+        row(&format!("{file}.json"), escaped(change));
     }
     let needs = &description["needs"];
     let size = |key: &str| ByteSize(needs[key].as_u64().unwrap_or(0));
