@@ -221,10 +221,10 @@ mod tests {
                 "quantization",
             ),
         ] {
-            let found = findings(|release| drop(release.files.insert("config.json", Content::Text(&text))));
+            let found = findings(|release| _ = release.files.insert("config.json", Content::Text(&text)));
             assert_eq!(found, [(rule, Refuse)], "{text}");
         }
-        let found = findings(|release| drop(release.tensors.insert("score.weight", (Dtype::BF16, &[1, 2]))));
+        let found = findings(|release| _ = release.tensors.insert("score.weight", (Dtype::BF16, &[1, 2])));
         assert_eq!(found, [("head", Refuse)]);
         let found = findings(|release| release.untied_head = Some("lm_head.weight".to_owned()));
         assert_eq!(found, [("tied", Refuse)]);
@@ -248,10 +248,10 @@ mod tests {
                 "code",
             ),
         ] {
-            let found = findings(|release| drop(release.files.insert(name, Content::Text(&text))));
+            let found = findings(|release| _ = release.files.insert(name, Content::Text(&text)));
             assert_eq!(found, [(rule, Warn)], "{text}");
         }
-        assert_eq!(findings(|release| drop(release.files.remove("tokenizer.json"))), [("tokenizer", Warn)]);
+        assert_eq!(findings(|release| _ = release.files.remove("tokenizer.json")), [("tokenizer", Warn)]);
     }
 
     #[test]
@@ -265,8 +265,8 @@ mod tests {
     #[test]
     fn what_the_text_model_s_section_says_counts() {
         let text = r#"{"text_config": {"vocab_size": 4, "num_hidden_layers": 2}, "vocab_size": 9}"#;
-        assert_eq!(findings(|release| drop(release.files.insert("config.json", Content::Text(text)))), []);
+        assert_eq!(findings(|release| _ = release.files.insert("config.json", Content::Text(text))), []);
         let code = r#"{"vocab_size": 9, "auto_map": {}}"#;
-        assert_eq!(findings(|release| drop(release.files.insert("config.json", Content::Text(code)))), []);
+        assert_eq!(findings(|release| _ = release.files.insert("config.json", Content::Text(code))), []);
     }
 }
