@@ -450,7 +450,7 @@ fn block_fp8_is_decoded_where_a_delta_touches_it() {
     let mut base = plain.clone();
     let scales = [0.5f32, 0.25, 1.0, 2.0, 0.125, 4.0, 0.75, 1.5];
     let names = ["self_attn.q_proj", "mlp.down_proj"].map(|part| format!("model.layers.0.{part}.weight"));
-    let code = |at: usize| (at * 37 % 120) as u8 | if at % 3 == 0 { 0x80 } else { 0 };
+    let code = |at: usize| (at * 37 % 120) as u8 | if at.is_multiple_of(3) { 0x80 } else { 0 };
     for name in &names {
         let shape = base[name].1.clone();
         let codes: Vec<u8> = (0..shape.iter().product()).map(code).collect();
