@@ -8,7 +8,7 @@ use super::change::{FactorPlan, LowRankPlan, float_of};
 use super::experts::{self, Slice};
 use super::keys::Part;
 use super::resolve::{Indexed, Module, Resolver, is_fraction};
-use super::{Adapter, tied};
+use super::{Adapter, heads, tied};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::escaped;
 use crate::merge::{Float, NormAxis};
@@ -158,6 +158,13 @@ impl Resolver<'_> {
         let base_shape = self.tensors.get(output)?.source.shape().to_vec();
         if self.may_be_tied(output) {
             self.problem(a.name(), MAY_BE_TIED);
+            return None;
+        }
+        if tied::model_type(self.base).is_some_and(|kind| heads::is_normalized(&kind)) {
+            self.problem(
+                a.name(),
+                "is for an embedding that its class normalizes, so that the delta is none of its weight",
+            );
             return None;
         }
         let fits = matches!(base_shape[..], [v, d] if a.shape() == [rank, v] && b.shape() == [d, rank]);

@@ -93,6 +93,21 @@ pub(super) fn copies_of(embedding: &str) -> &'static [&'static str] {
     SHARED.iter().find(|(name, _)| *name == embedding).map_or(&[], |(_, copies)| copies)
 }
 
+/// Model types in whose classes the flag does more than tie the head: other layers are tied by it, or inputs are scaled.
+const BOUND: [&str; 6] = ["moonshine", "prophetnet", "switch_transformers", "t5gemma2", "zamba", "zamba2"];
+/// Model types that normalize an embedding behind the look-up, where PEFT adds its delta.
+const NORMALIZED: [&str; 3] = ["inkling_text", "muse_glimmer", "muse_spark"];
+
+/// Whether embedding and head of a model of this type can't be written apart.
+pub(super) fn is_bound(model_type: &str) -> bool {
+    BOUND.contains(&model_type)
+}
+
+/// Whether a delta of the embedding is none of its weight.
+pub(super) fn is_normalized(model_type: &str) -> bool {
+    NORMALIZED.contains(&model_type)
+}
+
 /// Biases of heads that the same flag ties: the one on disk, and the head's own.
 const BIASES: [(&str, &str); 3] = [
     ("cls.predictions.bias", "cls.predictions.decoder.bias"),

@@ -8,7 +8,7 @@ use super::change::{TensorSource, float_of};
 use super::keys::{self, Part};
 use super::rename::Names;
 use super::tied::Pair;
-use super::{Adapter, complete, rename};
+use super::{Adapter, complete, heads, rename, tied};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result, escaped, shown};
 use crate::merge::{Float, Merge, Overflow, Vector};
@@ -53,6 +53,16 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter]) -> Result<Resolution> {
         return Err(refusal(base, adapters, &resolver.problems));
     }
     let mut untied = resolver.pair.clone().is_some_and(|pair| pair.settle(base, &mut resolver.tensors));
+    let kind = tied::model_type(base).unwrap_or_default();
+    if untied && heads::is_bound(&kind) {
+        return Err(Error::refused(
+            format!(
+                "embedding and head of a {} can't be written apart: its flag does more than tie them",
+                escaped(&kind)
+            ),
+            "serve the adapter beside the base with PEFT, or train without embedding and head",
+        ));
+    }
     if let Some(pair) = resolver.pair.as_ref().filter(|pair| pair.contradicts_flag) {
         untied = true;
         resolver.warnings.push(format!(

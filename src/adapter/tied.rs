@@ -26,6 +26,8 @@ pub(super) struct Pair {
     /// Whether the config ties the two, but the file has them with different values. transformers 5 leaves such a pair
     /// apart, as it was trained; transformers 4 and vLLM tie it.
     pub(super) contradicts_flag: bool,
+    /// Whether only a section of the config ties the two. PEFT looks at the top, and leaves the head alone.
+    by_section: bool,
 }
 
 impl Pair {
@@ -45,6 +47,7 @@ impl Pair {
             stored: has(head),
             tied: flagged && !apart,
             contradicts_flag: flagged && apart,
+            by_section: flag == Some(true) && top_flag(base) != Some(true),
         })
     }
 
@@ -101,7 +104,8 @@ impl Pair {
             }
             // Rows of new values, and a new vocabulary, are meant for both sides.
             (true, None)
-                if embedding.low_rank.is_empty() && (embedding.rows.is_some() || resized(&embedding, original)) =>
+                if embedding.low_rank.is_empty()
+                    && ((embedding.rows.is_some() && !self.by_section) || resized(&embedding, original)) =>
             {
                 if self.stored {
                     tensors.insert(self.head.clone(), embedding);
@@ -147,7 +151,7 @@ pub(super) fn may_be_tied_unknown(base: &Checkpoint) -> bool {
     !stored && base.config.is_some() && has_head(base) && tie_flag(base) != Some(false)
 }
 
-fn model_type(base: &Checkpoint) -> Option<String> {
+pub(super) fn model_type(base: &Checkpoint) -> Option<String> {
     base.config.as_ref()?.string(&["model_type"])
 }
 
@@ -158,6 +162,10 @@ fn tie_flag(base: &Checkpoint) -> Option<bool> {
     let places = TEXT_SECTIONS.iter().map(|section| vec![*section, key]).chain([vec![key]]);
     let flags: Vec<bool> = places.filter_map(|keys| config.get(&keys)?.as_bool()).collect();
     (!flags.is_empty()).then(|| flags.contains(&true))
+}
+
+fn top_flag(base: &Checkpoint) -> Option<bool> {
+    base.config.as_ref()?.get(&["tie_word_embeddings"])?.as_bool()
 }
 
 /// Whether the model's class has an output head; without a config, it may have one.

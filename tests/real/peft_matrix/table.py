@@ -29,6 +29,8 @@ def beginnings(table):
         if len(found) != 1 or found[0][1]:
             continue
         here, there = name.split("."), found[0][0].split(".")
+        if "embed" not in name and any(word in found[0][0] for word in ("embedding", "embed_tokens")):
+            continue  # a head that is tied
         if there.count("N") > here.count("N"):
             continue  # a number that the class's name does not tell
         while here and there and here[-1] == there[-1]:
