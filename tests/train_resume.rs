@@ -84,7 +84,7 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
     let run = RUN.replace("--num_train_epochs 2", "--max_steps 2");
     bench.ok(&format!("{run} --out out"));
     let resume = "--out out --resume_from_checkpoint true";
-    bench.refuses(&format!("{run} {resume} --lora_rank 8"), &["lora_rank 4, not 8", "--resume_only_model"]);
+    bench.refuses(&format!("{run} {resume} --lora_rank 8"), &["lora_rank 4, not 8", "give --lora_rank 4"]);
     bench.refuses(&format!("{run} {resume} --lora_rank 4 --seed 1"), &["seed 42, not 1"]);
     bench.refuses(&format!("{run} {resume} --gradient_accumulation_steps 2"), &["gradient_accumulation_steps"]);
     bench.refuses(&format!("{run} {resume} --target_modules q_proj"), &["other modules", "--target_modules"]);
