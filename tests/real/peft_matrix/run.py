@@ -233,7 +233,7 @@ class Case:
             return getattr(transformers, self.arch.auto).from_config(config)
 
     def export(self, qft):
-        command = ["nice", qft, "export", "--merge-lora", "--base", self.base, "--out", self.out, "--overwrite"]
+        command = [qft, "export", "--merge-lora", "--base", self.base, "--out", self.out, "--overwrite"]
         for adapter in self.adapters:
             command += ["--adapter", adapter]
         done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=SECONDS)
