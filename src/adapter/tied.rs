@@ -39,14 +39,16 @@ impl Pair {
         // A head that is nowhere is tied, unless the config says that it is not: then it goes by a name that nobody knows.
         let flag = tie_flag(base);
         let flagged = has_head(base) && (flag == Some(true) || (!has(head) && flag.is_none()));
+        // Values are read only where the flag ties what the file has apart.
         let original = &base.tensors[embedding];
-        let apart = base.tensors.get(head).is_some_and(|stored| !same_values(stored, original, original.dtype()));
+        let stored = base.tensors.get(head).filter(|_| flagged);
+        let apart = stored.is_some_and(|stored| !same_values(stored, original, original.dtype()));
         Some(Self {
             embedding: embedding.to_owned(),
             head: head.to_owned(),
             stored: has(head),
             tied: flagged && !apart,
-            contradicts_flag: flagged && apart,
+            contradicts_flag: apart,
             by_section: flag == Some(true) && top_flag(base) != Some(true),
         })
     }

@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::{Companion, ConfigText};
 use crate::error::{Result, escaped};
-use crate::rules::stop_ids;
 use crate::rules::turn_end_among;
-use crate::train::data::TurnEnd;
+use crate::train::data::{TurnEnd, stops};
 
 /// The file that tells servers where to stop.
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
@@ -44,7 +43,7 @@ pub(super) fn stop_at(turn: &TurnEnd, companions: &[Companion], config: Option<&
         let made: serde_json::Map<String, Value> = kept.collect();
         ConfigText::parse(Path::new(GENERATION_CONFIG), format!("{:#}\n", Value::from(made)))?
     };
-    let before = stop_ids(text.get(&[]).as_ref(), Some(&config));
+    let before = stops(text.get(&[]).as_ref(), Some(&config)).map(|(_, ids)| ids).unwrap_or_default();
     if before.contains(&u64::from(turn.id)) {
         return Ok(None);
     }

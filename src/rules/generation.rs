@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Facts, Said};
-use crate::train::data::{TurnEnd, turn_end_of};
+use crate::train::data::{TurnEnd, stops, turn_end_of};
 
 /// Sampling settings, each with the value at which it has no effect, NaN if there is none (transformers'
 /// `GenerationConfig.validate`).
@@ -47,21 +47,10 @@ pub fn turn_end_among(files: &BTreeMap<&str, &Path>) -> Option<TurnEnd> {
     turn_end_of(template, tokenizer).ok().flatten()
 }
 
-/// The tokens at which servers stop: those of `generation_config.json`, or else of config.json.
-pub fn stop_ids(generation: Option<&Value>, config: Option<&Value>) -> Vec<u64> {
-    let of = |config: &Value| {
-        let ids = match config.get("eos_token_id")? {
-            Value::Array(list) => list.iter().filter_map(Value::as_u64).collect(),
-            id => vec![id.as_u64()?],
-        };
-        Some(ids)
-    };
-    generation.and_then(of).or_else(|| config.and_then(of)).unwrap_or_default()
-}
-
 pub(super) fn stop(facts: &Facts<'_>) -> Vec<Said> {
     let Some(turn) = &facts.release.turn_end else { return Vec::new() };
-    let stops = stop_ids(facts.release.json("generation_config.json").as_ref(), facts.config.as_ref());
+    let stops = stops(facts.release.json("generation_config.json").as_ref(), facts.config.as_ref());
+    let stops = stops.map(|(_, ids)| ids).unwrap_or_default();
     if stops.contains(&u64::from(turn.id)) {
         return Vec::new();
     }

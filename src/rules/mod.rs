@@ -17,7 +17,7 @@ use crate::checkpoint::{TEXT_SECTIONS, read_text};
 use crate::train::data::TurnEnd;
 
 pub use config::{Head, head_of, labels_of};
-pub use generation::{stop_ids, turn_end_among};
+pub use generation::turn_end_among;
 
 /// A release as it is planned, or as it lies on disk.
 #[derive(Debug, Default)]
@@ -175,11 +175,6 @@ impl Facts<'_> {
     fn has_code(&self) -> bool {
         self.config.as_ref().is_some_and(|config| config.get("auto_map").is_some())
     }
-}
-
-/// The text of a token that is written as a string, or as an object with properties.
-fn token_text(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
 #[cfg(test)]

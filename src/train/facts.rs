@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::data::{SwiftTemplate, TurnEnd, swift_template, turn_end};
+use super::data::{SwiftTemplate, TurnEnd, stops, swift_template, turn_end};
 use super::settings::Settings;
 use crate::checkpoint::ConfigText;
 use crate::error::{Result, escaped};
@@ -41,26 +41,19 @@ impl Facts {
 
 /// A note if a server would go on behind the end of a turn.
 fn unstopped(dir: &Path, end: &TurnEnd) -> Result<Option<String>> {
-    for name in ["generation_config.json", "config.json"] {
-        let Some(config) = ConfigText::read(&dir.join(name))? else { continue };
-        let ids = match config.get(&["eos_token_id"]) {
-            None | Some(Value::Null) => continue,
-            Some(Value::Array(ids)) => ids,
-            Some(id) => vec![id],
-        };
-        let stops = ids.iter().any(|id| id.as_u64() == Some(u64::from(end.id)));
-        let ids: Vec<String> = ids.iter().map(|id| escaped(&id.to_string())).collect();
-        return Ok((!stops).then(|| {
-            format!(
-                "the chat template ends a turn with {} ({}), but {name} stops at {}: what is served must stop there, \
-                 too; args.json of each checkpoint names it (turn_end_token_ids)",
-                escaped(&end.token),
-                end.id,
-                ids.join(", ")
-            )
-        }));
-    }
-    Ok(None)
+    let read = |name: &str| Ok(ConfigText::read(&dir.join(name))?.and_then(|config| config.get(&[])));
+    let (generation, config): (Option<Value>, _) = (read("generation_config.json")?, read("config.json")?);
+    let found = stops(generation.as_ref(), config.as_ref()).filter(|(_, ids)| !ids.contains(&u64::from(end.id)));
+    Ok(found.map(|(name, ids)| {
+        let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
+        format!(
+            "the chat template ends a turn with {} ({}), but {name} stops at {}: what is served must stop there, too; \
+             an export adds it, and args.json of each checkpoint names it (turn_end_token_ids)",
+            escaped(&end.token),
+            end.id,
+            ids.join(", ")
+        )
+    }))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod words;
 
 pub use family::{Kind, LLAMA, QWEN, Recipe};
 pub use sentencepiece::{Piece, PieceKind, SentencePiece};
+pub(crate) use sources::token_text;
 pub(crate) use text::TextTokenizer;
 
 use std::collections::HashSet;

@@ -36,6 +36,6 @@ pub(super) fn members(files: &ModelFiles, name: &str) -> Result<Map<String, Valu
 }
 
 /// The text of a token that is written as a string, or as an object with properties.
-pub(super) fn token_text(value: &Value) -> Option<&str> {
+pub(crate) fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }

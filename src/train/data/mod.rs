@@ -38,4 +38,4 @@ pub use pack::{epoch_order, pack};
 pub use sample::split;
 pub use swift::{SwiftTemplate, swift_template};
 pub use template::ChatTemplate;
-pub use turn_end::{TurnEnd, turn_end, turn_end_of};
+pub use turn_end::{TurnEnd, stops, turn_end, turn_end_of};

@@ -172,10 +172,19 @@ impl Scene<'_> {
         Some(Place { turn, mark: None })
     }
 
+    /// The text before `turn` with the prompt to speak. What a template makes of no message at all says nothing: some
+    /// refuse it, and some leave out what they write before the first.
+    fn before(&self, turn: &Turn) -> Option<String> {
+        if turn.at == 0 {
+            return None;
+        }
+        self.render(turn.at, true).ok()
+    }
+
     /// What the text up to and with `turn` has more than the text before it with the prompt.
     fn grown(&self, text: &str, turn: &Turn) -> Option<Range<usize>> {
         let begins = |part: &String| text.starts_with(part.as_str());
-        let start = self.render(turn.at, true).ok().filter(begins)?.len();
+        let start = self.before(turn).filter(begins)?.len();
         let last = turn.at + 1 == self.messages.len();
         let end = if last { text.len() } else { self.render(turn.at + 1, false).ok().filter(begins)?.len() };
         (start <= end).then_some(start..end)
@@ -205,8 +214,7 @@ impl Scene<'_> {
 
     /// Of `head`, the text before a mark, how much is no part of the turn: all, or up to where the prompt ends.
     fn header(&self, head: &str, turn: &Turn) -> usize {
-        let before = self.render(turn.at, true);
-        if let Some(before) = before.as_ref().ok().filter(|before| head.starts_with(before.as_str())) {
+        if let Some(before) = self.before(turn).filter(|before| head.starts_with(before.as_str())) {
             return before.len();
         }
         // What the prompt adds to a text, and where in this one it may be.

@@ -51,6 +51,16 @@ pub fn turn_end_of(template: &Path, tokenizer: &Path) -> Result<Option<TurnEnd>>
     Ok(found.map(|(token, id)| TurnEnd { text, token, id }))
 }
 
+/// The tokens at which servers stop, and the file that says so: `generation_config.json`, or else config.json.
+pub fn stops(generation: Option<&Json>, config: Option<&Json>) -> Option<(&'static str, Vec<u64>)> {
+    let of = |config: &Json| match config.get("eos_token_id")? {
+        Json::Array(list) => Some(list.iter().filter_map(Json::as_u64).collect()),
+        id => Some(vec![id.as_u64()?]),
+    };
+    let generation = generation.and_then(of).map(|ids| ("generation_config.json", ids));
+    generation.or_else(|| config.and_then(of).map(|ids| ("config.json", ids)))
+}
+
 /// Conversations that end with the assistant's words. Some templates want a system message, some a list of parts.
 fn conversations() -> Vec<Vec<Value>> {
     let text = |role: &str, text: &str| json!({"role": role, "content": text});

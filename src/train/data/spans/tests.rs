@@ -66,6 +66,10 @@ fn a_row_may_begin_with_the_assistant() {
     let (text, spans, as_given) = rendered(DEFAULT_SYSTEM, LossScale::Default, &row);
     assert!(text.starts_with("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>assistant\nWelcome!<|im_end|>\n"));
     assert_eq!((spans, as_given), (vec!["Welcome!<|im_end|>\n".to_owned(), "hello<|im_end|>\n".to_owned()], 0));
+    // One that writes nothing where there is no message, and has no prompt.
+    let silent =
+        "{% if messages %}<S>Be kind.{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}<E>{% endfor %}";
+    assert_eq!(learned(silent, LossScale::Default, &row)[0], "Welcome!<E>");
     // One turn alone, and one whose words are its own header's.
     let row = conversation(&[(Assistant, "<|im_start|>assistant\nx")]);
     assert_eq!(learned(DEFAULT_SYSTEM, LossScale::Default, &row), ["<|im_start|>assistant\nx<|im_end|>\n"]);
