@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::change::{FactorPlan, LowRankPlan, float_of};
-use super::experts::{self, Slice};
 use super::keys::Part;
 use super::resolve::{Indexed, Module, Resolver, is_fraction};
 use super::{Adapter, heads, tied};
@@ -14,13 +13,21 @@ use crate::error::escaped;
 use crate::merge::{Float, NormAxis};
 
 /// The two factors of a delta: A and B.
-type Pair<'a> = (&'a Tensor, &'a Tensor);
+pub(super) type Pair<'a> = (&'a Tensor, &'a Tensor);
 
 /// Why a change of an embedding is refused where its head is not known.
 pub(super) const MAY_BE_TIED: &str = "is for an embedding that may be tied to a head by a rule that qft does not know; set \
                                       tie_word_embeddings in the base's config.json";
 
+/// Why another one is.
+const NORMALIZED: &str = "is for an embedding that its class normalizes, so that the change is none of its weight";
+
 impl Resolver<'_> {
+    /// Whether PEFT's changes of the embedding come behind a normalization.
+    fn is_normalized(&self) -> bool {
+        tied::model_type(self.base).is_some_and(|kind| heads::is_normalized(&kind))
+    }
+
     /// Whether `output` is no side of the known pair, and a head that qft does not know may share its values.
     pub(super) fn may_be_tied(&self, output: &str) -> bool {
         let known = self.pair.as_ref().is_some_and(|pair| pair.embedding == output || pair.head == output);
@@ -48,7 +55,7 @@ impl Resolver<'_> {
             (None, None, None, None) => None,
             (Some(a), Some(b), None, None) => match self.output(&weight) {
                 Some(output) => self.delta(Self::linear, adapter, path, output, (a, b)),
-                None => return self.expert_pair(adapter, path, module, (a, b), experts),
+                None => return self.fused(adapter, path, module, (a, b), experts),
             },
             (None, None, Some(a), Some(b)) => match self.output(&weight) {
                 Some(output) => self.delta(Self::embedding, adapter, path, output, (a, b)),
@@ -160,11 +167,8 @@ impl Resolver<'_> {
             self.problem(a.name(), MAY_BE_TIED);
             return None;
         }
-        if tied::model_type(self.base).is_some_and(|kind| heads::is_normalized(&kind)) {
-            self.problem(
-                a.name(),
-                "is for an embedding that its class normalizes, so that the delta is none of its weight",
-            );
+        if self.is_normalized() {
+            self.problem_of_form(a.name(), NORMALIZED);
             return None;
         }
         let fits = matches!(base_shape[..], [v, d] if a.shape() == [rank, v] && b.shape() == [d, rank]);
@@ -185,7 +189,7 @@ impl Resolver<'_> {
 
     /// Adds a term to rows of an output tensor, whose leading axes are rows where that isn't the usual one; `false`
     /// after reporting a problem.
-    fn term(
+    pub(super) fn term(
         &mut self,
         adapter: usize,
         output: &str,
@@ -205,7 +209,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn push(&mut self, output: &str, term: LowRankPlan, row_axes: Option<usize>, named: &Tensor) -> bool {
+    pub(super) fn push(&mut self, output: &str, term: LowRankPlan, row_axes: Option<usize>, named: &Tensor) -> bool {
         let Some(target) = self.tensors.get_mut(output) else { return false };
         let problem = if !target.is_float() {
             format!(
@@ -226,64 +230,6 @@ impl Resolver<'_> {
         };
         self.problem(named.name(), problem);
         false
-    }
-
-    /// A pair for a module without a weight of its own: experts.
-    fn expert_pair(
-        &mut self,
-        (index, adapter): Indexed<'_>,
-        path: &str,
-        module: &Module<'_>,
-        (a, b): Pair<'_>,
-        claimed: &mut Vec<String>,
-    ) {
-        if module.parts.keys().any(|part| matches!(part, Part::BBias | Part::Magnitude | Part::TokenRows)) {
-            return self.no_such_tensor(a.name(), &format!("{path}.weight"));
-        }
-        if let Some(slice) = experts::slice_of_fused((self.base, &self.names), path) {
-            return self.expert_slice((index, adapter), path, slice, (a, b));
-        }
-        if adapter.config.target_parameters.is_empty() {
-            return self.no_such_tensor(a.name(), &format!("{path}.weight"));
-        }
-        match experts::resolve(
-            (self.base, &self.names),
-            &adapter.config,
-            (index, adapter.weight),
-            path,
-            (a, b),
-            claimed,
-        ) {
-            Ok((parameter, terms)) => {
-                claimed.push(parameter);
-                for term in terms {
-                    if !self.push(&term.tensor, term.term, Some(term.row_axes), a) {
-                        return;
-                    }
-                }
-            }
-            Err(problem) => self.problem(a.name(), problem),
-        }
-    }
-
-    /// A pair for one expert, on a base that stores the experts fused.
-    fn expert_slice(&mut self, (index, adapter): Indexed<'_>, path: &str, slice: Slice, (a, b): Pair<'_>) {
-        let Slice { tensor: output, rows, transposed } = slice;
-        let (rank, scale) = adapter.config.scale(path, adapter.weight);
-        let columns = self.tensors.get(&output).and_then(|t| t.source.shape().last().copied()).unwrap_or(0);
-        let rank = usize::try_from(rank).unwrap_or(usize::MAX);
-        let (out, input) = if transposed { (columns, rows.len()) } else { (rows.len(), columns) };
-        if a.shape() != [rank, input] || b.shape() != [out, rank] {
-            let problem =
-                format!("has shape {:?} and lora_B {:?}, which do not fit {}", a.shape(), b.shape(), escaped(&output));
-            return self.problem(a.name(), problem);
-        }
-        let factors = if transposed {
-            (FactorPlan::transposed(a, input, rank), FactorPlan::transposed(b, rank, out))
-        } else {
-            (FactorPlan::whole(b, out, rank), FactorPlan::whole(a, rank, input))
-        };
-        self.term(index, &output, (rows, Some(2)), factors, (rank, scale), a);
     }
 
     /// `lora_bias`: `b += s * B.bias`.
@@ -335,6 +281,9 @@ impl Resolver<'_> {
         let Some(output) = self.output(&name) else { return self.no_such_tensor(tensor.name(), &name) };
         if self.may_be_tied(&output) {
             return self.problem(tensor.name(), MAY_BE_TIED);
+        }
+        if self.is_normalized() && self.pair.as_ref().is_none_or(|pair| pair.head != output) {
+            return self.problem_of_form(tensor.name(), NORMALIZED);
         }
         let indices = self.token_indices(adapter, path, &output);
         let Some(target) = self.tensors.get_mut(&output) else { return };

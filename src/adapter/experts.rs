@@ -7,14 +7,18 @@ use std::ops::Range;
 
 use super::change::{FactorPlan, LowRankPlan};
 use super::config::AdapterConfig;
-use super::rename::Names;
+use super::rename::{Names, Place};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::merge::Layout;
 
-/// Fused parameters, and the names that their parts have where experts are stored one by one: transformers' own, and
-/// Mixtral's. The parts lie one after another along the first axis of an expert's matrix.
-const FUSED: [(&str, &[[&str; 2]]); 2] =
-    [("gate_up_proj", &[["gate_proj", "w1"], ["up_proj", "w3"]]), ("down_proj", &[["down_proj", "w2"]])];
+/// Fused parameters, and the names that their parts have where experts are stored one by one: transformers' own,
+/// Mixtral's, and others'. The parts lie one after another along the first axis of an expert's matrix.
+const FUSED: [(&str, &[[&str; 3]]); 3] = [
+    ("gate_up_proj", &[["gate_proj", "w1", "fc1"], ["up_proj", "w3", "fc3"]]),
+    ("down_proj", &[["down_proj", "w2", "fc2"]]),
+    // Experts without a gate.
+    ("up_proj", &[["up_proj", "w1", "fc1"]]),
+];
 
 /// Modules that are lists of the experts' linear layers in classes for quantized weights (gpt-oss), and the parameter
 /// that holds all of them elsewhere.
@@ -110,6 +114,9 @@ fn find_parameter((base, names): (&Checkpoint, &Names<'_>), module: &str, name: 
         let piece = |expert| Piece { tensor: tensor.clone(), expert, part: 0..rows, first_row: expert * rows };
         return Some(Parameter { experts, rows, columns, pieces: (0..experts).map(piece).collect(), row_axes: 2 });
     }
+    if let Some(Place::Joined(tensors)) = names.place(&format!("{module}.{name}")) {
+        return stacked(base, &tensors);
+    }
     let (_, parts) = FUSED.iter().find(|(fused, _)| *fused == name)?;
     let mut pieces = Vec::new();
     let mut shape = None;
@@ -135,6 +142,29 @@ fn find_parameter((base, names): (&Checkpoint, &Names<'_>), module: &str, name: 
     }
     let (rows, columns) = shape?;
     Some(Parameter { experts: pieces.len() / parts.len(), rows, columns, pieces, row_axes: 1 })
+}
+
+/// A parameter whose parts are tensors of all experts each.
+fn stacked(base: &Checkpoint, tensors: &[String]) -> Option<Parameter> {
+    let mut all: Option<Parameter> = None;
+    for name in tensors {
+        let tensor = &base.tensors[name];
+        let &[experts, rows, columns] = tensor.shape() else { return None };
+        // A shape without bytes may claim any number of experts.
+        if tensor.bytes().is_empty() {
+            return None;
+        }
+        let first = Parameter { experts, rows: 0, columns, pieces: Vec::new(), row_axes: 2 };
+        let all = all.get_or_insert(first);
+        if (all.experts, all.columns) != (experts, columns) {
+            return None;
+        }
+        let part = all.rows..all.rows + rows;
+        let piece = |expert| Piece { tensor: name.clone(), expert, part: part.clone(), first_row: expert * rows };
+        all.pieces.extend((0..experts).map(piece));
+        all.rows = part.end;
+    }
+    all
 }
 
 impl Parameter {
@@ -210,8 +240,9 @@ pub(super) fn slice_of_fused((base, names): (&Checkpoint, &Names<'_>), module: &
         return (expert < experts).then(|| Slice { tensor, rows: expert * rows..(expert + 1) * rows, transposed });
     }
     let expert: usize = before.parse().ok()?;
-    let (fused, parts) = FUSED.iter().find(|(_, parts)| parts.iter().any(|names| names.contains(&last)))?;
-    let (tensor, experts, rows) = stack(fused)?;
+    let fused = FUSED.iter().filter(|(_, parts)| parts.iter().any(|names| names.contains(&last)));
+    let (parts, (tensor, experts, rows)) =
+        fused.into_iter().find_map(|(fused, parts)| stack(fused).map(|found| (parts, found)))?;
     let position = parts.iter().position(|names| names.contains(&last))?;
     if expert >= experts || rows % parts.len() != 0 || transposed {
         return None;

@@ -4,8 +4,9 @@
 type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// Rows for model types come first: the same embedding has another head elsewhere.
-const ROWS: [Row; 23] = [
-    ("proj_out.weight", &["model.decoder.embed_tokens.weight"], &["whisper", "canary"]),
+const ROWS: [Row; 25] = [
+    ("proj_out.weight", &["model.decoder.embed_tokens.weight"], &["whisper", "canary", "moonshine"]),
+    ("lm_head.out_proj.weight", &["model.decoder.embed_tokens.weight"], &["t5gemma"]),
     (
         "output_projection.weight",
         &["biogpt.embed_tokens.weight", "model.decoder.embed_tokens.weight"],
@@ -31,6 +32,7 @@ const ROWS: [Row; 23] = [
             "led.shared.weight",
             "transformer.wte.weight",
             "transformer.w.weight",
+            "transformer.tokens_embed.weight",
             "transformer.word_embeddings.weight",
             "backbone.embeddings.weight",
             "backbone.embedding.weight",
@@ -76,27 +78,43 @@ const ROWS: [Row; 23] = [
     ("lm_loss.weight", &["transformer.word_embedding.weight"], &[]),
     ("generator_lm_head.weight", &["electra.embeddings.word_embeddings.weight"], &[]),
     ("predictions.decoder.weight", &["albert.embeddings.word_embeddings.weight"], &[]),
+    ("text_decoder.cls.predictions.decoder.weight", &["text_decoder.bert.embeddings.word_embeddings.weight"], &[]),
     ("decoder.cls.predictions.decoder.weight", &["decoder.bert.embeddings.word_embeddings.weight"], &[]),
     ("lm_head.out_proj.weight", &["model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"], &[]),
 ];
 
-/// Embeddings that an encoder and a decoder share, and the names of both sides' copies: whatever unties the head unties
-/// these too.
-const SHARED: [(&str, [&str; 2]); 3] = [
-    ("model.shared.weight", ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"]),
-    ("led.shared.weight", ["led.encoder.embed_tokens.weight", "led.decoder.embed_tokens.weight"]),
-    ("shared.weight", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]),
+/// Embeddings that an encoder and a decoder share, and the names of both sides' copies, the model types' own first:
+/// whatever unties the head unties these too.
+const SHARED: [(&str, [&str; 2], &[&str]); 4] = [
+    (
+        "shared.weight",
+        ["text_encoder.embed_tokens.weight", "text_decoder.embed_tokens.weight"],
+        &["seamless_m4t", "seamless_m4t_v2"],
+    ),
+    ("model.shared.weight", ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"], &[]),
+    ("led.shared.weight", ["led.encoder.embed_tokens.weight", "led.decoder.embed_tokens.weight"], &[]),
+    ("shared.weight", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"], &[]),
 ];
 
-/// What else is tied to `embedding` by the same flag as the head.
-pub(super) fn copies_of(embedding: &str) -> &'static [&'static str] {
-    SHARED.iter().find(|(name, _)| *name == embedding).map_or(&[], |(_, copies)| copies)
+/// What else is tied to `embedding` of a model of this type by the same flag as the head.
+pub(super) fn copies_of(embedding: &str, model_type: &str) -> &'static [&'static str] {
+    let fits = |types: &[&str]| types.is_empty() || types.contains(&model_type);
+    let row = SHARED.iter().find(|(name, _, types)| *name == embedding && fits(types));
+    row.map_or(&[], |(_, copies, _)| copies)
 }
 
 /// Model types in whose classes the flag does more than tie the head: other layers are tied by it, or inputs are scaled.
 const BOUND: [&str; 6] = ["moonshine", "prophetnet", "switch_transformers", "t5gemma2", "zamba", "zamba2"];
 /// Model types that normalize an embedding behind the look-up, where PEFT adds its delta.
 const NORMALIZED: [&str; 3] = ["inkling_text", "muse_glimmer", "muse_spark"];
+
+/// Model types whose classes do not say which weights they tie: PEFT takes the embedding for one apart.
+const UNSAID: [&str; 2] = ["kosmos-2.5", "llama4"];
+
+/// Whether rows of new values for the embedding of a model of this type are not meant for its head.
+pub(super) fn is_unsaid(model_type: &str) -> bool {
+    UNSAID.contains(&model_type)
+}
 
 /// Whether embedding and head of a model of this type can't be written apart.
 pub(super) fn is_bound(model_type: &str) -> bool {
@@ -109,7 +127,8 @@ pub(super) fn is_normalized(model_type: &str) -> bool {
 }
 
 /// Biases of heads that the same flag ties: the one on disk, and the head's own.
-const BIASES: [(&str, &str); 3] = [
+const BIASES: [(&str, &str); 4] = [
+    ("text_decoder.cls.predictions.bias", "text_decoder.cls.predictions.decoder.bias"),
     ("cls.predictions.bias", "cls.predictions.decoder.bias"),
     ("lm_head.bias", "lm_head.decoder.bias"),
     ("predictions.bias", "predictions.decoder.bias"),

@@ -6,6 +6,7 @@ mod change;
 mod complete;
 mod config;
 mod experts;
+mod fused;
 mod heads;
 mod keys;
 mod rename;

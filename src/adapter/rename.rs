@@ -1,7 +1,8 @@
-//! From a module's path in a model class to the tensor's name on disk, where the two differ, and the nearest names for
-//! an error message.
+//! From a module's path in a model class to the tensor's name on disk, or to the rows of tensors that it is there, where
+//! the two differ; and the nearest names for an error message.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, Tensor};
 
@@ -62,14 +63,107 @@ pub(super) fn spellings(name: &str) -> Vec<String> {
     all
 }
 
-/// The names that transformers' class and checkpoint of one model type have for the same parts.
+/// The names that transformers' class and checkpoint of one model type have for the same parts. The columns are told in
+/// the table's first lines.
 const TABLE: &str = include_str!("names.tsv");
+
+/// Which rows of its tensors on disk a weight of the class is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All rows of one tensor.
+    Whole,
+    /// One of so many equal parts.
+    Equal(usize, usize),
+    /// The first rows; the others are two equal parts.
+    Query,
+    /// The first of two equal parts at the end.
+    Key,
+    /// The last rows.
+    Value,
+    /// Several tensors, one after another.
+    Joined,
+    /// Rows in an order that no range tells.
+    Mixed,
+    /// A tensor that is another weight of the model, too.
+    Shared,
+}
+
+impl Part {
+    fn parse(cell: &str) -> Option<Self> {
+        Some(match cell {
+            "" => Self::Whole,
+            "q" => Self::Query,
+            "k" => Self::Key,
+            "v" => Self::Value,
+            "+" => Self::Joined,
+            "mixed" => Self::Mixed,
+            "shared" => Self::Shared,
+            equal => {
+                let (index, of) = equal.split_once('/')?;
+                Self::Equal(index.parse().ok()?, of.parse().ok()?)
+            }
+        })
+    }
+
+    /// Which of `total` rows the part is that has `height` rows.
+    fn rows(self, height: usize, total: usize) -> Option<Range<usize>> {
+        let others = total.checked_sub(height)?;
+        let first = match self {
+            Self::Equal(index, of) => (height.checked_mul(of)? == total).then(|| index * height)?,
+            Self::Query => (others % 2 == 0).then_some(0)?,
+            Self::Key => others.checked_sub(height)?,
+            Self::Value => (others >= height).then_some(others)?,
+            Self::Whole | Self::Joined | Self::Mixed | Self::Shared => return None,
+        };
+        Some(first..first + height)
+    }
+}
+
+/// Where a weight of the class lies, that is no tensor of its own.
+pub(super) enum Place {
+    /// Rows of a tensor that holds others too.
+    Rows(String, Within),
+    /// All rows of several tensors, one after another.
+    Joined(Vec<String>),
+    /// Rows that are spread over tensors.
+    Mixed(Vec<String>),
+    /// A tensor that is another weight of the model, too.
+    Shared(String),
+}
+
+/// The rows of a tensor that are a weight.
+#[derive(Clone, Copy)]
+pub(super) struct Within(Part);
+
+impl Within {
+    /// The rows of a weight of `height` rows in a tensor of `total`; `None` if it can't have so many.
+    pub(super) fn rows(self, height: usize, total: usize) -> Option<Range<usize>> {
+        self.0.rows(height, total)
+    }
+}
+
+impl Place {
+    /// The tensors that hold it.
+    pub(super) fn tensors(&self) -> &[String] {
+        match self {
+            Self::Rows(tensor, _) | Self::Shared(tensor) => std::slice::from_ref(tensor),
+            Self::Joined(tensors) | Self::Mixed(tensors) => tensors,
+        }
+    }
+}
+
+/// Beginnings of names in the class and of tensors on disk; `N` is a number.
+struct Rename {
+    class: Vec<&'static str>,
+    disk: Vec<Vec<&'static str>>,
+    part: Part,
+}
 
 /// The tensors of a base, and what else its class may call them.
 pub(super) struct Names<'b, T = Tensor> {
     tensors: &'b BTreeMap<String, T>,
-    /// Beginnings of names, in the class and on disk, the longest first; `N` is a number.
-    renames: Vec<(Vec<&'static str>, Vec<&'static str>)>,
+    /// The longest beginnings first.
+    renames: Vec<Rename>,
 }
 
 impl<'b> Names<'b> {
@@ -85,11 +179,13 @@ impl<'b, T> Names<'b, T> {
         let parts = |path: &'static str| path.split('.').filter(|part| !part.is_empty()).collect::<Vec<_>>();
         let rows = TABLE.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
             let mut cells = line.split('\t');
-            let (class, disk, types) = (cells.next()?, cells.next()?, cells.next()?);
-            types.split(' ').any(|name| name == model_type).then(|| (parts(class), parts(disk)))
+            let (class, disk, part, types) = (cells.next()?, cells.next()?, cells.next()?, cells.next()?);
+            let disk = disk.split(' ').map(parts).collect();
+            let fits = types.split(' ').any(|name| name == model_type);
+            Some(Rename { class: parts(class), disk, part: Part::parse(part)? }).filter(|_| fits)
         });
         let mut renames: Vec<_> = rows.collect();
-        renames.sort_by_key(|(class, _)| std::cmp::Reverse(class.len()));
+        renames.sort_by_key(|rename| std::cmp::Reverse(rename.class.len()));
         Self { tensors, renames }
     }
 
@@ -102,7 +198,8 @@ impl<'b, T> Names<'b, T> {
         }
         let known = |name: &str| {
             let parts: Vec<&str> = name.split('.').collect();
-            self.renames.iter().filter_map(|(class, disk)| renamed(&parts, class, disk)).find(has)
+            let whole = self.renames.iter().filter(|rename| rename.part == Part::Whole);
+            whole.filter_map(|rename| renamed(&parts, &rename.class, &rename.disk[0])).find(has)
         };
         if let Some(known) = known(name) {
             return Some(known);
@@ -122,6 +219,25 @@ impl<'b, T> Names<'b, T> {
         let mut endings = self.tensors.keys().filter(|tensor| tensor.ends_with(&whole));
         let first = endings.next()?;
         endings.next().is_none().then(|| first.clone())
+    }
+
+    /// Where `name` lies if it is no tensor of its own, by the names of its model type.
+    pub(super) fn place(&self, name: &str) -> Option<Place> {
+        spellings(name).iter().find_map(|name| {
+            let parts: Vec<&str> = name.split('.').collect();
+            let others = self.renames.iter().filter(|rename| rename.part != Part::Whole);
+            others.into_iter().find_map(|rename| {
+                let tensors = rename.disk.iter().map(|disk| renamed(&parts, &rename.class, disk));
+                let tensors: Vec<String> = tensors.collect::<Option<_>>()?;
+                tensors.iter().all(|tensor| self.tensors.contains_key(tensor)).then_some(())?;
+                Some(match rename.part {
+                    Part::Joined => Place::Joined(tensors),
+                    Part::Mixed => Place::Mixed(tensors),
+                    Part::Shared => Place::Shared(tensors.into_iter().next()?),
+                    part => Place::Rows(tensors.into_iter().next()?, Within(part)),
+                })
+            })
+        })
     }
 }
 
@@ -192,7 +308,9 @@ mod tests {
             "x is no number"
         );
         let known = TABLE.lines().filter(|line| !line.starts_with('#')).count();
-        assert!(known > 300 && TABLE.lines().all(|line| line.starts_with('#') || line.split('\t').count() == 3));
+        assert!(known > 300 && TABLE.lines().all(|line| line.starts_with('#') || line.split('\t').count() == 4));
+        let read = |line: &str| line.split('\t').nth(2).is_some_and(|part| Part::parse(part).is_some());
+        assert!(TABLE.lines().all(|line| line.starts_with('#') || read(line)));
     }
 
     #[test]
@@ -209,6 +327,30 @@ mod tests {
         assert_eq!(find("mixtral", "layers.0.mlp.gate.weight").as_deref(), Some(names[1]));
         assert_eq!(find("", "layers.0.mlp.gate.weight").as_deref(), Some(names[1]));
         assert_eq!(find("", "x.y.weight"), None, "two endings are a guess");
+    }
+
+    #[test]
+    fn a_weight_may_be_rows_of_another() {
+        let disk = base(&[
+            "model.transformer.blocks.1.self_attn.att_proj.weight",
+            "model.llm.layers.0.mlp.experts.w13_weight",
+        ]);
+        let names = Names::new(&disk, "molmo2");
+        let rows = |module: &str, height, total| match names
+            .place(&format!("model.language_model.layers.1.self_attn.{module}.weight"))
+        {
+            Some(Place::Rows(tensor, within)) if tensor == "model.transformer.blocks.1.self_attn.att_proj.weight" => {
+                within.rows(height, total)
+            }
+            _ => None,
+        };
+        assert_eq!((rows("q_proj", 64, 128), rows("q_proj", 96, 128)), (Some(0..64), Some(0..96)));
+        assert_eq!((rows("k_proj", 32, 128), rows("v_proj", 32, 128)), (Some(64..96), Some(96..128)));
+        assert_eq!((rows("k_proj", 96, 128), rows("v_proj", 96, 128), rows("q_proj", 129, 128)), (None, None, None));
+        assert_eq!(rows("o_proj", 64, 128), None);
+        assert_eq!((Part::Equal(2, 3).rows(4, 12), Part::Equal(2, 3).rows(4, 13)), (Some(8..12), None));
+        let mixed = Names::new(&disk, "inkling2").place("model.language_model.layers.0.mlp.experts.gate_up_proj");
+        assert!(matches!(mixed, Some(Place::Mixed(tensors)) if tensors.len() == 1));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::apply::MAY_BE_TIED;
 use super::change::{TensorSource, float_of};
 use super::keys::{self, Part};
-use super::rename::Names;
+use super::rename::{Names, Place};
 use super::tied::Pair;
 use super::{Adapter, complete, heads, rename, tied};
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -102,11 +102,13 @@ pub(super) struct Problem {
     text: String,
     /// The name that the base lacks, if that is the problem: its neighbours are listed.
     lacking: Option<String>,
+    /// Whether the adapter is right, and the form of the base is what qft can't change.
+    by_form: bool,
 }
 
 fn refusal(base: &Checkpoint, adapters: &[Adapter], problems: &[Problem]) -> Error {
     let mut text = format!("the adapter can't be merged into {}:", shown(&base.dir));
-    for Problem { text: problem, lacking } in problems.iter().take(LISTED) {
+    for Problem { text: problem, lacking, .. } in problems.iter().take(LISTED) {
         text.push_str("\n  ");
         text.push_str(problem);
         let near = lacking.as_ref().map(|name| rename::nearest(&base.tensors, name)).unwrap_or_default();
@@ -124,6 +126,9 @@ fn refusal(base: &Checkpoint, adapters: &[Adapter], problems: &[Problem]) -> Err
         let original = adapters.iter().find_map(|adapter| adapter.config.unquantized_base());
         let original = original.map(|name| format!(", such as {}", escaped(name))).unwrap_or_default();
         return Error::refused(text, format!("give the 16-bit model that it was made from as --base{original}"));
+    }
+    if problems.iter().any(|problem| problem.by_form) {
+        return Error::refused(text, "serve the adapter beside the base with PEFT, or train without these modules");
     }
     Error::refused(text, "check that the adapter is whole and was trained on this base (adapter_config.json names it)")
 }
@@ -204,14 +209,38 @@ impl Resolver<'_> {
         self.claimed.clear();
         let mut experts: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for ((path, _), module) in &by_module {
+            if self.is_twin(path, module, &by_module) {
+                continue;
+            }
             self.module((index, adapter), path, module, experts.entry(path).or_default());
         }
         complete::check(self, adapter, &by_module);
     }
 
+    /// Whether `module` is one that the class uses in two places: the file has it once, and the adapter the same tensors for
+    /// each.
+    fn is_twin(&mut self, path: &str, module: &Module<'_>, all: &[((String, usize), Module<'_>)]) -> bool {
+        if !module.parts.contains_key(&Part::A) || self.output(&format!("{path}.weight")).is_some() {
+            return false;
+        }
+        let same = |other: &Module<'_>| {
+            let parts = module.parts.iter().zip(&other.parts);
+            module.parts.len() == other.parts.len()
+                && parts.into_iter().all(|((a, x), (b, y))| a == b && same_values(x, y, x.dtype()))
+        };
+        let twins = all.iter().filter(|((other, _), twin)| other != path && same(twin));
+        twins.into_iter().any(|((other, _), _)| self.output(&format!("{other}.weight")).is_some())
+    }
+
     pub(super) fn problem(&mut self, tensor: &str, problem: impl AsRef<str>) {
         let text = format!("{}: {}", escaped(tensor), problem.as_ref());
-        self.problems.push(Problem { text, lacking: None });
+        self.problems.push(Problem { text, lacking: None, by_form: false });
+    }
+
+    /// A problem of an adapter that is right, with the form that the base has.
+    pub(super) fn problem_of_form(&mut self, tensor: &str, problem: impl AsRef<str>) {
+        let text = format!("{}: {}", escaped(tensor), problem.as_ref());
+        self.problems.push(Problem { text, lacking: None, by_form: true });
     }
 
     /// The output tensor that parameter `name` of the model class is; made if it is the head of a tied pair.
@@ -227,8 +256,20 @@ impl Resolver<'_> {
     }
 
     pub(super) fn no_such_tensor(&mut self, tensor: &str, name: &str) {
+        if let Some(place) = self.names.place(name) {
+            let tensors = place.tensors().iter().map(|tensor| escaped(tensor)).collect::<Vec<_>>().join(" and ");
+            let name = escaped(name);
+            let problem = match place {
+                Place::Shared(_) => format!("{name} is the base's {tensors}, which another part of the model shares"),
+                Place::Mixed(_) => format!("{name} is rows of the base's {tensors}, in another order"),
+                Place::Rows(..) | Place::Joined(_) => {
+                    format!("{name} is rows of the base's {tensors}, to which only a plain delta can be added")
+                }
+            };
+            return self.problem_of_form(tensor, problem);
+        }
         let text = format!("{}: the base has no {}", escaped(tensor), escaped(name));
-        self.problems.push(Problem { text, lacking: Some(name.to_owned()) });
+        self.problems.push(Problem { text, lacking: Some(name.to_owned()), by_form: false });
     }
 
     /// `modules_to_save`, biases, and `base_layer` overrides: the adapter's value replaces the base's.

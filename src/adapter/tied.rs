@@ -9,8 +9,16 @@ use super::resolve::same_values;
 use crate::checkpoint::{Checkpoint, TEXT_SECTIONS, Tensor};
 
 /// Endings of the names of model classes that have an output head.
-const WITH_HEAD: [&str; 5] =
-    ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining"];
+const WITH_HEAD: [&str; 8] = [
+    "ForCausalLM",
+    "LMHeadModel",
+    "ForConditionalGeneration",
+    "ForMaskedLM",
+    "ForPreTraining",
+    "ForTextToText",
+    "MarianMTModel",
+    "BertGenerationDecoder",
+];
 
 /// An embedding and its head.
 #[derive(Debug, Clone)]
@@ -43,13 +51,14 @@ impl Pair {
         let original = &base.tensors[embedding];
         let stored = base.tensors.get(head).filter(|_| flagged);
         let apart = stored.is_some_and(|stored| !same_values(stored, original, original.dtype()));
+        let unsaid = model_type(base).is_some_and(|kind| heads::is_unsaid(&kind));
         Some(Self {
             embedding: embedding.to_owned(),
             head: head.to_owned(),
             stored: has(head),
             tied: flagged && !apart,
             contradicts_flag: apart,
-            by_section: flag == Some(true) && top_flag(base) != Some(true),
+            by_section: flag == Some(true) && (top_flag(base) != Some(true) || unsaid),
         })
     }
 
@@ -75,7 +84,7 @@ impl Pair {
         }
         let untied = self.sides(embedding, original, head.as_ref(), tensors);
         if untied && let Some(embedding) = tensors.get(&self.embedding).cloned() {
-            for copy in heads::copies_of(&self.embedding) {
+            for copy in heads::copies_of(&self.embedding, &model_type(base).unwrap_or_default()) {
                 tensors.entry((*copy).to_owned()).or_insert_with(|| embedding.clone());
             }
         }
