@@ -15,6 +15,7 @@ mod brought;
 mod crash;
 mod device;
 mod export;
+mod fused;
 mod gguf;
 mod gguf_keys;
 mod gguf_release;

@@ -68,18 +68,22 @@ pub(super) fn resolve(
     (a, b): (&Tensor, &Tensor),
     taken: &[String],
 ) -> Result<(String, Vec<ExpertTerm>), String> {
-    let mut fits = Vec::new();
     // PEFT names a parameter twice where `target_modules` and `target_parameters` both meant it; it has one wrapper.
     let parameters: BTreeSet<String> = candidates(config, module).filter(|name| !taken.contains(name)).collect();
-    for name in parameters {
-        let Some(parameter) = find_parameter((base, names), module, &name) else { continue };
-        let (rank, scale) = config.scale(&format!("{module}.{name}"), weight);
-        let Ok(rank) = usize::try_from(rank) else { continue };
-        let in_out = config.experts_in_out() || is_transposed(base);
-        // The expected layout first; the other only where the shapes leave no choice.
-        if let Some(in_out) = [in_out, !in_out].into_iter().find(|in_out| parameter.fits(a, b, rank, *in_out)) {
-            fits.push((name, parameter, rank, scale, in_out));
-        }
+    let in_out = config.experts_in_out() || is_transposed(base);
+    // The expected layout first; the other only where the shapes leave no choice.
+    let fitting = |in_out: bool| {
+        let fitting = parameters.iter().filter_map(|name| {
+            let parameter = find_parameter((base, names), module, name)?;
+            let (rank, scale) = config.scale(&format!("{module}.{name}"), weight);
+            let rank = usize::try_from(rank).ok()?;
+            parameter.fits(a, b, rank, in_out).then(|| (name.clone(), parameter, rank, scale, in_out))
+        });
+        fitting.collect::<Vec<_>>()
+    };
+    let mut fits = fitting(in_out);
+    if fits.is_empty() {
+        fits = fitting(!in_out);
     }
     let (name, parameter, rank, scale, in_out) = match fits.len() {
         1 => fits.remove(0),
@@ -91,7 +95,7 @@ pub(super) fn resolve(
 }
 
 /// The names of `module`'s own parameters that `target_parameters` names.
-fn candidates<'a>(config: &'a AdapterConfig, module: &'a str) -> impl Iterator<Item = String> + 'a {
+pub(super) fn candidates<'a>(config: &'a AdapterConfig, module: &'a str) -> impl Iterator<Item = String> + 'a {
     config.target_parameters.iter().filter_map(move |target| {
         let (path, name) = target.rsplit_once('.').unwrap_or(("", target));
         let matches = path.is_empty() || module == path || module.ends_with(&format!(".{path}"));

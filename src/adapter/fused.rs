@@ -30,10 +30,16 @@ impl Resolver<'_> {
         if let Some(slice) = experts::slice_of_fused((self.base, &self.names), path) {
             return self.expert_slice((index, adapter), path, slice, (a, b));
         }
-        if let Some(place) = place.filter(|place| matches!(place, Place::Rows(..) | Place::Joined(_))) {
-            return self.placed((index, adapter), path, &place, (a, b));
+        match place {
+            Some(place @ (Place::Rows(..) | Place::Joined(_))) => {
+                return self.placed((index, adapter), path, &place, (a, b));
+            }
+            Some(Place::Mixed(_) | Place::Shared(_)) => return self.no_such_tensor(a.name(), &weight),
+            None => {}
         }
-        if adapter.config.target_parameters.is_empty() {
+        let parameters: Vec<String> =
+            experts::candidates(&adapter.config, path).map(|name| format!("{path}.{name}")).collect();
+        if parameters.is_empty() {
             return self.no_such_tensor(a.name(), &weight);
         }
         let sources = (self.base, &self.names);
@@ -46,7 +52,15 @@ impl Resolver<'_> {
                     }
                 }
             }
-            Err(problem) => self.problem(a.name(), problem),
+            Err(problem) => {
+                let out_of_reach = |name: &&String| {
+                    matches!(self.names.place(name.as_str()), Some(Place::Mixed(_) | Place::Shared(_)))
+                };
+                match parameters.iter().find(out_of_reach) {
+                    Some(parameter) => self.no_such_tensor(a.name(), parameter),
+                    None => self.problem(a.name(), problem),
+                }
+            }
         }
     }
 

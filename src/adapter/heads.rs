@@ -104,9 +104,11 @@ pub(super) fn copies_of(embedding: &str, model_type: &str) -> &'static [&'static
 }
 
 /// Model types in whose classes the flag does more than tie the head: other layers are tied by it, or inputs are scaled.
-const BOUND: [&str; 6] = ["moonshine", "prophetnet", "switch_transformers", "t5gemma2", "zamba", "zamba2"];
+const BOUND: [&str; 7] =
+    ["diffusion_gemma", "moonshine", "prophetnet", "switch_transformers", "t5gemma2", "zamba", "zamba2"];
 /// Model types that normalize an embedding behind the look-up, where PEFT adds its delta.
-const NORMALIZED: [&str; 3] = ["inkling_text", "muse_glimmer", "muse_spark"];
+const NORMALIZED: [&str; 6] =
+    ["inkling2", "inkling2_text", "inkling_mm_model", "inkling_text", "muse_glimmer", "muse_spark"];
 
 /// Model types whose classes do not say which weights they tie: PEFT takes the embedding for one apart.
 const UNSAID: [&str; 2] = ["kosmos-2.5", "llama4"];

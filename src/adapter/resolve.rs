@@ -130,7 +130,11 @@ fn refusal(base: &Checkpoint, adapters: &[Adapter], problems: &[Problem]) -> Err
     if problems.iter().any(|problem| problem.by_form) {
         return Error::refused(text, "serve the adapter beside the base with PEFT, or train without these modules");
     }
-    Error::refused(text, "check that the adapter is whole and was trained on this base (adapter_config.json names it)")
+    Error::refused(
+        text,
+        "check that the adapter is whole and was trained on this base (adapter_config.json names it); if it is, serve it \
+         beside the base with PEFT",
+    )
 }
 
 /// The tensors of one wrapper of one module.
@@ -209,27 +213,9 @@ impl Resolver<'_> {
         self.claimed.clear();
         let mut experts: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for ((path, _), module) in &by_module {
-            if self.is_twin(path, module, &by_module) {
-                continue;
-            }
             self.module((index, adapter), path, module, experts.entry(path).or_default());
         }
         complete::check(self, adapter, &by_module);
-    }
-
-    /// Whether `module` is one that the class uses in two places: the file has it once, and the adapter the same tensors for
-    /// each.
-    fn is_twin(&mut self, path: &str, module: &Module<'_>, all: &[((String, usize), Module<'_>)]) -> bool {
-        if !module.parts.contains_key(&Part::A) || self.output(&format!("{path}.weight")).is_some() {
-            return false;
-        }
-        let same = |other: &Module<'_>| {
-            let parts = module.parts.iter().zip(&other.parts);
-            module.parts.len() == other.parts.len()
-                && parts.into_iter().all(|((a, x), (b, y))| a == b && same_values(x, y, x.dtype()))
-        };
-        let twins = all.iter().filter(|((other, _), twin)| other != path && same(twin));
-        twins.into_iter().any(|((other, _), _)| self.output(&format!("{other}.weight")).is_some())
     }
 
     pub(super) fn problem(&mut self, tensor: &str, problem: impl AsRef<str>) {

@@ -9,13 +9,14 @@ use super::resolve::same_values;
 use crate::checkpoint::{Checkpoint, TEXT_SECTIONS, Tensor};
 
 /// Endings of the names of model classes that have an output head.
-const WITH_HEAD: [&str; 8] = [
+const WITH_HEAD: [&str; 9] = [
     "ForCausalLM",
     "LMHeadModel",
     "ForConditionalGeneration",
     "ForMaskedLM",
     "ForPreTraining",
     "ForTextToText",
+    "ForBlockDiffusion",
     "MarianMTModel",
     "BertGenerationDecoder",
 ];
