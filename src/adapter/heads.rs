@@ -118,6 +118,14 @@ pub(super) fn is_unsaid(model_type: &str) -> bool {
     UNSAID.contains(&model_type)
 }
 
+/// Model types whose classes have a head that no flag ties.
+const NEVER_TIED: [&str; 1] = ["pop2piano"];
+
+/// Whether the head of a model of this type has weights of its own whatever its config says.
+pub(super) fn is_never_tied(model_type: &str) -> bool {
+    NEVER_TIED.contains(&model_type)
+}
+
 /// Whether embedding and head of a model of this type can't be written apart.
 pub(super) fn is_bound(model_type: &str) -> bool {
     BOUND.contains(&model_type)
@@ -129,7 +137,8 @@ pub(super) fn is_normalized(model_type: &str) -> bool {
 }
 
 /// Biases of heads that the same flag ties: the one on disk, and the head's own.
-const BIASES: [(&str, &str); 4] = [
+const BIASES: [(&str, &str); 5] = [
+    ("decoder.cls.predictions.bias", "decoder.cls.predictions.decoder.bias"),
     ("text_decoder.cls.predictions.bias", "text_decoder.cls.predictions.decoder.bias"),
     ("cls.predictions.bias", "cls.predictions.decoder.bias"),
     ("lm_head.bias", "lm_head.decoder.bias"),

@@ -196,11 +196,7 @@ impl<'b, T> Names<'b, T> {
         if self.tensors.contains_key(name) {
             return Some(name.to_owned());
         }
-        let known = |name: &str| {
-            let parts: Vec<&str> = name.split('.').collect();
-            let whole = self.renames.iter().filter(|rename| rename.part == Part::Whole);
-            whole.filter_map(|rename| renamed(&parts, &rename.class, &rename.disk[0])).find(has)
-        };
+        let known = |name: &str| self.renamed(name).find(has);
         if let Some(known) = known(name) {
             return Some(known);
         }
@@ -219,6 +215,13 @@ impl<'b, T> Names<'b, T> {
         let mut endings = self.tensors.keys().filter(|tensor| tensor.ends_with(&whole));
         let first = endings.next()?;
         endings.next().is_none().then(|| first.clone())
+    }
+
+    /// What the model type may have for `name` on disk, whether it is there or not.
+    pub(super) fn renamed(&self, name: &str) -> impl Iterator<Item = String> {
+        let parts: Vec<&str> = name.split('.').collect();
+        let whole = self.renames.iter().filter(|rename| rename.part == Part::Whole);
+        whole.filter_map(move |rename| renamed(&parts, &rename.class, &rename.disk[0]))
     }
 
     /// Where `name` lies if it is no tensor of its own, by the names of its model type.

@@ -52,6 +52,8 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter]) -> Result<Resolution> {
     if !resolver.problems.is_empty() {
         return Err(refusal(base, adapters, &resolver.problems));
     }
+    // A head that the adapter brings with the embedding's values is left out again.
+    let brought = resolver.pair.as_ref().is_some_and(|pair| resolver.tensors.contains_key(&pair.head));
     let mut untied = resolver.pair.clone().is_some_and(|pair| pair.settle(base, &mut resolver.tensors));
     let kind = tied::model_type(base).unwrap_or_default();
     if untied && heads::is_bound(&kind) {
@@ -72,7 +74,7 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter]) -> Result<Resolution> {
             escaped(&pair.embedding)
         ));
     }
-    let vocabulary = resolver.vocabulary()?;
+    let vocabulary = resolver.vocabulary(brought)?;
     Ok(Resolution { tensors: resolver.tensors, untied, vocabulary, warnings: resolver.warnings })
 }
 
@@ -235,7 +237,8 @@ impl Resolver<'_> {
             return Some(found);
         }
         let pair = self.pair.as_ref()?;
-        let head = rename::spellings(name).into_iter().find(|spelling| pair.is_missing_head(spelling))?;
+        let spellings = rename::spellings(name).into_iter().chain(self.names.renamed(name));
+        let head = spellings.into_iter().find(|spelling| pair.is_missing_head(spelling))?;
         let embedding = self.base.tensors.get(&pair.embedding)?;
         self.tensors.entry(head.clone()).or_insert_with(|| TensorSource::untouched(embedding));
         Some(head)
@@ -315,8 +318,9 @@ impl Resolver<'_> {
         target.is_base_layer = is_base_layer;
     }
 
-    /// Checks that embedding and head agree, and returns the new number of rows if it changed.
-    fn vocabulary(&self) -> Result<Option<usize>> {
+    /// Checks that embedding and head agree, and returns the new number of rows if it changed. `brought` says whether there
+    /// were values for the head.
+    fn vocabulary(&self, brought: bool) -> Result<Option<usize>> {
         let Some(pair) = &self.pair else { return Ok(None) };
         let rows = |name: &str| self.tensors.get(name).and_then(|t| t.source.shape().first().copied());
         let (embedding, head) = (rows(&pair.embedding), rows(&pair.head));
@@ -333,7 +337,7 @@ impl Resolver<'_> {
         // PEFT ties the modules that it knows as embeddings; of others, the head's new rows are in no file.
         let value = self.tensors.get(&pair.embedding).filter(|t| t.replaced_by.is_some() && !t.is_base_layer);
         let by_name = ["embed_tokens.weight", "shared.weight"].iter().any(|name| pair.embedding.ends_with(name));
-        if pair.tied && !by_name && value.is_some() && embedding != before && !self.tensors.contains_key(&pair.head) {
+        if pair.tied && !by_name && value.is_some() && embedding != before && !brought {
             return Err(Error::refused(
                 format!(
                     "{} has a new number of rows, and the head's new rows are in no file",

@@ -9,7 +9,7 @@ use super::resolve::same_values;
 use crate::checkpoint::{Checkpoint, TEXT_SECTIONS, Tensor};
 
 /// Endings of the names of model classes that have an output head.
-const WITH_HEAD: [&str; 9] = [
+const WITH_HEAD: [&str; 10] = [
     "ForCausalLM",
     "LMHeadModel",
     "ForConditionalGeneration",
@@ -19,6 +19,7 @@ const WITH_HEAD: [&str; 9] = [
     "ForBlockDiffusion",
     "MarianMTModel",
     "BertGenerationDecoder",
+    "EncoderDecoderModel",
 ];
 
 /// An embedding and its head.
@@ -47,12 +48,14 @@ impl Pair {
         let (head, embedding) = heads::among(has, &kind)?;
         // A head that is nowhere is tied, unless the config says that it is not: then it goes by a name that nobody knows.
         let flag = tie_flag(base);
-        let flagged = has_head(base) && (flag == Some(true) || (!has(head) && flag.is_none()));
+        let kind = model_type(base).unwrap_or_default();
+        let flagged =
+            has_head(base) && !heads::is_never_tied(&kind) && (flag == Some(true) || (!has(head) && flag.is_none()));
         // Values are read only where the flag ties what the file has apart.
         let original = &base.tensors[embedding];
         let stored = base.tensors.get(head).filter(|_| flagged);
         let apart = stored.is_some_and(|stored| !same_values(stored, original, original.dtype()));
-        let unsaid = model_type(base).is_some_and(|kind| heads::is_unsaid(&kind));
+        let unsaid = heads::is_unsaid(&kind);
         Some(Self {
             embedding: embedding.to_owned(),
             head: head.to_owned(),
@@ -75,8 +78,9 @@ impl Pair {
         else {
             return false;
         };
-        // PEFT goes by the flag: it had the head's same rows trained with the embedding's.
-        if let Some(head) = tensors.get_mut(&self.head).filter(|head| self.contradicts_flag && head.rows.is_none()) {
+        // PEFT goes by the flag of the whole model: it had the head's same rows trained with the embedding's.
+        let by_flag = self.contradicts_flag && !self.by_section;
+        if let Some(head) = tensors.get_mut(&self.head).filter(|head| by_flag && head.rows.is_none()) {
             head.rows.clone_from(&embedding.rows);
         }
         let head = tensors.get(&self.head).filter(|head| head.is_changed()).cloned();

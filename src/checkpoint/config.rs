@@ -11,7 +11,7 @@ use super::open::read_text_if_there;
 use crate::error::{Error, Result};
 
 /// Sections in which composite models keep the settings of their text model.
-pub const TEXT_SECTIONS: [&str; 4] = ["text_config", "llm_config", "language_config", "thinker_config"];
+pub const TEXT_SECTIONS: [&str; 5] = ["text_config", "llm_config", "language_config", "thinker_config", "decoder"];
 
 /// A JSON object with the text that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
