@@ -31,7 +31,8 @@ impl Resolver<'_> {
     /// Whether `output` is no side of the known pair, and a head that qft does not know may share its values.
     pub(super) fn may_be_tied(&self, output: &str) -> bool {
         let known = self.pair.as_ref().is_some_and(|pair| pair.embedding == output || pair.head == output);
-        !known && tied::may_be_tied_unknown(self.base)
+        let kind = tied::model_type(self.base).unwrap_or_default();
+        !known && !heads::is_alone(&kind, output) && tied::may_be_tied_unknown(self.base)
     }
 
     /// All else that an adapter says about a module: deltas, magnitudes, rows.

@@ -118,6 +118,17 @@ pub(super) fn is_unsaid(model_type: &str) -> bool {
     UNSAID.contains(&model_type)
 }
 
+/// Embeddings, by model type, that no head is tied to: an encoder's beside those of a decoder.
+const ALONE: [(&str, &str); 2] = [
+    ("encoder-decoder", "encoder.embeddings.word_embeddings.weight"),
+    ("t5gemma", "model.encoder.embed_tokens.weight"),
+];
+
+/// Whether no head is tied to `embedding` in models of this type.
+pub(super) fn is_alone(model_type: &str, embedding: &str) -> bool {
+    ALONE.contains(&(model_type, embedding))
+}
+
 /// Model types whose classes have a head that no flag ties.
 const NEVER_TIED: [&str; 1] = ["pop2piano"];
 
