@@ -126,3 +126,50 @@ fn a_head_that_goes_by_an_unknown_name_is_not_made_up() {
     bench.adapter_config("adapter", json!({"modules_to_save": ["words"]}));
     bench.refuses(EXPORT, &["may be tied to a head", "tie_word_embeddings"]);
 }
+
+/// PEFT writes both sides of a resized pair, whatever the embedding is called.
+#[test]
+fn a_head_that_comes_with_its_embedding_stays_tied() {
+    let bench = Bench::new();
+    let mut tensors = bench.base(32);
+    tensors.remove(HEAD);
+    let embedding = tensors.remove(EMBEDDING).unwrap();
+    tensors.insert("transformer.wte.weight".to_owned(), embedding);
+    bench.tensors("base/model.safetensors", &tensors);
+    let config = json!({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 48, "tie_word_embeddings": true});
+    bench.write("base/config.json", config.to_string());
+    let grown = (Dtype::BF16, vec![59, 32], bf16_noise(59 * 32, 7));
+    let file = "adapter/adapter_model.safetensors";
+    let key = |module: &str| format!("base_model.model.{module}.weight");
+    bench.tensors(file, &[(key("transformer.wte"), grown.clone()), (key("lm_head"), grown.clone())].into());
+    bench.adapter_config("adapter", json!({}));
+    bench.ok(EXPORT);
+    let out = bench.model("out");
+    assert!(out["transformer.wte.weight"] == grown && !out.contains_key(HEAD));
+    let config = bench.json("out/config.json");
+    assert_eq!((&config["tie_word_embeddings"], &config["vocab_size"]), (&json!(true), &json!(59)));
+    // The embedding alone: the head's new rows would be anyone's guess.
+    bench.tensors(file, &[(key("transformer.wte"), grown)].into());
+    bench.refuses(&format!("{EXPORT} --overwrite"), &["the head's new rows are in no file"]);
+}
+
+/// PEFT trains the head's rows with the embedding's where the whole model's flag ties them, not where a section's does.
+#[test]
+fn token_rows_reach_a_head_of_its_own_by_the_flag_of_the_whole() {
+    let bench = bench(true);
+    let mut base = bench.model("base");
+    base.insert(HEAD.to_owned(), (Dtype::BF16, vec![48, 32], bf16_noise(48 * 32, 9)));
+    bench.tensors("base/model.safetensors", &base);
+    let key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta".to_owned();
+    bench.tensors("adapter/adapter_model.safetensors", &[(key, f32_noise(&[2, 32], 3))].into());
+    bench.adapter_config("adapter", json!({"trainable_token_indices": [40, 3]}));
+    for whole in [true, false] {
+        let config = json!({"architectures": ["LlamaForCausalLM"], "vocab_size": 48, "tie_word_embeddings": whole,
+            "text_config": {"tie_word_embeddings": true, "vocab_size": 48}});
+        bench.write("base/config.json", config.to_string());
+        bench.ok(&format!("{EXPORT} --overwrite"));
+        let out = bench.model("out");
+        assert!(out[EMBEDDING] != base[EMBEDDING]);
+        assert_eq!(out[HEAD] != base[HEAD], whole);
+    }
+}
