@@ -9,6 +9,7 @@ mod experts;
 mod fused;
 mod heads;
 mod keys;
+mod problem;
 mod rename;
 mod resolve;
 mod runs;
