@@ -142,7 +142,10 @@ impl Resolver<'_> {
             } else {
                 ("", Way::Base)
             };
-            Err((way, format!("the delta is {out} x {input:?}, the base's {} is {base_shape:?}{hint}", escaped(output))))
+            Err((
+                way,
+                format!("the delta is {out} x {input:?}, the base's {} is {base_shape:?}{hint}", escaped(output)),
+            ))
         };
         match plan {
             Ok((rows, factors, axis)) => {
