@@ -160,7 +160,9 @@ impl Inputs {
     fn audit(mut self, release: &Path, jobs: usize, result: &mut Verification) -> qft::Result<Audited> {
         result.notes.extend(std::mem::take(&mut self.notes));
         let has_safetensors = [SINGLE_FILE, INDEX_FILE].iter().any(|name| release.join(name).exists());
-        let opened = GgufModel::all_in(release).and_then(|gguf| {
+        let is_file = release.is_file();
+        let gguf = if is_file { GgufModel::open(release).map(|model| vec![model]) } else { GgufModel::all_in(release) };
+        let opened = gguf.and_then(|gguf| {
             let safetensors = (has_safetensors || gguf.is_empty()).then(|| Checkpoint::open(release)).transpose()?;
             Ok((safetensors, gguf))
         });
