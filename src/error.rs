@@ -38,8 +38,9 @@ pub enum Error {
     },
     /// A value is NaN or infinite where none may be.
     #[error(
-        "tensor {}: the value at row {row}, column {column} is {value}\n  remedy: the model or the \
-         adapter holds broken or overflowing values there; `qft inspect --stats` counts them",
+        "tensor {}: the value at row {row}, column {column} is {value}\n  remedy: the model or the adapter holds broken or \
+         overflowing values there (for DoRA, a row of zeros), which `qft inspect --stats PATH` counts: mend them, or \
+         train it anew",
         escaped(tensor)
     )]
     NotFinite {
@@ -55,8 +56,10 @@ pub enum Error {
     /// A finite value does not fit the output type.
     #[error(
         "tensor {}: the value {value} at row {row}, column {column} is beyond the range of {dtype}\n  remedy: choose \
-         bf16 or f32, or clamp such values with --allow-overflow",
-        escaped(tensor)
+         {}{}",
+        escaped(tensor),
+        if dtype.eq_ignore_ascii_case("bf16") { "f32" } else { "bf16 or f32" },
+        if *can_clamp { ", or clamp such values with --allow-overflow" } else { "" }
     )]
     Overflow {
         /// The output tensor.
@@ -69,6 +72,18 @@ pub enum Error {
         value: f32,
         /// The output type, as the command line names it.
         dtype: &'static str,
+        /// Whether such values are clamped where that is asked for.
+        can_clamp: bool,
+    },
+    /// The output is complete and in place, but what came after that failed.
+    #[error("{} is complete and in place, but {problem}\n  remedy: {remedy}", shown(out))]
+    InPlace {
+        /// The output.
+        out: PathBuf,
+        /// What failed.
+        problem: String,
+        /// What the reader can do.
+        remedy: String,
     },
     /// A card that was demanded failed.
     #[error("{problem}\n  remedy: run again with --device auto, which goes on without the card, or with --device cpu")]
@@ -114,6 +129,20 @@ impl Error {
         Self::Malformed { path: path.to_owned(), problem: problem.into(), remedy: remedy.into() }
     }
 
+    /// Its text without the remedy, and the remedy, if it has one.
+    pub fn split(&self) -> (String, Option<String>) {
+        let text = self.to_string();
+        match text.split_once("\n  remedy: ") {
+            Some((problem, remedy)) => (problem.to_owned(), Some(remedy.to_owned())),
+            None => (text, None),
+        }
+    }
+
+    /// For a link in a model whose file was deleted, or was never downloaded.
+    pub fn link_to_nothing(path: &Path) -> Self {
+        Self::malformed(path, "is a link to nothing", "download the model again, or restore the file that it leads to")
+    }
+
     /// An [`Error::Refused`].
     pub fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Refused { problem: problem.into(), remedy: remedy.into() }
@@ -122,18 +151,29 @@ impl Error {
 
 /// What to do about an answer of the operating system.
 fn io_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => return "raise the limit on open files (ulimit -n)",
+        Some(libc::ELOOP) => return "the link leads back to itself: remove it, or give another path",
+        _ => {}
+    }
     match error.kind() {
         io::ErrorKind::NotFound => "check the path",
         io::ErrorKind::PermissionDenied => "get the permission, or use another path",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free some space, or give a destination on another disk with --out"
+            "free some space, or give a destination on another disk"
         }
-        io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f); an export may lower --max-shard",
-        io::ErrorKind::ReadOnlyFilesystem => "give a destination on another disk with --out",
+        io::ErrorKind::FileTooLarge => {
+            "raise the limit on file sizes (ulimit -f), or write smaller files: --max-shard for safetensors, \
+             --split-max-size for GGUF"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "give a destination on another disk",
         io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => "check what lies at the path",
-        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => {
-            "give a destination that is no mount point with --out"
+        io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => {
+            "something else is there: remove it, or give another destination"
         }
+        io::ErrorKind::ResourceBusy => "unmount what is mounted there, or give a destination that is no mount point",
+        io::ErrorKind::CrossesDevices => "give a destination that is no mount point",
+        io::ErrorKind::InvalidFilename => "give a shorter name",
         _ => "the system gives no better reason; its log may",
     }
 }
@@ -171,6 +211,15 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
+/// A path for a command in a message: escaped, and quoted where a shell would take it apart.
+pub fn quoted(path: &Path) -> String {
+    let text = shown(path);
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+=@:,~".contains(&b)) && !text.is_empty() {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// A path as text for messages, escaped.
 pub fn shown(path: &Path) -> String {
     escaped(&path.to_string_lossy())
@@ -179,6 +228,13 @@ pub fn shown(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_in_a_command_is_one_word() {
+        for (path, word) in [("a/b-1", "a/b-1"), ("my base", "'my base'"), ("it's", r"'it'\''s'")] {
+            assert_eq!(quoted(Path::new(path)), word);
+        }
+    }
 
     #[test]
     fn escapes_what_moves_the_cursor_and_keeps_letters() {

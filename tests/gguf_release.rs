@@ -97,7 +97,7 @@ fn no_token_is_there_twice() {
 }
 
 /// An importance matrix of the old format, with ones for these tensors.
-fn imatrix(bench: &Bench, name: &str, entries: &[(&str, usize)]) {
+pub(crate) fn imatrix(bench: &Bench, name: &str, entries: &[(&str, usize)]) {
     let int = |n: usize| (n as i32).to_le_bytes();
     let mut bytes = int(entries.len()).to_vec();
     for (name, columns) in entries {

@@ -206,12 +206,28 @@ fn a_refusal_of_the_hub_tells_the_way_out() {
     let tmp = tempfile::tempdir().unwrap();
     write_model(&tmp.path().join("hub/tiny/gated"));
     fs::write(tmp.path().join("hub/tiny/gated/.gated"), "").unwrap();
-    fs::create_dir_all(tmp.path().join("hub/tiny/pickle")).unwrap();
+    for (model, file) in [
+        ("pickle", "pytorch_model.bin"),
+        ("gguf", "tiny-Q8_0.gguf"),
+        ("renamed", "weights.safetensors"),
+        ("lacking", "model-00001-of-00002.safetensors"),
+        ("mistral", "consolidated.safetensors"),
+        ("empty", "README.md"),
+    ] {
+        let dir = tmp.path().join("hub/tiny").join(model);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(file), "x").unwrap();
+    }
     let hub = FakeHub::serve(tmp.path().join("hub"));
     for (base, parts) in [
         ("tiny/gated", ["HTTP 403", "HF_TOKEN"]),
         ("tiny/none", ["HTTP 404", "check the id"]),
         ("tiny/pickle", ["no safetensors weights", "qft runs no pickle"]),
+        ("tiny/gguf", ["no safetensors weights", "tiny-Q8_0.gguf is a GGUF model"]),
+        ("tiny/renamed", ["weights of another name", "rename that file"]),
+        ("tiny/lacking", ["model-00002-of-00002.safetensors is missing", "a whole copy"]),
+        ("tiny/mistral", ["no safetensors weights", "Hugging Face files"]),
+        ("tiny/empty", ["has no weights", "check the id"]),
     ] {
         let out = tmp.path().join("out");
         let output = export(tmp.path(), base, &out, &[("HF_ENDPOINT", &hub.endpoint())]);

@@ -25,6 +25,7 @@ mod hub;
 mod inspect;
 mod merge;
 mod readme;
+mod remedies;
 mod report;
 mod swift;
 mod tied;

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::change::{FactorPlan, LowRankPlan, float_of};
 use super::keys::Part;
+use super::problem::Way;
 use super::resolve::{Indexed, Module, Resolver, is_fraction};
 use super::{Adapter, heads, tied};
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -47,7 +48,7 @@ impl Resolver<'_> {
         }
         for (_, tensor) in module.parts.iter().filter(|(part, _)| !values(part)) {
             if let Err(problem) = float_of(tensor) {
-                return self.problem(tensor.name(), problem);
+                return self.problem_of(Way::Type, tensor.name(), problem);
             }
         }
         let part = |part: Part| module.parts.get(&part).copied();
@@ -72,11 +73,13 @@ impl Resolver<'_> {
         }
         match (part(Part::Magnitude), axis) {
             (Some(m), Some((output, axis))) => self.magnitude(adapter, &output, m, axis),
-            (Some(m), None) => self.problem(m.name(), "a magnitude without lora_A and lora_B"),
+            (Some(m), None) if part(Part::A).or(part(Part::EmbeddingA)).is_none() => {
+                self.problem(m.name(), "a magnitude without lora_A and lora_B");
+            }
             (None, Some(_)) if adapter.1.config.use_dora => {
                 self.problem(path, "use_dora is set, but lora_magnitude_vector is missing");
             }
-            (None, _) => {}
+            _ => {}
         }
         if let Some(rows) = part(Part::TokenRows) {
             self.token_rows(adapter, path, rows);
@@ -135,19 +138,22 @@ impl Resolver<'_> {
         } else if plain {
             Ok((0..out, (FactorPlan::whole(b, out, rank), FactorPlan::whole(a, rank, columns)), NormAxis::Row))
         } else {
-            let hint = if transposed {
-                " (stored transposed: fan_in_fan_out must be true in adapter_config.json)"
+            let (hint, way) = if transposed {
+                (" (stored transposed: fan_in_fan_out must be true in adapter_config.json)", Way::Own)
             } else {
-                ""
+                ("", Way::Base)
             };
-            Err(format!("the delta is {out} x {input:?}, the base's {} is {base_shape:?}{hint}", escaped(output)))
+            Err((
+                way,
+                format!("the delta is {out} x {input:?}, the base's {} is {base_shape:?}{hint}", escaped(output)),
+            ))
         };
         match plan {
             Ok((rows, factors, axis)) => {
                 self.term(index, output, (rows, None), factors, (rank, scale), a).then_some(axis)
             }
-            Err(problem) => {
-                self.problem(a.name(), problem);
+            Err((way, problem)) => {
+                self.problem_of(way, a.name(), problem);
                 None
             }
         }
@@ -165,11 +171,11 @@ impl Resolver<'_> {
         let rank = usize::try_from(rank).ok()?;
         let base_shape = self.tensors.get(output)?.source.shape().to_vec();
         if self.may_be_tied(output) {
-            self.problem(a.name(), MAY_BE_TIED);
+            self.problem_of(Way::Own, a.name(), MAY_BE_TIED);
             return None;
         }
         if self.is_normalized() {
-            self.problem_of_form(a.name(), NORMALIZED);
+            self.problem_of(Way::Form, a.name(), NORMALIZED);
             return None;
         }
         let fits = matches!(base_shape[..], [v, d] if a.shape() == [rank, v] && b.shape() == [d, rank]);
@@ -212,24 +218,23 @@ impl Resolver<'_> {
 
     pub(super) fn push(&mut self, output: &str, term: LowRankPlan, row_axes: Option<usize>, named: &Tensor) -> bool {
         let Some(target) = self.tensors.get_mut(output) else { return false };
-        let problem = if !target.is_float() {
-            format!(
-                "the base's {} is of type {:?}; only BF16, F16 and F32 can be merged",
-                escaped(output),
-                target.source.dtype()
-            )
+        let (way, problem) = if !target.is_float() {
+            let (output, dtype) = (escaped(output), target.source.dtype());
+            (Way::Type, format!("the base's {output} is of type {dtype:?}; only BF16, F16 and F32 can be merged"))
         } else if !term.scale.is_finite() {
-            "its scale alpha / r is not finite".to_owned()
-        } else if target.rows.is_some() {
-            "its module has both a LoRA and trainable token rows".to_owned()
+            (Way::Base, "its scale alpha / r is not finite".to_owned())
+        } else if let Some((.., other)) = target.rows {
+            let way = if other == term.adapter { Way::Form } else { Way::Together };
+            (way, "its module has both a LoRA and trainable token rows".to_owned())
         } else if target.magnitude.is_some() {
-            "a DoRA on the same tensor comes first, and DoRA can't be combined with another adapter".to_owned()
+            let problem = "a DoRA on the same tensor comes first, and DoRA can't be combined with another adapter";
+            (Way::Together, problem.to_owned())
         } else {
             target.row_axes = row_axes.unwrap_or(target.row_axes);
             target.low_rank.push(term);
             return true;
         };
-        self.problem(named.name(), problem);
+        self.problem_of(way, named.name(), problem);
         false
     }
 
@@ -252,17 +257,17 @@ impl Resolver<'_> {
         let Some(target) = self.tensors.get_mut(output) else { return };
         let (rows, columns) = target.matrix();
         let length = if axis == NormAxis::Row { rows } else { columns };
-        let problem = if magnitude.elements() != length {
-            format!("has shape {:?}, {length} norms are needed", magnitude.shape())
+        let (way, problem) = if magnitude.elements() != length {
+            (Way::Base, format!("has shape {:?}, {length} norms are needed", magnitude.shape()))
         } else if target.low_rank.len() != 1 {
-            "DoRA can't be combined with another adapter on the same tensor".to_owned()
+            (Way::Together, "DoRA can't be combined with another adapter on the same tensor".to_owned())
         } else if is_fraction(adapter) {
-            "DoRA sets norms, which can't be weighted".to_owned()
+            (Way::Weight, "DoRA sets norms, which can't be weighted".to_owned())
         } else {
             target.magnitude = Some((magnitude.clone(), axis, index));
             return;
         };
-        self.problem(magnitude.name(), problem);
+        self.problem_of(way, magnitude.name(), problem);
     }
 
     /// The rows that the config names for a module; for one side of a pair, else those of the other side.
@@ -281,31 +286,34 @@ impl Resolver<'_> {
         let name = format!("{path}.weight");
         let Some(output) = self.output(&name) else { return self.no_such_tensor(tensor.name(), &name) };
         if self.may_be_tied(&output) {
-            return self.problem(tensor.name(), MAY_BE_TIED);
+            return self.problem_of(Way::Own, tensor.name(), MAY_BE_TIED);
         }
         if self.is_normalized() && self.pair.as_ref().is_none_or(|pair| pair.head != output) {
-            return self.problem_of_form(tensor.name(), NORMALIZED);
+            return self.problem_of(Way::Form, tensor.name(), NORMALIZED);
         }
         let indices = self.token_indices(adapter, path, &output);
         let Some(target) = self.tensors.get_mut(&output) else { return };
         let map: BTreeMap<usize, usize> =
             indices.iter().enumerate().filter_map(|(from, to)| Some((usize::try_from(*to).ok()?, from))).collect();
         let (rows, columns) = target.matrix();
-        let problem = if tensor.shape() != [indices.len(), columns] {
-            format!("has shape {:?}, trainable_token_indices needs [{}, {columns}]", tensor.shape(), indices.len())
+        let (way, problem) = if tensor.shape() != [indices.len(), columns] {
+            let needed = format!("trainable_token_indices needs [{}, {columns}]", indices.len());
+            (Way::Base, format!("has shape {:?}, {needed}", tensor.shape()))
         } else if map.len() != indices.len() || map.keys().any(|row| *row >= rows) {
-            format!("trainable_token_indices has a row twice, or one beyond the {rows} of {}", escaped(&output))
+            let output = escaped(&output);
+            (Way::Base, format!("trainable_token_indices has a row twice, or one beyond the {rows} of {output}"))
         } else if Float::of(target.source.dtype()).is_none() {
-            "the base's tensor is not BF16, F16 or F32".to_owned()
+            (Way::Type, "the base's tensor is not BF16, F16 or F32".to_owned())
         } else if target.is_changed() && (target.rows.is_some() || !target.low_rank.is_empty()) {
-            "another adapter changes the same tensor; rows of values can't be combined with that".to_owned()
+            let problem = "another adapter changes the same tensor; rows of values can't be combined with that";
+            (Way::Together, problem.to_owned())
         } else if is_fraction(adapter) {
-            "rows of values can't be weighted".to_owned()
+            (Way::Weight, "rows of values can't be weighted".to_owned())
         } else {
             target.rows = Some((tensor.clone(), map, index));
             return;
         };
-        self.problem(tensor.name(), problem);
+        self.problem_of(way, tensor.name(), problem);
     }
 }
 

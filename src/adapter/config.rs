@@ -79,6 +79,10 @@ enum TokenIndices {
     Modules(Map<String, Value>),
 }
 
+const MERGE: &str =
+    "merge it with PEFT's merge_and_unload, then run qft export on the merged model to shard and check it";
+const BESIDE: &str = "serve the adapter beside the base with PEFT";
+
 /// Kinds of adapter (`peft_type`) other than LoRA, and what their user can do.
 const OTHER_KINDS: [(&[&str], &str); 3] = [
     (
@@ -105,8 +109,11 @@ const OTHER_KINDS: [(&[&str], &str); 3] = [
             "LN_TUNING",
             "TRAINABLE_TOKENS",
             "TINYLORA",
+            "FROD",
+            "PVERA",
+            "GLORA",
         ],
-        "merge it with PEFT's merge_and_unload, then run qft export on the merged model to shard and check it",
+        MERGE,
     ),
     (
         &[
@@ -121,13 +128,24 @@ const OTHER_KINDS: [(&[&str], &str); 3] = [
         "its prompts are no weights of the base and can't be merged: serve the adapter beside the base with PEFT",
     ),
     (
-        &["LILY", "XLORA", "POLY", "SHADOW", "FROD", "PVERA", "GLORA"],
+        &["LILY", "XLORA", "POLY", "SHADOW"],
         "its effect depends on the input and can't be merged: serve the adapter beside the base with PEFT",
     ),
 ];
 
-/// Initializations that change the base, so that the adapter's tensors alone don't define the result.
-const BASE_MUTATING_INITS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+/// Initializations that change the base, so that the adapter's tensors alone don't define the result, and what their user
+/// can do. `LoftQ`'s is known to no conversion of PEFT's.
+const BASE_MUTATING_INITS: [(&str, &str); 5] = [
+    ("pissa", CONVERT),
+    ("olora", CONVERT),
+    ("corda", CONVERT),
+    ("lora_ga", CONVERT),
+    (
+        "loftq",
+        "load it with PEFT on the base that LoftQ made for it, merge it with merge_and_unload, then run qft export on the \
+         merged model",
+    ),
+];
 /// Initializations that leave the base alone.
 const PLAIN_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 const CONVERT: &str = "convert it to a plain LoRA with PEFT: save_pretrained(DIR, \
@@ -135,11 +153,11 @@ const CONVERT: &str = "convert it to a plain LoRA with PEFT: save_pretrained(DIR
 
 /// Variants by the setting that turns them on, and what their user can do.
 const VARIANTS: [(&str, &str, &str); 6] = [
-    ("kasa_config", "KaSA, which changes the base", "merge it with PEFT's merge_and_unload"),
-    ("use_qalora", "QALoRA", "merge it with PEFT's merge_and_unload"),
-    ("use_bdlora", "BD-LoRA (block-diagonal factors)", "merge it with PEFT's merge_and_unload"),
-    ("alora_invocation_tokens", "aLoRA, which acts on some tokens only", "serve the adapter beside the base"),
-    ("arrow_config", "an Arrow router, which depends on the input", "serve the adapters beside the base"),
+    ("kasa_config", "KaSA, which changes the base", MERGE),
+    ("use_qalora", "QALoRA, whose base stays quantized", BESIDE),
+    ("use_bdlora", "BD-LoRA (block-diagonal factors)", MERGE),
+    ("alora_invocation_tokens", "aLoRA, which acts on some tokens only", BESIDE),
+    ("arrow_config", "an Arrow router, which depends on the input", BESIDE),
     ("layer_replication", "layer replication, whose copies share one base layer", "train without layer_replication"),
 ];
 
@@ -211,6 +229,13 @@ impl AdapterConfig {
     /// Takes `text` as the content of `path`.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let bad = |problem: String| Error::malformed(path, problem, "save the adapter again with PEFT");
+        let not_read = |Unread { problem, is_pattern }| {
+            if !is_pattern {
+                return bad(problem);
+            }
+            let remedy = "name the modules one by one in that pattern's place, which means the same to PEFT";
+            Error::malformed(path, problem, remedy)
+        };
         let all: Map<String, Value> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         refuse_other_kinds(path, &all)?;
         let raw: Raw = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
@@ -237,8 +262,8 @@ impl AdapterConfig {
             target_parameters: raw.target_parameters.unwrap_or_default(),
             token_indices: token_indices(raw.trainable_token_indices).map_err(bad)?,
             unknown: all.iter().filter(|(k, v)| !known(k) && is_set(v)).map(|(k, _)| escaped(k)).collect(),
-            ranks: patterns(raw.rank_pattern, rank, "whole number above zero").map_err(bad)?,
-            alphas: patterns(raw.alpha_pattern, alpha, "number").map_err(bad)?,
+            ranks: patterns(raw.rank_pattern, rank, "whole number above zero").map_err(not_read)?,
+            alphas: patterns(raw.alpha_pattern, alpha, "number").map_err(not_read)?,
         })
     }
 
@@ -288,26 +313,36 @@ fn target_modules(config: &Map<String, Value>) -> Vec<String> {
     list.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
+/// Why a map of patterns can't be used.
+struct Unread {
+    problem: String,
+    /// Whether a pattern of it is beyond qft, though PEFT takes it.
+    is_pattern: bool,
+}
+
 /// The patterns of a map, in its order, with their values.
 fn patterns<T>(
     map: Option<Map<String, Value>>,
     read: impl Fn(&Value) -> Option<T>,
     expected: &str,
-) -> Result<Vec<(Regex, T)>, String> {
+) -> Result<Vec<(Regex, T)>, Unread> {
     let one = |(pattern, value): (String, Value)| {
-        let value = read(&value).ok_or_else(|| format!("pattern {}: {value} is no {expected}", escaped(&pattern)))?;
+        let problem = || format!("pattern {}: {value} is no {expected}", escaped(&pattern));
+        let value = read(&value).ok_or_else(|| Unread { problem: problem(), is_pattern: false })?;
         Ok((compile(&pattern)?, value))
     };
     map.unwrap_or_default().into_iter().map(one).collect()
 }
 
 /// PEFT's `get_pattern_key`: `re.match(rf"(.*\.)?({pattern})$", path)`.
-fn compile(pattern: &str) -> Result<Regex, String> {
+fn compile(pattern: &str) -> Result<Regex, Unread> {
     let whole = format!(r"^(.*\.)?({pattern})$");
-    let shown = || escaped(pattern);
-    RegexBuilder::new(&whole).size_limit(MAX_PATTERN).build().map_err(|e| match e {
-        regex::Error::CompiledTooBig(_) => format!("pattern {}: too large", shown()),
-        _ => format!("pattern {}: not understood (look-around is not supported)", shown()),
+    RegexBuilder::new(&whole).size_limit(MAX_PATTERN).build().map_err(|e| {
+        let why = match e {
+            regex::Error::CompiledTooBig(_) => "too large",
+            _ => "not understood (look-around is not supported)",
+        };
+        Unread { problem: format!("pattern {}: {why}", escaped(pattern)), is_pattern: true }
     })
 }
 
@@ -340,11 +375,14 @@ fn refuse_other_kinds(path: &Path, config: &Map<String, Value>) -> Result<()> {
     }
     if let Some(init) = config.get("init_lora_weights").and_then(Value::as_str) {
         let lower = init.to_ascii_lowercase();
-        if BASE_MUTATING_INITS.iter().any(|name| lower.starts_with(name)) {
-            return refuse(format!("init_lora_weights {}, which changes the base,", escaped(init)), CONVERT);
+        if let Some((_, remedy)) = BASE_MUTATING_INITS.iter().find(|(name, _)| lower.starts_with(name)) {
+            return refuse(format!("init_lora_weights {}, which changes the base,", escaped(init)), remedy);
         }
         if !PLAIN_INITS.contains(&lower.as_str()) {
-            return refuse(format!("the unknown init_lora_weights {}", escaped(init)), CONVERT);
+            return refuse(
+                format!("the unknown init_lora_weights {}", escaped(init)),
+                &format!("update qft; or {MERGE}"),
+            );
         }
     }
     for (key, what, remedy) in VARIANTS {
@@ -398,6 +436,17 @@ mod tests {
         ] {
             let said = parse(extra).unwrap_err().to_string();
             assert!(said.contains(name) && said.contains("remedy:"), "{said}");
+        }
+        for (extra, way) in [
+            (r#""init_lora_weights":"pissa""#, "path_initial_model_for_weight_conversion"),
+            (r#""init_lora_weights":"loftq""#, "merge_and_unload"),
+            (r#""init_lora_weights":"brandnew""#, "update qft"),
+            (r#""use_qalora":true"#, "serve the adapter beside"),
+            (r#""rank_pattern":{"(?=x)":1}"#, "name the modules one by one"),
+            (r#""rank_pattern":{"x":0.5}"#, "save the adapter again"),
+        ] {
+            let said = parse(extra).unwrap_err().to_string();
+            assert!(said.contains(way), "{said}");
         }
         for kind in ["LOHA", "LOKR", "IA3", "VERA", "OFT", "PROMPT_TUNING", "XLORA", "NEWKIND"] {
             let said = AdapterConfig::parse(Path::new("c"), &format!(r#"{{"peft_type":"{kind}"}}"#)).unwrap_err();

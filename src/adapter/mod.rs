@@ -9,6 +9,7 @@ mod experts;
 mod fused;
 mod heads;
 mod keys;
+mod problem;
 mod rename;
 mod resolve;
 mod runs;
@@ -25,7 +26,7 @@ pub use resolve::{Resolution, resolve};
 pub use runs::newest_checkpoint;
 pub use tied::head_apart;
 
-use crate::checkpoint::{SafetensorsFile, member_if_there, resolve_member};
+use crate::checkpoint::{SafetensorsFile, WeightFiles, member_if_there, resolve_member};
 use crate::error::{Error, Result};
 
 /// Opens the weights of the adapter in `dir`: safetensors, or else what older versions of PEFT saved with torch.
@@ -34,7 +35,23 @@ pub fn open_weights(dir: &Path) -> Result<Arc<SafetensorsFile>> {
     if !dir.join(ADAPTER_WEIGHTS).exists() && torch.exists() {
         return SafetensorsFile::open_torch(&resolve_member(dir, ADAPTER_WEIGHTS_TORCH)?);
     }
-    SafetensorsFile::open(&resolve_member(dir, ADAPTER_WEIGHTS)?)
+    match member_if_there(dir, ADAPTER_WEIGHTS)? {
+        Some(path) => SafetensorsFile::open(&path),
+        None => Err(Error::malformed(
+            dir,
+            format!("holds neither {ADAPTER_WEIGHTS} nor {ADAPTER_WEIGHTS_TORCH}"),
+            "save or download the adapter again, whole; or make its weights from a checkpoint of DeepSpeed's with its \
+             zero_to_fp32.py",
+        )),
+    }
+}
+
+/// What to do with a model that stands where an adapter is expected: the result of training all weights.
+const WHOLE_MODEL: &str = "this is a whole model, no adapter: there is nothing to merge; name it with --base, without --merge-lora and --adapter";
+
+/// Whether the weights of a whole model are in `dir`, and no adapter.
+fn is_whole_model(dir: &Path) -> bool {
+    !dir.join(ADAPTER_CONFIG).exists() && WeightFiles::find(dir).is_ok()
 }
 
 /// One adapter on disk, with the weight that the user gives it.
@@ -54,6 +71,9 @@ impl Adapter {
     /// Opens the adapter in `dir`. Reads the config and the header of the weights.
     pub fn open(dir: &Path, weight: f64) -> Result<Self> {
         let Some(config_path) = member_if_there(dir, ADAPTER_CONFIG)? else {
+            if is_whole_model(dir) {
+                return Err(Error::malformed(dir, format!("holds no {ADAPTER_CONFIG}"), WHOLE_MODEL));
+            }
             return Err(Error::malformed(
                 dir,
                 format!("holds no {ADAPTER_CONFIG}"),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::apply::MAY_BE_TIED;
 use super::change::{TensorSource, float_of};
 use super::keys::{self, Part};
+use super::problem::{Problem, Way, refusal};
 use super::rename::{Names, Place};
 use super::tied::Pair;
 use super::{Adapter, complete, heads, rename, tied};
@@ -14,9 +15,6 @@ use crate::error::{Error, Result, escaped, shown};
 use crate::merge::{Float, Merge, Overflow, Vector};
 use crate::quantized::{self, Encoded};
 use safetensors::Dtype;
-
-/// Problems that a refusal lists; the rest is counted.
-const LISTED: usize = 12;
 
 /// What the merged model is made of.
 #[derive(Debug)]
@@ -97,46 +95,6 @@ fn gathered(adapter: &Adapter) -> Result<()> {
         "save it again with stage3_gather_16bit_weights_on_model_save in DeepSpeed's config (FSDP: a full state dict), or \
          make its weights from the checkpoint beside it with DeepSpeed's zero_to_fp32.py",
     ))
-}
-
-/// Something about an adapter that can't be merged.
-pub(super) struct Problem {
-    text: String,
-    /// The name that the base lacks, if that is the problem: its neighbours are listed.
-    lacking: Option<String>,
-    /// Whether the adapter is right, and the form of the base is what qft can't change.
-    by_form: bool,
-}
-
-fn refusal(base: &Checkpoint, adapters: &[Adapter], problems: &[Problem]) -> Error {
-    let mut text = format!("the adapter can't be merged into {}:", shown(&base.dir));
-    for Problem { text: problem, lacking, .. } in problems.iter().take(LISTED) {
-        text.push_str("\n  ");
-        text.push_str(problem);
-        let near = lacking.as_ref().map(|name| rename::nearest(&base.tensors, name)).unwrap_or_default();
-        if !near.is_empty() {
-            text.push_str("; nearest: ");
-            text.push_str(&near.iter().map(|name| escaped(name)).collect::<Vec<_>>().join(", "));
-        }
-    }
-    if problems.len() > LISTED {
-        text.push_str(&format!("\n  and {} more", problems.len() - LISTED));
-    }
-    // Tensors that are 16-bit on such a base merge; those that an adapter changes and that are not, don't.
-    if let Some(method) = base.quantization() {
-        text.push_str(&format!("\n  the base is quantized ({method})"));
-        let original = adapters.iter().find_map(|adapter| adapter.config.unquantized_base());
-        let original = original.map(|name| format!(", such as {}", escaped(name))).unwrap_or_default();
-        return Error::refused(text, format!("give the 16-bit model that it was made from as --base{original}"));
-    }
-    if problems.iter().any(|problem| problem.by_form) {
-        return Error::refused(text, "serve the adapter beside the base with PEFT, or train without these modules");
-    }
-    Error::refused(
-        text,
-        "check that the adapter is whole and was trained on this base (adapter_config.json names it); if it is, serve it \
-         beside the base with PEFT",
-    )
 }
 
 /// The tensors of one wrapper of one module.
@@ -220,15 +178,14 @@ impl Resolver<'_> {
         complete::check(self, adapter, &by_module);
     }
 
+    /// A problem of an adapter that is not whole, or of another base.
     pub(super) fn problem(&mut self, tensor: &str, problem: impl AsRef<str>) {
-        let text = format!("{}: {}", escaped(tensor), problem.as_ref());
-        self.problems.push(Problem { text, lacking: None, by_form: false });
+        self.problem_of(Way::Base, tensor, problem);
     }
 
-    /// A problem of an adapter that is right, with the form that the base has.
-    pub(super) fn problem_of_form(&mut self, tensor: &str, problem: impl AsRef<str>) {
+    pub(super) fn problem_of(&mut self, way: Way, tensor: &str, problem: impl AsRef<str>) {
         let text = format!("{}: {}", escaped(tensor), problem.as_ref());
-        self.problems.push(Problem { text, lacking: None, by_form: true });
+        self.problems.push(Problem { text, lacking: None, way });
     }
 
     /// The output tensor that parameter `name` of the model class is; made if it is the head of a tied pair.
@@ -255,16 +212,16 @@ impl Resolver<'_> {
                     format!("{name} is rows of the base's {tensors}, to which only a plain delta can be added")
                 }
             };
-            return self.problem_of_form(tensor, problem);
+            return self.problem_of(Way::Form, tensor, problem);
         }
         let text = format!("{}: the base has no {}", escaped(tensor), escaped(name));
-        self.problems.push(Problem { text, lacking: Some(name.to_owned()), by_form: false });
+        self.problems.push(Problem { text, lacking: Some(name.to_owned()), way: Way::Base });
     }
 
     /// `modules_to_save`, biases, and `base_layer` overrides: the adapter's value replaces the base's.
     fn value(&mut self, (index, adapter): Indexed<'_>, name: &str, is_base_layer: bool, tensor: &Tensor) {
         if let Err(problem) = float_of(tensor) {
-            return self.problem(tensor.name(), problem);
+            return self.problem_of(Way::Type, tensor.name(), problem);
         }
         let output = match self.output(name) {
             Some(output) => output,
@@ -273,7 +230,7 @@ impl Resolver<'_> {
             None if self.tensors.contains_key(name) => name.to_owned(),
             None => {
                 if is_fraction(adapter) {
-                    return self.problem(tensor.name(), "is new to the base, and can't be weighted");
+                    return self.problem_of(Way::Weight, tensor.name(), "is new to the base, and can't be weighted");
                 }
                 self.warnings.push(format!("{} is new: the base has no such tensor", escaped(name)));
                 let added = TensorSource { replaced_by: Some(index), ..TensorSource::untouched(tensor) };
@@ -284,7 +241,7 @@ impl Resolver<'_> {
         let rows = self.base.config.as_ref().and_then(|config| config.get(&["vocab_size"])?.as_u64());
         let of_tokens = tensor.shape().len() == 2 && rows == tensor.shape().first().map(|rows| *rows as u64);
         if of_tokens && !is_base_layer && self.may_be_tied(&output) {
-            return self.problem(tensor.name(), MAY_BE_TIED);
+            return self.problem_of(Way::Own, tensor.name(), MAY_BE_TIED);
         }
         let is_embedding = self.pair.as_ref().is_some_and(|p| p.embedding == output || p.head == output);
         let Some(target) = self.tensors.get_mut(&output) else { return };
@@ -301,14 +258,15 @@ impl Resolver<'_> {
         if Float::of(target.dtype).is_none() {
             let problem =
                 format!("the base's {} is of type {:?}, which qft does not cast to", escaped(&output), target.dtype);
-            return self.problem(tensor.name(), problem);
+            return self.problem_of(Way::Type, tensor.name(), problem);
         }
         if is_fraction(adapter) || target.is_changed() {
             // Another adapter's word on the same tensor, or a fraction of a value, makes no sense; a copy of the value
             // that is there already does.
             if !same_values(tensor, &target.source, target.dtype) {
                 let problem = "replaces a value, which can't be weighted or combined with another adapter";
-                self.problem(tensor.name(), problem);
+                let way = if is_fraction(adapter) { Way::Weight } else { Way::Together };
+                self.problem_of(way, tensor.name(), problem);
             }
             return;
         }

@@ -4,28 +4,42 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
-use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH};
+use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, WHOLE_MODEL, is_whole_model};
 use crate::error::{Error, Result, shown};
 
 /// The newest checkpoint below a training's output directory: of the run whose newest checkpoint was written last, the
 /// one with the highest number that is a complete adapter. Runs lie at most two directories below `output`.
 pub fn newest_checkpoint(output: &Path) -> Result<PathBuf> {
-    let runs = if output.is_dir() { runs_below(output, 2).map_err(Error::io("list", output))? } else { Vec::new() };
-    runs.into_iter().max().map(|(_, checkpoint)| checkpoint).ok_or_else(|| {
-        let problem = format!("{} holds no checkpoint-N with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}", shown(output));
-        Error::refused(problem, "train first, or name the adapter with --adapter")
+    let newest = |written: Written| -> Result<Option<PathBuf>> {
+        let runs = if output.is_dir() {
+            runs_below(output, 2, written).map_err(Error::io("list", output))?
+        } else {
+            Vec::new()
+        };
+        Ok(runs.into_iter().max().map(|(_, checkpoint)| checkpoint))
+    };
+    if let Some(checkpoint) = newest(adapter_written)? {
+        return Ok(checkpoint);
+    }
+    let problem = format!("{} holds no checkpoint-N with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}", shown(output));
+    Err(match newest(model_written)? {
+        Some(model) => Error::refused(format!("{problem}, but {}", shown(&model)), WHOLE_MODEL),
+        None => Error::refused(problem, "train first, or name the adapter with --adapter"),
     })
 }
 
+/// When a checkpoint was written, if it is one.
+type Written = fn(&Path) -> Option<SystemTime>;
+
 /// The newest checkpoint of each run, with the time it was written.
-fn runs_below(dir: &Path, depth: usize) -> io::Result<Vec<(SystemTime, PathBuf)>> {
+fn runs_below(dir: &Path, depth: usize, written: Written) -> io::Result<Vec<(SystemTime, PathBuf)>> {
     let dirs = fs::read_dir(dir)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
     let (checkpoints, others): (Vec<_>, Vec<_>) = dirs.partition(|path| step(path).is_some());
     let newest = checkpoints.into_iter().filter_map(|path| Some((step(&path)?, written(&path)?, path))).max();
     let mut runs: Vec<_> = newest.map(|(_, time, path)| (time, path)).into_iter().collect();
     if depth > 0 {
         // A directory that can't be listed, such as lost+found, holds no run of this user.
-        runs.extend(others.iter().flat_map(|path| runs_below(path, depth - 1).unwrap_or_default()));
+        runs.extend(others.iter().flat_map(|path| runs_below(path, depth - 1, written).unwrap_or_default()));
     }
     Ok(runs)
 }
@@ -35,7 +49,12 @@ fn step(checkpoint: &Path) -> Option<u64> {
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
-fn written(checkpoint: &Path) -> Option<SystemTime> {
+/// When the checkpoint of a training of all weights was written.
+fn model_written(checkpoint: &Path) -> Option<SystemTime> {
+    is_whole_model(checkpoint).then(|| fs::metadata(checkpoint).ok()?.modified().ok())?
+}
+
+fn adapter_written(checkpoint: &Path) -> Option<SystemTime> {
     let file = |name: &str| fs::metadata(checkpoint.join(name)).ok().filter(fs::Metadata::is_file);
     let weights = file(ADAPTER_WEIGHTS).or_else(|| file(ADAPTER_WEIGHTS_TORCH))?;
     checkpoint.join(ADAPTER_CONFIG).is_file().then(|| weights.modified().ok())?

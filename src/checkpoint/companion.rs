@@ -198,7 +198,10 @@ fn tokenizer_of<'a>(adapters: &[&'a Path], choice: TokenizerChoice) -> Result<Op
         return Ok(None);
     }
     let problem = "the adapter's tokenizer was asked for, but no adapter has a vocabulary";
-    Err(Error::refused(problem, "take the base's with --tokenizer base"))
+    Err(Error::refused(
+        problem,
+        "give an adapter with its tokenizer files beside it; or, in an export, take the base's with --tokenizer base",
+    ))
 }
 
 /// What becomes of a file of the base.
@@ -264,7 +267,11 @@ fn files_below(dir: &Path, folder: &str) -> Result<Vec<String>> {
         }
         if names.len() > MAX_MODULE_FILES {
             let problem = format!("names {} with more than {MAX_MODULE_FILES} files", escaped(folder));
-            return Err(Error::malformed(&dir.join(MODULES), problem, "restore modules.json from its source"));
+            return Err(Error::malformed(
+                &dir.join(MODULES),
+                problem,
+                "move out of it what is no part of the module, or correct modules.json",
+            ));
         }
     }
     names.sort();

@@ -1,7 +1,7 @@
 //! Downloading a model from a Hub into the Hugging Face cache. Which model, and whether a cache has it, is in `hub`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use hf_hub::Cache;
@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::companion::{OPENED_BY_NAME, TEMPLATE_DIR, has_companion_name, module_folders};
 use super::hub::{ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Id, Located, Locator, is_part};
+use super::instead;
 use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex};
 use super::weights::Numbered;
 use crate::error::{Error, Result, escaped, shown};
@@ -61,7 +62,7 @@ impl Download<'_> {
         let files = siblings.into_iter().map(|file| (file.rfilename, file.size)).collect();
         let download = Download { from, id, repo, snapshot, files };
         download.run(on_download)?;
-        publish_ref(&cache, id, &sha).map_err(Error::io("write the refs of", &from.hf_cache))?;
+        publish_ref(&cache, id, &sha).map_err(|e| unwritable(from, &from.hf_cache, &e))?;
         Ok(Located { dir: download.snapshot, repo: Some(id.name.to_owned()), revision: Some(sha) })
     }
 
@@ -75,8 +76,7 @@ impl Download<'_> {
             _ => Vec::new(),
         };
         if numbered.is_empty() && ![SINGLE_FILE, INDEX_FILE, adapter].into_iter().any(listed) {
-            let problem = format!("{} on {} has no safetensors weights", self.id.name, self.from.endpoint);
-            return Err(Error::refused(problem, "qft runs no pickle: find or save a copy of the model as safetensors"));
+            return Err(self.no_weights());
         }
         for name in self.files.keys().filter(|name| travels(name)) {
             self.fetch(name, on_download)?;
@@ -103,6 +103,30 @@ impl Download<'_> {
         Ok(())
     }
 
+    /// Says what is there instead of weights that can be downloaded.
+    fn no_weights(&self) -> Error {
+        let on = format!("{} on {}", self.id.name, self.from.endpoint);
+        let names = self.files.keys().map(String::as_str);
+        if let Numbered::Lacking { name, of } = Numbered::among(names.clone()) {
+            let problem = format!("of the {of} numbered shards of {on} {} is missing", escaped(&name));
+            return Error::refused(problem, "find a whole copy of the model");
+        }
+        if let Some(remedy) = instead::remedy_for(&names) {
+            return Error::refused(format!("{on} has no safetensors weights that transformers would find"), remedy);
+        }
+        match names.clone().find(|name| name.ends_with(".safetensors")) {
+            Some(name) => Error::refused(
+                format!("{on} has weights of another name than {SINGLE_FILE}: {}", escaped(name)),
+                format!(
+                    "download it, rename that file to {SINGLE_FILE} if it is the whole model, and give the directory"
+                ),
+            ),
+            None => {
+                Error::refused(format!("{on} has no weights"), "check the id: it may be that of another kind of model")
+            }
+        }
+    }
+
     fn fetch(&self, name: &str, on_download: &mut dyn FnMut(&str)) -> Result<()> {
         let target = self.snapshot.join(name);
         if target.exists() {
@@ -113,7 +137,7 @@ impl Download<'_> {
         if size == Some(0) {
             // hf-hub asks for byte 0 of each file, which an empty one does not have.
             let made = target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&target, b""));
-            return made.map_err(Error::io("write", &target));
+            return made.map_err(|e| unwritable(self.from, &target, &e));
         }
         // hf-hub would fail at a link into pruned blobs, after the download.
         let _ = fs::remove_file(&target);
@@ -150,6 +174,17 @@ fn publish_ref(cache: &Cache, id: &Id, sha: &str) -> io::Result<()> {
     }
     let own = cache.repo(id.repo(sha)).pointer_path("").with_file_name("refs").join(sha);
     if own.exists() { fs::remove_file(own) } else { Ok(()) }
+}
+
+/// Explains why `path` in the cache can't be written.
+fn unwritable(from: &Locator, path: &Path, error: &io::Error) -> Error {
+    Error::refused(
+        format!("cannot write {}: {error}", shown(path)),
+        format!(
+            "make {} writable and free some space there, or set HF_HOME to another directory",
+            shown(&from.hf_cache)
+        ),
+    )
 }
 
 /// Explains why fetching `what` of `id` failed.

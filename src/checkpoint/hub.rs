@@ -8,6 +8,7 @@ use std::{env, fs};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::download::Download;
+use super::instead;
 use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex};
 use super::weights::WeightFiles;
 use crate::error::{Error, Result, escaped, shown};
@@ -79,8 +80,7 @@ impl Locator {
             return Ok(Located { dir: path.to_owned(), repo, revision });
         }
         if path.exists() {
-            let problem = format!("{} is no directory", shown(path));
-            return Err(Error::refused(problem, "give the directory that the model's files are in"));
+            return Err(instead::no_directory(path));
         }
         let id = Id::parse(spec)?;
         let mut incomplete = Vec::new();

@@ -6,6 +6,7 @@ mod config;
 mod download;
 mod header;
 mod hub;
+mod instead;
 mod mapping;
 mod open;
 mod order;
@@ -43,9 +44,7 @@ impl SafetensorsFile {
     /// Maps and checks the file at `path`.
     pub fn open(path: &Path) -> Result<Arc<Self>> {
         let mapping = Mapping::open(path)?;
-        let header = Header::parse(mapping.bytes()).map_err(|e| {
-            Error::malformed(path, escaped(&e.to_string()), "download or save the file again: it is damaged or hostile")
-        })?;
+        let header = Header::parse(mapping.bytes()).map_err(|e| instead::no_safetensors(path, mapping.bytes(), &e))?;
         Ok(Arc::new(Self { mapping, header }))
     }
 
@@ -158,12 +157,18 @@ impl Checkpoint {
         let mut files = Vec::with_capacity(names.len());
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
         for name in &names {
+            if index.is_some() && dir.join(name).symlink_metadata().is_err() {
+                let problem = format!("names {}, which is not there", escaped(name));
+                let remedy = "download that file from where the others came from";
+                return Err(Error::malformed(&dir.join(INDEX_FILE), problem, remedy));
+            }
             let file = SafetensorsFile::open(&dir.join(name))?;
             for tensor in file.tensors() {
                 if let Some(other) = tensors.insert(tensor.name().to_owned(), tensor.clone()) {
                     let problem =
                         format!("tensor {} is in {} too", escaped(tensor.name()), escaped(&other.file.name()));
-                    return Err(Error::malformed(file.path(), problem, "remove the stale shard, or download it again"));
+                    let remedy = "the shards are from different exports: download or save the model again";
+                    return Err(Error::malformed(file.path(), problem, remedy));
                 }
             }
             files.push(file);

@@ -19,12 +19,23 @@ pub fn open_regular(path: &Path) -> Result<(File, u64)> {
         // A pipe without a writer would block for ever.
         options.custom_flags(libc::O_NONBLOCK);
     }
-    let file = options.open(path).map_err(Error::io("open", path))?;
+    let file = options.open(path).map_err(cannot_open(path))?;
     let meta = file.metadata().map_err(Error::io("look at", path))?;
     if meta.is_file() {
         return Ok((file, meta.len()));
     }
-    Err(Error::malformed(path, "not a regular file", "give a file, or the directory that holds it"))
+    if meta.is_dir() {
+        return Err(Error::malformed(path, "not a regular file, but a directory", "name the file"));
+    }
+    Err(Error::malformed(path, "not a regular file", "give a regular file"))
+}
+
+/// Says why `path` can't be opened; made for `map_err`.
+pub(super) fn cannot_open(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    move |cause| match cause.kind() {
+        std::io::ErrorKind::NotFound if path.is_symlink() => Error::link_to_nothing(path),
+        _ => Error::io("open", path)(cause),
+    }
 }
 
 /// Reads a small file.

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::open::read_text;
+use super::open::{cannot_open, read_text};
 use crate::error::{Error, Result, escaped};
 
 /// File name of the index.
@@ -76,7 +76,7 @@ fn check_file_name(name: &str) -> Result<(), String> {
 /// a Hugging Face cache is how that cache works, and how older downloads filled a directory of the user's choice.
 pub fn resolve_member(dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
-    let real = std::fs::canonicalize(&path).map_err(Error::io("open", &path))?;
+    let real = std::fs::canonicalize(&path).map_err(cannot_open(&path))?;
     let root = std::fs::canonicalize(dir).map_err(Error::io("open", dir))?;
     if real.starts_with(&root) || is_blob(&real) {
         return Ok(path);
@@ -84,7 +84,7 @@ pub fn resolve_member(dir: &Path, name: &str) -> Result<PathBuf> {
     Err(Error::malformed(
         &path,
         format!("is a link that leads out of the model's directory, to {}", crate::error::shown(&real)),
-        format!("make a copy of the model without links, and give that: cp -rL {} DIR", crate::error::shown(dir)),
+        format!("make a copy of the model without links, and give that: cp -rL {} DIR", crate::error::quoted(dir)),
     ))
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex, resolve_member};
-use super::{ConfigText, TEXT_SECTIONS, Tensor};
+use super::{ConfigText, TEXT_SECTIONS, Tensor, instead};
 use crate::error::{Error, Result, escaped};
 
 /// The weight files of a model.
@@ -117,24 +117,23 @@ pub fn stale_shards(dir: &Path, used: &[String]) -> Result<Vec<String>> {
 
 /// Says what is there instead of safetensors, and what to do about it.
 fn no_weights(dir: &Path) -> Error {
-    const OTHER: [(&str, &str); 6] = [
-        ("adapter_config.json", "this is a LoRA adapter, not a base: pass it as --adapter"),
-        ("pytorch_model.bin", "qft runs no pickle: save the model again with safe_serialization=True"),
-        ("pytorch_model.bin.index.json", "qft runs no pickle: save the model again with safe_serialization=True"),
-        ("tf_model.h5", "convert the TensorFlow weights to safetensors first"),
-        ("flax_model.msgpack", "convert the Flax weights to safetensors first"),
-        ("consolidated.safetensors", "these are Mistral's own weight names: use the Hugging Face files of the model"),
-    ];
-    let found = OTHER.iter().find(|(file, _)| dir.join(file).exists());
+    let is_dangling = |name: &&str| dir.join(name).is_symlink();
+    if let Some(name) = [SINGLE_FILE, INDEX_FILE].into_iter().find(is_dangling) {
+        return Error::link_to_nothing(&dir.join(name));
+    }
     let problem = format!("holds neither {SINGLE_FILE} nor {INDEX_FILE}");
-    if let Some((_, remedy)) = found {
-        return Error::malformed(dir, problem, *remedy);
+    if let Some(remedy) = instead::adapter(dir) {
+        return Error::malformed(dir, problem, remedy);
+    }
+    let names: Vec<String> = std::fs::read_dir(dir)
+        .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    if let Some(remedy) = instead::remedy_for(&names.iter().map(String::as_str)) {
+        return Error::malformed(dir, problem, remedy);
     }
     let names = safetensors_in(dir).unwrap_or_default();
     match (names.first(), names.len()) {
-        (Some(name), 1) => {
-            Error::malformed(dir, format!("{problem}, but {}", escaped(name)), format!("rename it to {SINGLE_FILE}"))
-        }
+        (Some(name), 1) => Error::malformed(dir, format!("{problem}, but {}", escaped(name)), instead::only(dir, name)),
         (Some(name), count) => Error::malformed(
             dir,
             format!("{problem}, but {count} files such as {}", escaped(name)),
@@ -237,6 +236,14 @@ mod tests {
         for bad in ["model-1-of-2", "model-00003-of-00002", "model-00000-of-00002", "model-0000x-of-00002"] {
             assert_eq!(parse_numbered(&format!("{bad}.safetensors")), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_no_weight_to_rename() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("gone", dir.path().join(SINGLE_FILE)).unwrap();
+        let error = WeightFiles::find(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors: is a link to nothing") && !error.contains("rename"), "{error}");
     }
 
     #[test]

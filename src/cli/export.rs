@@ -49,7 +49,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, aliases = ["adapters", "ckpt-dir"], value_name = "DIR|ID[=WEIGHT]", num_args = 1..)]
     adapter: Vec<AdapterSpec>,
     /// Merge the adapter into the base.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, value_parser = BoolishValueParser::new(), default_missing_value = "true", default_value = "false", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, value_parser = BoolishValueParser::new(), default_missing_value = "true", default_value = "false", hide_default_value = true, hide_possible_values = true, overrides_with = "merge_lora")]
     merge_lora: bool,
     /// The destination; must be empty or absent unless --overwrite is given [default: <adapter>-merged].
     #[arg(long, alias = "output-dir", value_name = "DIR")]
@@ -150,7 +150,10 @@ fn check(args: &ExportArgs) -> qft::Result<()> {
         return Err(Error::refused("a quality report was asked for, but no GGUF file", "add --gguf q4_k_m"));
     }
     if !args.merge_lora && !args.adapter.is_empty() {
-        return Err(Error::refused("an adapter is named, but --merge-lora is not given", "add --merge-lora"));
+        return Err(Error::refused(
+            "an adapter is named, but nothing is to be merged",
+            "add --merge-lora, or drop --adapter",
+        ));
     }
     if !args.merge_lora && args.base.is_none() {
         return Err(Error::refused(
@@ -414,6 +417,7 @@ mod tests {
         assert_eq!((a.adapter.len(), a.out), (1, Some(PathBuf::from("./export/x"))));
         assert_eq!(args("qft export --adapters a b=0.5 --merge_lora true").adapter.len(), 2);
         assert!(!args("qft export --base x --merge_lora false").merge_lora);
+        assert!(args("qft export --base x --merge_lora false --merge-lora").merge_lora, "the last one counts");
         assert!(check(&args("qft export --base x --safe_serialization false")).is_err());
         assert!(check(&args("qft export --base x --adapter y")).is_err());
     }

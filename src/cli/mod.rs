@@ -23,6 +23,7 @@ mod verify;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -110,8 +111,13 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 /// Prints to standard output.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A closed pipe is found by its cause in `report`.
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(qft::Error::io("write to", Path::new("standard output"))(e).into())
+        }
+        done => Ok(done?),
+    }
 }
 
 /// Prints a line that is not the result: to standard error.

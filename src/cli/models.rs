@@ -94,16 +94,19 @@ pub(super) fn find_base(
         .unwrap_or_else(|| Error::refused(format!("{dir} does not name its base"), "name the base with --base")))
 }
 
-/// Says who named a base that can't be had.
+/// Says who named a base that can't be had. What helps with a Hub id is known where it was looked for; a path was that of
+/// another machine.
 fn not_here(adapter: &Adapter, spec: &str, place: &str, error: &Error) -> Error {
-    let problem = match error {
-        Error::Refused { problem, .. } => problem.clone(),
-        other => other.to_string(),
+    let (problem, remedy) = error.split();
+    let is_path = spec.starts_with(['.', '/', '~']) || spec.matches('/').count() > 1;
+    let remedy = match remedy.filter(|_| !is_path) {
+        Some(remedy) => format!("give the base with --base; or {remedy}"),
+        None => "give the base with --base: its directory, or its Hub id".to_owned(),
     };
     let dir = shown(&adapter.dir);
     Error::refused(
         format!("{place} of {dir} names {} as the base, which is not to be had here: {problem}", escaped(spec)),
-        "give the base with --base: its directory, or its Hub id",
+        remedy,
     )
 }
 

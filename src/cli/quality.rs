@@ -56,11 +56,10 @@ impl QualityArgs {
     pub(super) fn write(&self, quality: &QualityReport, overwrite: bool) -> qft::Result<()> {
         let Some(page) = &self.report_html else { return Ok(()) };
         write_page(page, &quality.to_html(), overwrite).map_err(|error| {
-            let error = error.to_string();
-            let (problem, remedy) = error.split_once("\n  remedy: ").unwrap_or((&error, "write the page elsewhere"));
+            let (problem, remedy) = error.split();
             Error::refused(
                 format!("the GGUF output is complete, but the quality report is not written: {problem}"),
-                remedy,
+                remedy.unwrap_or_else(|| "write the page elsewhere".to_owned()),
             )
         })
     }

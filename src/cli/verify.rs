@@ -99,9 +99,13 @@ struct Recipe {
 }
 
 impl Recipe {
+    /// Of a single file: the manifest beside it, if that lists it.
     fn read(release: &Path) -> Self {
-        let manifest = read_text(&release.join(MANIFEST)).ok();
-        let manifest: Value = manifest.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let file = release.file_name().filter(|_| release.is_file()).map(|name| name.to_string_lossy());
+        let manifest = if file.is_some() { release.with_file_name(MANIFEST) } else { release.join(MANIFEST) };
+        let manifest: Option<Value> = read_text(&manifest).ok().and_then(|text| serde_json::from_str(&text).ok());
+        let lists = |manifest: &Value| file.as_ref().is_none_or(|file| manifest["files"].get(file.as_ref()).is_some());
+        let manifest = manifest.filter(lists).unwrap_or_default();
         let options = &manifest["options"];
         let adapter = |entry: &Value| {
             let names = [ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH];
@@ -131,15 +135,23 @@ impl Inputs {
     fn find(args: &VerifyArgs) -> qft::Result<Self> {
         let locator = Locator::from_env();
         let recipe = Recipe::read(&args.dir);
-        let found = if args.adapter.is_empty() {
-            default_adapters(&locator, &args.dir, recipe.adapters.as_deref())?
-        } else {
-            find_adapters(&locator, &args.adapter)?
+        let mut alone = None;
+        let found = match &recipe.adapters {
+            _ if !args.adapter.is_empty() => find_adapters(&locator, &args.adapter)?,
+            None if args.base.is_some() => {
+                alone = Some(format!(
+                    "no {MANIFEST} lists its adapters: audited against the base alone; if it has any, name each with \
+                     --adapter"
+                ));
+                Vec::new()
+            }
+            listed => default_adapters(&locator, &args.dir, listed.as_deref())?,
         };
         let (base, _) = find_base(&locator, args.base.as_deref(), &found)?;
         let base = Checkpoint::open(&base)?;
         let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
-        let notes = recipe.adapters.as_ref().map(|listed| deviations(&adapters, listed)).unwrap_or_default();
+        let mut notes = recipe.adapters.as_ref().map(|listed| deviations(&adapters, listed)).unwrap_or_default();
+        notes.extend(alone);
         let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
         Ok(Self { recipe, base, adapters, imatrix, notes })
     }
@@ -148,7 +160,9 @@ impl Inputs {
     fn audit(mut self, release: &Path, jobs: usize, result: &mut Verification) -> qft::Result<Audited> {
         result.notes.extend(std::mem::take(&mut self.notes));
         let has_safetensors = [SINGLE_FILE, INDEX_FILE].iter().any(|name| release.join(name).exists());
-        let opened = GgufModel::all_in(release).and_then(|gguf| {
+        let is_file = release.is_file();
+        let gguf = if is_file { GgufModel::open(release).map(|model| vec![model]) } else { GgufModel::all_in(release) };
+        let opened = gguf.and_then(|gguf| {
             let safetensors = (has_safetensors || gguf.is_empty()).then(|| Checkpoint::open(release)).transpose()?;
             Ok((safetensors, gguf))
         });
@@ -166,6 +180,14 @@ impl Inputs {
             Ok(None) => Ok(Audited::Agrees),
             Ok(Some(difference)) => Ok(Audited::Differs(difference)),
             Err(error @ Error::Interrupted { .. }) => Err(error),
+            // An audit clamps where the manifest says that the export did.
+            Err(error @ Error::Overflow { .. }) => {
+                let remedy = format!(
+                    "give the base and the adapters that the release was made from; if it was made with --allow-overflow, \
+                     restore its {MANIFEST}, which says so"
+                );
+                Ok(Audited::Failed(Error::refused(error.split().0, remedy)))
+            }
             Err(error) => Ok(Audited::Failed(error)),
         }
     }
@@ -206,20 +228,23 @@ fn default_adapters(
     release: &Path,
     listed: Option<&[(f64, Option<String>)]>,
 ) -> qft::Result<Vec<Found>> {
-    let refuse = |problem: &str| {
-        let problem = format!("{} {problem}", shown(release));
-        Err(Error::refused(problem, "name each adapter with --adapter, as it was given to export"))
-    };
+    const REMEDY: &str = "name each adapter with --adapter, as it was given to export";
+    let refused = |problem: &str, remedy: &str| Error::refused(format!("{} {problem}", shown(release)), remedy);
     let (weight, digest) = match listed {
-        None => return refuse(&format!("has no {MANIFEST} that lists its adapters")),
+        None => {
+            let problem = format!("has no {MANIFEST} that lists its adapters");
+            return Err(refused(&problem, &format!("{REMEDY}; if it has none, name the model with --base")));
+        }
         Some([]) => return Ok(Vec::new()),
         Some([one]) => one,
-        Some(many) => return refuse(&format!("was made from {} adapters", many.len())),
+        Some(many) => return Err(refused(&format!("was made from {} adapters", many.len()), REMEDY)),
     };
-    let mut found = find_adapters(locator, &[])?;
+    let unnamed = |error: Error| refused(&format!("was made from an adapter, and {}", error.split().0), REMEDY);
+    let mut found = find_adapters(locator, &[]).map_err(unnamed)?;
     for Found { adapter, .. } in &mut found {
         if digest.as_ref() != Some(&sha256(adapter.file.bytes())) {
-            return refuse(&format!("was made from another adapter than {}", shown(&adapter.dir)));
+            let problem = format!("was made from another adapter than {}", shown(&adapter.dir));
+            return Err(refused(&problem, REMEDY));
         }
         adapter.weight = *weight;
     }

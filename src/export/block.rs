@@ -144,7 +144,7 @@ impl<'a> Ready<'_, 'a> {
             let (tensor, row, column) = (name.to_owned(), fault.row as u64, fault.column as u64);
             match Float::of(dtype) {
                 Some(float) if fault.value.is_finite() => {
-                    Error::Overflow { tensor, row, column, value: fault.value, dtype: float.name() }
+                    Error::Overflow { tensor, row, column, value: fault.value, dtype: float.name(), can_clamp: true }
                 }
                 _ => Error::NotFinite { tensor, row, column, value: fault.value },
             }

@@ -390,7 +390,8 @@ impl<'a> Encoder<'a> {
                 None => float.narrow(values, out),
                 Some(i) if self.overflow == Overflow::Refuse => {
                     let ((row, column), tensor) = (at(i), self.tensor.name.clone());
-                    return Err(Error::Overflow { tensor, row, column, value: values[i], dtype: kind.name() });
+                    let (value, dtype) = (values[i], kind.name());
+                    return Err(Error::Overflow { tensor, row, column, value, dtype, can_clamp: true });
                 }
                 Some(_) => {
                     let clamp = |v: &f32| if v.is_finite() { v.clamp(-float.max(), float.max()) } else { *v };
@@ -460,6 +461,6 @@ struct Scratch {
 pub(super) fn no_floats(name: &str, dtype: Dtype) -> Error {
     Error::refused(
         format!("tensor {} is of type {dtype:?}; only BF16, F16 and F32 go into a GGUF file", escaped(name)),
-        "give the model that it was quantized from",
+        "save the model in BF16, F16 or F32; if it is quantized, give the one that it was made from",
     )
 }

@@ -10,7 +10,9 @@ use super::quantize::{check_files, file_stem};
 use super::shard::{self, OutputTensor, Shard};
 use super::stop::{GENERATION_CONFIG, Stop, stop_at, turn_end_of};
 use crate::adapter::Adapter;
-use crate::checkpoint::{Checkpoint, Companion, Companions, LeftOut, TokenizerChoice, companions, member_if_there};
+use crate::checkpoint::{
+    Checkpoint, Companion, CompanionSource, Companions, LeftOut, TokenizerChoice, companions, member_if_there,
+};
 use crate::digest::sha256;
 use crate::error::{Error, Result, escaped, shown};
 use crate::gguf::ModelFiles;
@@ -100,8 +102,8 @@ impl ExportPlan {
             && let Some(method) = base.quantization()
         {
             return Err(Error::refused(
-                format!("the base is quantized ({method}); casting would change its scales and leave its weights"),
-                "drop --dtype, or give the 16-bit model that it was made from",
+                format!("the base is quantized ({method}), and can't be cast"),
+                "drop --dtype (a merge writes FP8 weights in bf16), or give the 16-bit model that it was made from",
             ));
         }
         let Merged { tensors: merged, config, mut config_changes, mut warnings, keeps_vocabulary } =
@@ -211,11 +213,14 @@ fn findings(
         tensors: merged.iter().map(|t| (t.name.as_str(), (t.dtype, t.shape.as_slice()))).collect(),
         files: files.chain(texts).collect(),
         untied_head: None,
+        adapters_tokenizer: companions
+            .iter()
+            .any(|companion| companion.source == CompanionSource::Adapter && companion.name.starts_with("tokenizer")),
         turn_end: turn_end.cloned(),
     })
 }
 
-/// Refuses what no loader takes, if safetensors are written; gives all else as warnings. A base whose vocabulary is kept as it
+/// Refuses what no loader takes, if safetensors are written; gives all else that is about what is written as warnings. A base whose vocabulary is kept as it
 /// came may be of a class that has rows of its own.
 fn judge(findings: Vec<Finding>, strictly: bool, keeps_vocabulary: bool) -> Result<Vec<String>> {
     let refused = |finding: &&Finding| {
@@ -229,7 +234,7 @@ fn judge(findings: Vec<Finding>, strictly: bool, keeps_vocabulary: bool) -> Resu
         "." => format!("{problem}; {remedy}"),
         file => format!("{file}: {problem}; {remedy}"),
     };
-    Ok(findings.into_iter().map(line).collect())
+    Ok(findings.into_iter().filter(|finding| strictly || !finding.is_of_directories()).map(line).collect())
 }
 
 /// The name from which a converter would guess the model's: of the directory that is read or written.

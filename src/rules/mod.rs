@@ -28,6 +28,8 @@ pub struct Release<'a> {
     pub files: BTreeMap<&'a str, Content<'a>>,
     /// A head that config.json ties to the embedding, but whose values are others.
     pub untied_head: Option<String>,
+    /// Whether its tokenizer is an adapter's, in place of the base's.
+    pub adapters_tokenizer: bool,
     /// The token that ends the assistant's turn, where the chat template tells.
     pub turn_end: Option<TurnEnd>,
 }
@@ -82,6 +84,15 @@ pub struct Finding {
     pub remedy: String,
     /// How much it weighs.
     pub weight: Weight,
+}
+
+impl Finding {
+    /// Whether it is about a file that a GGUF file takes nothing from, or about the loaders of the directory alone.
+    pub fn is_of_directories(&self) -> bool {
+        const RULES: [&str; 6] =
+            ["special-tokens", "tokenizer-class", "extra-special-tokens", "sampling", "modules", "code"];
+        RULES.contains(&self.rule)
+    }
 }
 
 /// What a rule says before its name and weight are added: problem and remedy.
@@ -247,6 +258,24 @@ mod tests {
             assert_eq!(found, [(rule, Warn)], "{text}");
         }
         assert_eq!(findings(|release| _ = release.files.remove("tokenizer.json")), [("tokenizer", Warn)]);
+    }
+
+    #[test]
+    fn the_base_s_tokenizer_is_offered_in_place_of_an_adapter_s_only() {
+        for (adapters_tokenizer, offered) in [(true, 2), (false, 0)] {
+            let ids = TOKENIZER.replace("2,", "7,");
+            let files = [
+                ("tokenizer.json", Content::Text(ids.as_str())),
+                ("tokenizer_config.json", Content::Text(r#"{"tokenizer_class": "TokenizersBackend"}"#)),
+            ];
+            let tensors = [("model.embed_tokens.weight", (Dtype::BF16, &[4, 2][..]))];
+            let release =
+                Release { tensors: tensors.into(), files: files.into(), adapters_tokenizer, ..Release::default() };
+            let found = check(&release);
+            assert_eq!(found.len(), 2);
+            let offers = found.iter().filter(|finding| finding.remedy.contains("--tokenizer base"));
+            assert_eq!(offers.count(), offered);
+        }
     }
 
     #[test]

@@ -24,6 +24,12 @@ pub(super) fn present(facts: &Facts<'_>) -> Vec<Said> {
     vec![(problem, "copy the tokenizer's files from the original model".to_owned())]
 }
 
+/// A remedy, with another one before it where an adapter's tokenizer is in the place of the base's.
+fn bases_or(facts: &Facts<'_>, remedy: &str) -> String {
+    let other = "take the base's tokenizer with --tokenizer base, or ";
+    format!("{}{remedy}", if facts.release.adapters_tokenizer { other } else { "" })
+}
+
 pub(super) fn ids(facts: &Facts<'_>) -> Vec<Said> {
     let (Some(vocabulary), Some(rows)) = (&facts.vocabulary, facts.rows) else { return Vec::new() };
     if vocabulary.largest < rows as u64 {
@@ -36,7 +42,7 @@ pub(super) fn ids(facts: &Facts<'_>) -> Vec<Said> {
             "has ids up to {}{such}, but the embedding has {rows} rows: a text with such a token ends the server's work",
             vocabulary.largest
         ),
-        "take the base's tokenizer with --tokenizer base, or train with the vocabulary resized".to_owned(),
+        bases_or(facts, "take the tokenizer that the weights came with, or train with the vocabulary resized"),
     )]
 }
 
@@ -101,8 +107,7 @@ pub(super) fn class(facts: &Facts<'_>) -> Vec<Said> {
     let said = |(name, who): &(&str, &str)| {
         (
             format!("tokenizer_class is {name}, which {who} do not know"),
-            "take the base's tokenizer with --tokenizer base, or set tokenizer_class to PreTrainedTokenizerFast"
-                .to_owned(),
+            bases_or(facts, "set tokenizer_class to PreTrainedTokenizerFast"),
         )
     };
     row.map(said).into_iter().collect()

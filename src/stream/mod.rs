@@ -115,8 +115,8 @@ pub(crate) struct Produced {
     pub(crate) cards: CardUse,
 }
 
-/// Streams `production` into the staging directory of `staging`, then calls `publish`. On any error the destination is
-/// as it was, and the staging directory is removed, unless finished files in it are worth keeping.
+/// Streams `production` into the staging directory of `staging`, then calls `publish`. On any error but [`Error::InPlace`]
+/// the destination is as it was, and the staging directory is removed, unless finished files in it are worth keeping.
 pub(crate) fn produce<T>(
     production: &Production<'_>,
     staging: &Staging,
@@ -192,6 +192,10 @@ fn fill(
 
 /// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk or a card failed it.
 fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, files: usize) -> Error {
+    // What the staging directory holds by now is no part of the output.
+    if matches!(error, Error::InPlace { .. }) {
+        return error;
+    }
     let finished = journal.count();
     let kept = || staging.dir().to_owned();
     // Publishing takes the journal away first; if that failed, it is wanted back.

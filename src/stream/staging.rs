@@ -45,18 +45,22 @@ pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -
         Err(e) => Err(Error::io("look at", out)(e)),
         Ok(meta) if !meta.is_dir() => refuse(format!("{} is there, and is no directory", shown(out)), other),
         Ok(_) if is_empty(out)? => Ok(()),
-        Ok(_) if !overwrite => refuse(
+        Ok(_) if !looks_like_model(out) => refuse(
+            format!("{} is there, is not empty, and does not look like a model, so it is not exchanged", shown(out)),
+            other,
+        ),
+        Ok(_) if overwrite => Ok(()),
+        Ok(_) => refuse(
             format!("{} is there and not empty", shown(out)),
             "choose another --out, or exchange it with --overwrite",
         ),
-        Ok(_) => {
-            let signs = ["config.json", "qft-manifest.json", "model.safetensors", "model.safetensors.index.json"];
-            if signs.iter().any(|name| out.join(name).exists()) {
-                return Ok(());
-            }
-            refuse(format!("{} does not look like a model; --overwrite would delete what it holds", shown(out)), other)
-        }
     }
+}
+
+/// Whether `dir` holds a file that a model has: what may be deleted when it is exchanged.
+fn looks_like_model(dir: &Path) -> bool {
+    let signs = ["config.json", "qft-manifest.json", "model.safetensors", "model.safetensors.index.json"];
+    signs.iter().any(|name| dir.join(name).exists())
 }
 
 /// Refuses a destination file that is there, unless `overwrite`, and even then one that is an input or no file.
@@ -269,8 +273,7 @@ impl Staging {
                 return Err(Error::io("publish", &to)(error));
             }
         }
-        sync_dir(parent)?;
-        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
+        self.settled(|| fs::remove_dir_all(&self.dir))
     }
 
     /// Puts the directory in place of its destination, without the journal: by a rename, or, where something is there and
@@ -279,17 +282,33 @@ impl Staging {
         self.seal()?;
         let io_error = || Error::io("publish", &self.destination);
         match fs::rename(&self.dir, &self.destination) {
-            Ok(()) => {}
+            Ok(()) => self.settled(|| Ok(())),
             Err(e)
                 if overwrite && matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) =>
             {
                 exchange(&self.dir, &self.destination).map_err(io_error())?;
-                sync_dir(parent(&self.destination))?;
-                fs::remove_dir_all(&self.dir).map_err(Error::io("remove the old content at", &self.dir))?;
+                self.settled(|| fs::remove_dir_all(&self.dir))
             }
-            Err(e) => return Err(io_error()(e)),
+            Err(e) => Err(io_error()(e)),
         }
-        sync_dir(parent(&self.destination))
+    }
+
+    /// What follows once the output is in place, where an error is none of the output: syncing its parent, and `clear`,
+    /// which deletes what the staging directory still holds.
+    fn settled(&self, clear: impl FnOnce() -> io::Result<()>) -> Result<()> {
+        let in_place = |problem, remedy: &str| {
+            Err(Error::InPlace { out: self.destination.clone(), problem, remedy: remedy.to_owned() })
+        };
+        if let Err(Error::Io { path, cause, .. }) = sync_dir(parent(&self.destination)) {
+            return in_place(format!("{} can't be synced: {cause}", shown(&path)), "check the disk, then the output");
+        }
+        match clear() {
+            Ok(()) => Ok(()),
+            Err(e) => in_place(
+                format!("the leftovers in {} can't be deleted: {e}", shown(&self.dir)),
+                "delete that directory; nothing has to be run again",
+            ),
+        }
     }
 }
 
@@ -391,6 +410,23 @@ mod tests {
         publish("3", true).unwrap();
         assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "3");
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    /// Nobody may take a finished output for none, or go on with what it replaced.
+    #[test]
+    fn what_fails_once_the_output_is_in_place_says_so() {
+        let tmp = tempfile::tempdir().unwrap();
+        let out = model(tmp.path(), "out", "old");
+        let staging = Staging::open(&out).unwrap();
+        staging.write("config.json", b"new").unwrap();
+        exchange(staging.dir(), &out).unwrap();
+        let error = staging.settled(|| Err(io::ErrorKind::PermissionDenied.into())).unwrap_err();
+        assert!(matches!(error, Error::InPlace { .. }));
+        let text = error.to_string();
+        for part in ["out is complete and in place", ".out.qft-staging can't be deleted", "nothing has to be run again"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{Problem, Verification, files_below};
 use crate::adapter::head_apart;
 use crate::checkpoint::{Checkpoint, open_regular};
 use crate::error::{Result, escaped};
+use crate::export::CHECKSUMS;
 use crate::rules::{self, Content, Release, Weight};
 
 /// Holds the model in `dir` against the release rules, if it is one for transformers and its kin.
@@ -29,11 +30,14 @@ pub(super) fn hold(dir: &Path, result: &mut Verification) -> Result<()> {
         tensors: tensors.map(|(name, tensor)| (name.as_str(), (tensor.dtype(), tensor.shape()))).collect(),
         files: by_name.iter().map(|(name, path)| (*name, Content::At(path))).collect(),
         untied_head: model.as_ref().and_then(head_apart),
+        adapters_tokenizer: false,
         turn_end: rules::turn_end_among(&by_name),
     };
+    // A change of the release itself would break its checksums.
+    let place = if by_name.contains_key(CHECKSUMS) { "in what it was exported from, then export again: " } else { "" };
     for finding in rules::check(&release) {
-        let (file, problem) = (escaped(finding.file), escaped(&format!("{}; {}", finding.problem, finding.remedy)));
-        let found = Problem { file, problem };
+        let problem = format!("{}; {place}{}", finding.problem, finding.remedy);
+        let found = Problem { file: escaped(finding.file), problem: escaped(&problem) };
         match finding.weight {
             Weight::Refuse => result.problems.push(found),
             Weight::Warn => result.warnings.push(found),

@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 
 use crate::checkpoint::{
-    Header, INDEX_FILE, Mapping, SINGLE_FILE, ShardIndex, TensorInfo, read_text_if_there, stale_shards,
+    INDEX_FILE, SINGLE_FILE, SafetensorsFile, ShardIndex, TensorInfo, read_text_if_there, stale_shards,
 };
 use crate::digest::{Hex, digest_files};
 use crate::error::{Error, Result, escaped};
@@ -296,18 +296,18 @@ fn read_index(dir: &Path, result: &mut Verification) -> Option<ShardIndex> {
 }
 
 fn lint_file(dir: &Path, name: &str, weights: &mut Weights, result: &mut Verification) {
-    let header = match Mapping::open(&dir.join(name)).map(|file| Header::parse(file.bytes())) {
-        Ok(Ok(header)) => header,
-        Ok(Err(bad)) => return result.problem(name, bad.to_string()),
+    let file = match SafetensorsFile::open(&dir.join(name)) {
+        Ok(file) => file,
         Err(error) => return result.unreadable(dir, &error),
     };
+    let header = file.header();
     for line in &header.lint {
         result.problem(name, line.clone());
     }
     if header.metadata.get("format").map(String::as_str) != Some("pt") {
         result.notes.push(format!("{name} lacks the metadata format=pt, without which old transformers refuse it"));
     }
-    for TensorInfo { name: tensor, shape, start, end, .. } in header.tensors {
+    for TensorInfo { name: tensor, shape, start, end, .. } in &header.tensors {
         weights.bytes += (end - start) as u64;
         weights.parameters += shape.iter().product::<usize>() as u64;
         if let Some(other) = weights.file_of.insert(tensor.clone(), name.to_owned()) {

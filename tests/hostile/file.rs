@@ -59,9 +59,9 @@ fn frames() -> Vec<Row> {
         ("leading white space", file("\t\n{}", 0), &["begin with '{'"]),
         ("a byte order mark", file("\u{feff}{}", 0), &["begin with '{'"]),
         ("half a surrogate pair", file(r#"{"\ud800":0}"#, 0), &["the header"]),
-        ("a pickle", b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s.".to_vec(), &["declares a header"]),
+        ("a pickle", b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s.".to_vec(), &["a file of torch.save"]),
         ("a page of HTML", b"<!DOCTYPE html><html>Not found</html>".to_vec(), &["declares a header"]),
-        ("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\n".to_vec(), &["declares a header"]),
+        ("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\n".to_vec(), &["is a Git LFS pointer"]),
         ("many open brackets", file(format!("{{\"wte\":{}", "[".repeat(200_000)), 0), &["the header"]),
         ("many open objects", file("{\"wte\":".repeat(100_000), 0), &["the header"]),
     ]

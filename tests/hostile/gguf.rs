@@ -336,7 +336,7 @@ fn parts_that_do_not_fit() {
     scene.0.write("many.gguf", part([0, u16::MAX, 2], "x"));
     wrong.extend(scene.refuses("65535 parts", &["inspect", "many.gguf"], &["many.gguf", "65535 parts"]));
     scene.link(format!("release/{SECOND}"), scene.0.path("nowhere"));
-    wrong.extend(both("a link to nothing", &[SECOND, "open"]));
+    wrong.extend(both("a link to nothing", &[SECOND, "is a link to nothing"]));
     scene.pipe(&format!("release/{SECOND}"));
     wrong.extend(both("a pipe as a part", &[SECOND, "regular file"]));
     expect_none(wrong);

@@ -62,7 +62,7 @@ impl GgufSource {
                 let width = shape.last().copied().unwrap_or(1).max(1);
                 let (row, column) = ((at + offset) / width, (at + offset) % width);
                 let (tensor, row, column) = (name.to_owned(), row as u64, column as u64);
-                Error::Overflow { tensor, row, column, value, dtype: float.name() }
+                Error::Overflow { tensor, row, column, value, dtype: float.name(), can_clamp: false }
             })?;
             at += len;
         }
