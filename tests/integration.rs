@@ -24,6 +24,7 @@ mod hub;
 mod inspect;
 mod merge;
 mod readme;
+mod remedies_train;
 mod report;
 mod swift;
 mod tied;

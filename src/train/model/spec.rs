@@ -125,7 +125,8 @@ impl Fields<'_> {
             None | Some("silu" | "swish") => {}
             Some(other) => {
                 let problem = format!("asks for the activation {:?}", escaped(other));
-                return Err(self.malformed(&problem, "qft trains silu only: choose a base whose hidden_act is silu with --model"));
+                return Err(self
+                    .malformed(&problem, "qft trains silu only: choose a base whose hidden_act is silu with --model"));
             }
         }
         let hidden = self.size("hidden_size")?;
