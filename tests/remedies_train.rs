@@ -12,8 +12,8 @@ use crate::train_resume::{signal, start, wait_for_lines};
 use crate::workbench::{Bench, Said, said};
 
 /// Two steps of a tiny model. A flag that is given again wins.
-const TRAIN: &str = "train --model base --dataset data.jsonl --device cpu --max_steps 2 --gradient_accumulation_steps 1 \
-                     --lora_rank 4 --learning_rate 1e-2";
+const TRAIN: &str = "train --model base --dataset data.jsonl --device cpu --max_steps 2 \
+                     --gradient_accumulation_steps 1 --lora_rank 4 --learning_rate 1e-2";
 
 fn bench(family: &str) -> Bench {
     let bench = Bench::new();
@@ -195,7 +195,10 @@ fn a_base_of_another_form_is_brought_into_one_that_trains() {
     edit(&bench, "base/config.json", json!({"rope_theta": 1e6}));
     let plain = loss(&train);
     // As transformers 5 writes it.
-    let rope = |kind: &str| json!({"rope_theta": null, "rope_parameters": {"rope_type": kind, "factor": 2.0, "rope_theta": 1e6}});
+    let rope = |kind: &str| {
+        let parameters = json!({"rope_type": kind, "factor": 2.0, "rope_theta": 1e6});
+        json!({"rope_theta": null, "rope_parameters": parameters})
+    };
     edit(&bench, "base/config.json", rope("yarn"));
     bench.refuses(&train, &["yarn", "set rope_type in rope_parameters to \"default\""]);
     edit(&bench, "base/config.json", rope("default"));

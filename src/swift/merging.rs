@@ -3,8 +3,8 @@
 use super::flag::{Flag, also, noted, only};
 
 const MERGE: &str = "drop the flag, and run the `qft export --merge-lora` that is printed at the end";
-const QUANTIZE: &str =
-    "drop the flag, and run the `qft export --merge-lora` that is printed at the end, with --gguf q4_k_m";
+const QUANTIZE: &str = "drop the flag, and run `qft export --merge-lora --gguf q4_k_m` behind the training, with the \
+                        adapter that the line printed at the end names";
 const QUANTIZES: &str = "`qft export --merge-lora --gguf q4_k_m` writes quantized files, behind the training";
 const MEGATRON: &str = "drop the flag: qft reads and writes Hugging Face's form";
 const MEGATRONS: &str = "qft reads and writes Hugging Face's form";

@@ -12,8 +12,8 @@ const HUB: &str = "qft sends nothing: upload the checkpoint or the release with 
 const LOGGED: &str = "what there is to say is printed; --json prints the report alone";
 const MODES: &str = "`qft train` trains, and looks at held-out data as --eval_strategy says";
 const SAFE: &str = "drop the flag: qft writes nothing but safetensors";
-const FOUND: &str =
-    "drop the flag: `qft export` finds the newest checkpoint below ./output by itself, and others by --adapter";
+const FOUND: &str = "drop the flag: `qft export` finds the newest checkpoint below ./output by itself, and \
+                     `qft export --adapter DIR` takes any";
 const STOP: &str =
     "drop the flag: stop with Ctrl-C once the held-out loss rises; the checkpoint with the lowest is kept";
 const ANEW: &str = "drop the flag, and give the flags of the run again; a TOML file keeps them (--config)";

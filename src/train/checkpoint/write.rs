@@ -41,8 +41,9 @@ pub struct Snapshot<'a> {
 const SLACK: u64 = 16 << 20;
 
 /// What to do about a full disk. A run that is resumed goes on in its own directory, whatever the destination.
-const MORE_SPACE: &str = "free some space, and go on with --resume_from_checkpoint true; or copy the newest checkpoint to \
-                          another disk, and go on there with --resume_from_checkpoint COPY";
+const MORE_SPACE: &str = "free some space, and go on with --resume_from_checkpoint true; or copy the newest \
+                          checkpoint to another disk, and go on there with --resume_from_checkpoint COPY; a \
+                          run that is new takes another --output_dir";
 
 /// Where the moments lie in one vector of both.
 pub(super) fn moment_entries(len: usize) -> [Entry; 2] {

@@ -56,8 +56,9 @@ impl Reason {
                  --truncation_strategy left"
             }
             Self::Untrained => {
-                "raise --max_length, or cut rows with --truncation_strategy left, where their answers are cut off; learn \
-                 all turns with --loss_scale default; or give rows whose turns are not all marked with \"loss\": false"
+                "raise --max_length, or cut rows with --truncation_strategy left, where their answers are cut off; \
+                 learn all turns with --loss_scale default; or give rows whose turns are not all marked with \
+                 \"loss\": false"
             }
             Self::Refused { remedy, .. } => remedy,
         }

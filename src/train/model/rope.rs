@@ -64,8 +64,8 @@ impl Rope {
                 return Err(Error::refused(
                     format!("config.json asks for rope scaling of type {:?}", escaped(other)),
                     format!(
-                        "train without it: set rope_type in {place} to \"default\" in a copy of config.json, and put it \
-                         back to serve"
+                        "train without it: set rope_type in {place} to \"default\" in a copy of config.json, and put \
+                         it back to serve"
                     ),
                 ));
             }

@@ -91,8 +91,8 @@ impl CardRanks {
         Error::refused(
             format!("rank {} could not sum gradients on the cards: {why}", self.tcp.rank()),
             format!(
-                "see the other ranks' last messages, and what NCCL_DEBUG=INFO tells; then {AGAIN}; QFT_NCCL=off sums by \
-                 TCP"
+                "see the other ranks' last messages, and what NCCL_DEBUG=INFO tells; then {AGAIN}; QFT_NCCL=off sums \
+                 by TCP"
             ),
         )
     }
