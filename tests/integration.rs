@@ -26,6 +26,7 @@ mod inspect;
 mod merge;
 mod readme;
 mod remedies;
+mod remedies_train;
 mod report;
 mod swift;
 mod tied;

@@ -291,7 +291,7 @@ fn what_can_not_be_trained_is_refused() {
     bench.refuses(&format!("{} --packing true --max_length 8", train("base")), &["no row is left", "too long"]);
     bench.refuses(&format!("{} --deepspeed zero3", train("base")), &["deepspeed"]);
     bench.write("empty.jsonl", "\n\n");
-    bench.refuses("train --model base --dataset empty.jsonl", &["no row to train on"]);
+    bench.refuses("train --model base --dataset empty.jsonl", &["no row in empty.jsonl"]);
 
     let edit = |name: &str, change: &dyn Fn(&mut Value)| {
         bench.trainee(name, "qwen2");

@@ -10,7 +10,7 @@ use qft::export::Provenance;
 use super::note;
 
 /// Where training leaves its runs.
-const OUTPUT: &str = "output";
+pub(super) const OUTPUT: &str = "output";
 
 /// An adapter as it is typed: a directory or a Hub id, and a weight after `=`.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,16 +6,18 @@ use std::sync::LazyLock;
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use qft::adapter::newest_checkpoint;
 use qft::checkpoint::Locator;
 use qft::error::{escaped, shown};
 use qft::gpu::{Cards, Device};
 use qft::size::ByteSize;
-use qft::train::log::{TrainProgress, Unwatched};
+use qft::train::log::{TrainProgress, Unwatched, quoted};
 use qft::train::ranks::{self, Launch};
 use qft::train::settings::{Fate, Flag, GROUPS, Given, Kind, Settings, find, flags};
 use qft::train::{self, How, TrainPlan, TrainReport};
 use serde_json::{Value, json};
 
+use super::models::OUTPUT;
 use super::swift::{Names, hidden, last_value, usage};
 use super::table::columns;
 use super::train_bar::TrainBar;
@@ -186,14 +188,14 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         note(plan_text(&plan).trim_end());
         launch.note.iter().for_each(|line| note(&format!("note: {line}")));
     }
-    let takes_best = plan.settings.load_best_model_at_end;
+    let settings = plan.settings.clone();
     let mut ranks = ranks::join(&launch, || plan.digest())?;
     let mut how = How { cancel: &CANCEL, progress, ranks: &mut *ranks, timings: args.run.timings };
     let report = train::run(plan, &mut how);
     bar.clear();
     let report = report?;
     if speaks {
-        print(&if args.run.json { report_json(&report) } else { report_text(&report, takes_best) })?;
+        print(&if args.run.json { report_json(&report) } else { report_text(&report, &settings) })?;
     }
     Ok(if report.interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
 }
@@ -208,9 +210,8 @@ fn own_device(device: Device, launch: &Launch) -> Device {
     }
 }
 
-/// The report, for people: where the run is, what it came to, and what to do next. Export takes the newest checkpoint
-/// unless it is told: with `takes_best`, it is told the best.
-fn report_text(report: &TrainReport, takes_best: bool) -> String {
+/// The report, for people: where the run is, what it came to, and what to do next.
+fn report_text(report: &TrainReport, settings: &Settings) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
     let [steps, max_steps] = report.steps;
@@ -238,15 +239,40 @@ fn report_text(report: &TrainReport, takes_best: bool) -> String {
     if let Some(command) = &report.logs.command {
         row("swanlab", command.clone());
     }
-    let next = if report.interrupted {
-        "the same command with --resume_from_checkpoint true".to_owned()
-    } else {
-        let best = report.best.as_ref().filter(|_| takes_best);
-        let adapter = best.map_or(String::new(), |(best, _)| format!(" --adapter {}", shown(best)));
-        format!("qft export --merge-lora{adapter} --max-shard 2GB")
-    };
-    row("next", next);
+    row("next", if report.interrupted { go_on(report, settings) } else { merge(report, settings) });
     lines(&rows) + &timings_text(report)
+}
+
+/// The command that merges what was trained. An export takes the newest checkpoint below ./output: it is told of
+/// another, and of the best one where that is wanted.
+fn merge(report: &TrainReport, settings: &Settings) -> String {
+    let real = |path: &Path| path.canonicalize().ok();
+    let found = newest_checkpoint(Path::new(OUTPUT)).ok().and_then(|found| real(&found));
+    let best = report.best.as_ref().map(|(best, _)| best).filter(|_| settings.load_best_model_at_end);
+    let unfound = report.checkpoint.as_ref().filter(|checkpoint| found.is_none() || real(checkpoint) != found);
+    let adapter = best.or(unfound).map(|dir| format!(" --adapter {}", quoted(&dir.to_string_lossy())));
+    format!("qft export --merge-lora{} --max-shard 2GB", adapter.unwrap_or_default())
+}
+
+/// How to go on behind an interruption: with the checkpoint's factors and data, not with those that the run began with.
+fn go_on(report: &TrainReport, settings: &Settings) -> String {
+    let from = report.checkpoint.as_ref().map_or("true".to_owned(), |dir| quoted(&dir.to_string_lossy()));
+    let given = [
+        (!settings.adapters.is_empty(), "--adapters"),
+        (settings.resume_only_model && !settings.save_only_model, "--resume_only_model"),
+        (settings.ignore_data_skip, "--ignore_data_skip"),
+    ];
+    let dropped: Vec<&str> = given.iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| *flag).collect();
+    let without = if dropped.is_empty() { String::new() } else { format!(" without {},", dropped.join(", ")) };
+    let again = format!("the same command{without} with --resume_from_checkpoint {from}");
+    if !settings.save_only_model {
+        return again;
+    }
+    let elsewhere = if settings.add_version { "" } else { " --output_dir OTHER" };
+    format!(
+        "{again} --resume_only_model true{elsewhere}, which begins a new run with its factors: --save_only_model keeps \
+         no optimizer"
+    )
 }
 
 /// Where the time of the last step went, the most first; nothing where nobody asked.

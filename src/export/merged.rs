@@ -11,7 +11,7 @@ use super::shard::OutputTensor;
 use crate::adapter::{Adapter, TensorSource, resolve};
 use crate::checkpoint::{Checkpoint, is_quantized};
 use crate::error::{Error, Result, escaped};
-use crate::merge::Float;
+use crate::merge::{Float, TO_FLOATS};
 
 /// A merged model, before any of it has a place in a file.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ impl Merged {
         let classifier = classifier::find(base, adapters, &resolution.tensors)?;
         let mut warnings = base.warnings.clone();
         warnings.extend(resolution.warnings);
+        warnings.extend(dtype.and_then(|dtype| uncast(base, &resolution.tensors, dtype)));
         let tensors = output_tensors(resolution.tensors, dtype);
         if let Some(tensor) = tensors.iter().find(|t| t.len().is_none()) {
             return Err(Error::refused(
@@ -67,6 +68,21 @@ fn output_tensors(tensors: BTreeMap<String, TensorSource>, dtype: Option<Float>)
         source,
     };
     tensors.into_iter().map(cast).collect()
+}
+
+/// Says that weights of a type that is no [`Float`] keep it where `dtype` is asked for; those of a quantized base are
+/// meant to.
+fn uncast(base: &Checkpoint, tensors: &BTreeMap<String, TensorSource>, dtype: Float) -> Option<String> {
+    const FLOATS: [Dtype; 3] = [Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2];
+    let mut kept = tensors.iter().filter(|(_, source)| FLOATS.contains(&source.dtype));
+    let (name, source) = kept.next().filter(|_| base.quantization().is_none())?;
+    Some(format!(
+        "tensors that are not cast to {}: {}, the first of them {} of type {:?}; {TO_FLOATS}",
+        dtype.name(),
+        kept.count() + 1,
+        escaped(name),
+        source.dtype
+    ))
 }
 
 /// Floats are cast, all else (integers, masks, quantized blocks) keeps its type.

@@ -67,7 +67,7 @@ const RULES: [Rule; 12] = [
     Rule {
         check: vocabulary::once,
         verdict: Verdict::Refuse,
-        remedy: "rename or remove one of the two in the tokenizer",
+        remedy: "rename or remove one of the two in the tokenizer of the model, and convert it again",
     },
     Rule { check: vocabulary::ids, verdict: Verdict::Wrong, remedy: TOKENIZER },
     Rule { check: vocabulary::pre, verdict: Verdict::Wrong, remedy: "convert the model again" },

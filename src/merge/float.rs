@@ -17,6 +17,10 @@ pub enum Float {
     F32,
 }
 
+/// What makes a model of the three types out of one of others.
+pub(crate) const TO_FLOATS: &str = "save a copy of the model in bf16 with transformers: \
+                                    from_pretrained(DIR, dtype=\"bfloat16\").save_pretrained(COPY)";
+
 /// The types with the names that they go by: safetensors, the command line, config.json.
 const TYPES: [(Float, Dtype, &str, &str); 3] = [
     (Float::Bf16, Dtype::BF16, "bf16", "bfloat16"),

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub use float::Float;
+pub(crate) use float::TO_FLOATS;
 pub use fp8::Fp8;
 pub(crate) use parts::Parts;
 pub use vector::Vector;

@@ -8,6 +8,8 @@ const TEXT: &str = "a release has the chat template of the adapter, or of its ba
 const KNOWN: &str = "config.json and the adapter say what they are";
 const COMPUTES: &str = "nothing is computed but the merge";
 const CONFIG: &str = "drop the flag, and set it in the base's config.json";
+const LENGTH: &str = "drop the flag, and set max_position_embeddings in the base's config.json, or give the length \
+                      to the server (`vllm serve DIR --max-model-len N`)";
 const VOCABULARY: &str = "drop the flag: a release has the tokenizer of the adapter, or of its base";
 const QUANTIZE: &str = "drop the flag, and write quantized files with --gguf q4_k_m (q8_0, ...); for another form, \
                         quantize the release with that form's own tool";
@@ -64,7 +66,7 @@ pub(super) const EXPORT: [Flag; 109] = [
     noted("ignore_args_error", &["false"], "a flag that nobody knows is an error"),
     only("new_special_tokens", &[], VOCABULARY),
     only("rope_scaling", &[], CONFIG),
-    only("max_model_len", &[], CONFIG),
+    only("max_model_len", &[], LENGTH),
     also(&["custom_register_path"], only("external_plugins", &[], PYTHON)),
     noted("model_kwargs", &[], "qft runs no code of a model"),
     noted("local_repo_path", &[], "qft runs no code of a model"),

@@ -2,8 +2,9 @@
 
 use super::flag::{Flag, also, noted, only};
 
-const MERGE: &str = "drop the flag, and run `qft export --merge-lora` behind the training";
-const QUANTIZE: &str = "drop the flag, and run `qft export --merge-lora --gguf q4_k_m` behind the training";
+const MERGE: &str = "drop the flag, and run the `qft export --merge-lora` that is printed at the end";
+const QUANTIZE: &str = "drop the flag, and run `qft export --merge-lora --gguf q4_k_m` behind the training, with the \
+                        adapter that the line printed at the end names";
 const QUANTIZES: &str = "`qft export --merge-lora --gguf q4_k_m` writes quantized files, behind the training";
 const MEGATRON: &str = "drop the flag: qft reads and writes Hugging Face's form";
 const MEGATRONS: &str = "qft reads and writes Hugging Face's form";
@@ -26,5 +27,5 @@ pub(super) const MERGING: [Flag; 18] = [
     noted("test_convert_dtype", &["float32"], MEGATRONS),
     noted("save_missing_weights", &["false"], MEGATRONS),
     noted("commit_message", &["update files"], "qft sends nothing: upload with `hf upload`, which takes a message"),
-    noted("exist_ok", &["false"], "each run has a directory of its own below --output_dir"),
+    noted("exist_ok", &["false"], "each run has a directory of its own below --output_dir, unless --add_version false"),
 ];

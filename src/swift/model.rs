@@ -5,6 +5,8 @@ use super::flag::{Flag, also, noted, only};
 pub(super) const PYTHON: &str = "drop the flag: qft runs no Python";
 const UNQUANTIZED: &str = "drop the flag: qft trains over bf16 weights; take a smaller base if the card is too small";
 const QUANTIZED: &str = "only a quantized base reads it, and qft trains over bf16 weights";
+const SCALING: &str = "drop the flag, and, for linear and llama3, set rope_type and factor in rope_scaling of the \
+                       base's config.json; others are not trained";
 const TEXT: &str = "qft trains models of text";
 const CLASSES: &str = "drop the flag: qft trains causal language models; let them learn the class as a word";
 const VOCABULARY: &str = "drop the flag: qft trains no embeddings; write the marks as text, which the tokenizer cuts \
@@ -16,8 +18,8 @@ pub(super) const MODEL: [Flag; 36] = [
     only("num_labels", &[], CLASSES),
     only("problem_type", &[], CLASSES),
     only("new_special_tokens", &[], VOCABULARY),
-    only("rope_scaling", &[], "set it in the base's config.json"),
-    only("max_model_len", &[], "give --max_length"),
+    only("rope_scaling", &[], SCALING),
+    only("max_model_len", &[], "drop the flag, and give --max_length"),
     only("model_kwargs", &[], PYTHON),
     also(&["custom_register_path"], only("external_plugins", &[], PYTHON)),
     only("quant_method", &[], UNQUANTIZED),

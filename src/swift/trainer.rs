@@ -5,14 +5,15 @@ use super::model::PYTHON;
 
 const HELD_OUT: &str = "drop the flag: qft evaluates the loss of held-out data; export the checkpoint to measure more";
 const EVALUATED: &str = "held-out data is looked at by the loss alone, batch by batch";
-const SWANLAB: &str = "give it to `swanlab convert`, whose command is printed at the end";
+const SWANLAB: &str = "give it to `swanlab convert`, whose command is printed at the end with --report_to swanlab";
 const NOTICES: &str = "qft sends nothing: the command's end and its exit code say that it is over";
 const TRACKIO: &str = "qft sends nothing: import logging.jsonl there";
 const HUB: &str = "qft sends nothing: upload the checkpoint or the release with `hf upload`";
 const LOGGED: &str = "what there is to say is printed; --json prints the report alone";
 const MODES: &str = "`qft train` trains, and looks at held-out data as --eval_strategy says";
 const SAFE: &str = "drop the flag: qft writes nothing but safetensors";
-const FOUND: &str = "drop the flag: `qft export` finds the newest checkpoint by itself";
+const FOUND: &str = "drop the flag: `qft export` finds the newest checkpoint below ./output by itself, and \
+                     `qft export --adapter DIR` takes any";
 const STOP: &str =
     "drop the flag: stop with Ctrl-C once the held-out loss rises; the checkpoint with the lowest is kept";
 const ANEW: &str = "drop the flag, and give the flags of the run again; a TOML file keeps them (--config)";
@@ -63,7 +64,7 @@ pub(super) const TRAINER: [Flag; 56] = [
     noted("trackio_static_space_id", &[], TRACKIO),
     noted("swanlab_token", &[], "log in with `swanlab login`; qft uploads nothing"),
     noted("swanlab_project", &["ms-swift"], SWANLAB),
-    noted("swanlab_exp_name", &[], SWANLAB),
+    noted("swanlab_exp_name", &[], "`swanlab convert` names its experiments itself: rename it there"),
     noted("swanlab_workspace", &[], SWANLAB),
     noted("swanlab_mode", &["cloud"], SWANLAB),
     noted("swanlab_notification_method", &[], NOTICES),

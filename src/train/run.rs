@@ -70,12 +70,22 @@ pub struct TrainReport {
 pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     let device = plan.settings.device()?;
     if let Some(card) = open_card(device, plan.settings.compute(), plan.spec.heads, how.progress)? {
-        return Run::new(&card, plan, how)?.run(how);
+        let run = Run::new(&card, plan, how).map_err(|error| card_failed(error, "run again"))?;
+        let again = "go on with --resume_from_checkpoint true, without --adapters";
+        return run.run(how).map_err(|error| card_failed(error, again));
     }
     if plan.settings.compute() == Some(Compute::Bf16) {
         how.progress.note("the processor trains in f32: --bf16 is for cards");
     }
     Run::new(&CpuEngine::new(), plan, how)?.run(how)
+}
+
+/// `error`, told for a run that is under way: no other device takes over from a card there.
+fn card_failed(error: Error, again: &str) -> Error {
+    match error {
+        Error::Card { problem } => Error::refused(problem, format!("{again}, on the card or with --device cpu")),
+        error => error,
+    }
 }
 
 /// The card to train on; `None` is the processor. Only a card that was demanded must be there.

@@ -35,7 +35,10 @@ pub(super) fn check(family: &Family, settings: &Settings, warnings: &mut Vec<Str
         let Some(differs) = (rule.differs)(settings) else { continue };
         let problem = format!("config.json: {differs}, and llama.cpp does not do so for {}", family.name);
         let Some(suffer) = rule.suffer else {
-            return Err(Error::refused(problem, "export safetensors only: a GGUF would be another model"));
+            return Err(Error::refused(
+                problem,
+                "serve the safetensors (which an export without --gguf writes): a GGUF would be another model",
+            ));
         };
         warnings.push(format!("{problem}: it gives other logits for {suffer}"));
     }

@@ -144,7 +144,7 @@ impl Settings {
             let known = DEFAULTS.map(|row| row.0).join(", ");
             let problem =
                 format!("config.json has the model_type \"{}\"; GGUF is made of {known}", escaped(model_type));
-            return Err(Error::refused(problem, "export safetensors, and convert these with llama.cpp"));
+            return Err(Error::refused(problem, super::BY_LLAMA_CPP));
         };
         let plain = Self { members: members.clone(), rope: Map::new() };
         let mut settings = plain.clone();

@@ -111,7 +111,9 @@ fn rope(family: &Family, settings: &Settings, keys: &mut Keys<'_>) -> Result<()>
         Some(kind) => {
             let problem =
                 format!("the rotary embedding of type \"{}\" has no place in a GGUF of {}", escaped(kind), family.name);
-            return Err(Error::refused(problem, "export safetensors only, or remove rope_scaling from config.json"));
+            let remedy = "set rope_type to \"default\" in rope_scaling, or in rope_parameters, of config.json; or \
+                          serve the safetensors (which an export without --gguf writes)";
+            return Err(Error::refused(problem, remedy));
         }
     }
     if let Some(sections) = settings.all_rope().get("mrope_section").and_then(Json::as_array) {

@@ -85,6 +85,10 @@ pub fn convert(files: &ModelFiles, tensors: &[HfTensor], options: &Options) -> R
     Ok(Conversion { before_vocab, after_vocab, tensors: placed, warnings })
 }
 
+/// What to do with a model that has no family here, whether it is a directory or what an export would write.
+const BY_LLAMA_CPP: &str =
+    "convert the safetensors (which an export without --gguf writes) with llama.cpp's convert_hf_to_gguf.py";
+
 /// How the vocabulary's keys of the model with this config.json are made, and how many tokens they have.
 pub fn vocabulary(config: &Json) -> Result<(&'static Recipe, usize)> {
     let vocab_size = Settings::complete(config)?.require("vocab_size")?;
@@ -104,7 +108,6 @@ fn parameters(tensors: &[GgufTensor]) -> u64 {
 
 /// The family of the model with this config.json.
 fn family(config: &Json) -> Result<&'static Family> {
-    const REMEDY: &str = "export safetensors, and convert these with llama.cpp";
     let name = config.get("architectures").and_then(|list| list.get(0)).and_then(Json::as_str);
     let Some(name) = name else {
         return Err(Error::refused("config.json names no architecture", "take config.json from the model's source"));
@@ -115,7 +118,7 @@ fn family(config: &Json) -> Result<&'static Family> {
     let known = FAMILIES.iter().map(|family| family.architectures[0]).collect::<Vec<_>>().join(", ");
     let what = OTHERS.iter().find(|row| name.contains(row.0)).map_or(String::new(), |row| format!(", {}", row.1));
     let problem = format!("GGUF is made of {known}, and this model is {}{what}", escaped(name));
-    Err(Error::refused(problem, REMEDY))
+    Err(Error::refused(problem, BY_LLAMA_CPP))
 }
 
 /// Refuses what the converter treats in ways of its own.
@@ -132,7 +135,7 @@ fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
         (is_file("tekken.json") && !is_file("tokenizer.json"), "the model has tekken.json and no tokenizer.json"),
     ];
     match cases.into_iter().find(|case| case.0) {
-        Some((_, problem)) => Err(Error::refused(problem, "export safetensors, and convert these with llama.cpp")),
+        Some((_, problem)) => Err(Error::refused(problem, BY_LLAMA_CPP)),
         None => Ok(()),
     }
 }

@@ -5,10 +5,12 @@ use std::collections::HashSet;
 
 use safetensors::Dtype;
 
+use super::BY_LLAMA_CPP;
 use super::config::Settings;
 use super::family::Family;
 use crate::error::{Error, Result, escaped};
 use crate::gguf::{GgufTensor, HfTensor, Rows};
+use crate::merge::TO_FLOATS;
 
 /// An axis of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,7 +243,8 @@ fn check(place: &Place, tensor: &HfTensor, sizes: &Sizes) -> Result<()> {
             escaped(&tensor.name),
             tensor.dtype
         );
-        return Err(Error::refused(problem, "give the 16-bit model that it was made from"));
+        let remedy = if tensor.dtype == Dtype::F64 { TO_FLOATS } else { "give the 16-bit model that it was made from" };
+        return Err(Error::refused(problem, remedy));
     }
     let axes = if place.bias { 1 } else { place.row.axes };
     let expected: Vec<u64> = place.row.shape[..axes].iter().map(|dim| sizes.size(*dim)).collect();
@@ -278,9 +281,11 @@ fn refuse_lost(family: &Family, lost: &[&str], layers: u64) -> Result<()> {
         list(lost)
     );
     let remedy = if lost.iter().any(|name| name.contains("experts") || name.contains("block_sparse_moe")) {
-        "mixtures of experts are not converted yet: export safetensors, and convert these with llama.cpp"
+        format!("mixtures of experts are not converted yet: {BY_LLAMA_CPP}")
     } else {
-        "check architectures and num_hidden_layers in config.json; nothing is left out silently"
+        format!(
+            "check architectures and num_hidden_layers in config.json (nothing is left out silently), or {BY_LLAMA_CPP}"
+        )
     };
     Err(Error::refused(problem, remedy))
 }

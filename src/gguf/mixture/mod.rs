@@ -147,7 +147,10 @@ fn check(tensor: &Candidate, choice: Choice, choices: &Choices, has_imatrix: boo
     let (name, source, kind) = (escaped(tensor.name), tensor.source(), choice.kind);
     if kind.row_bytes(tensor.columns()).is_none() {
         let problem = format!("tensor {name}: rows of {} values hold no whole block of {kind}", tensor.columns());
-        return Err(Error::refused(problem, "choose another type for it, such as f16"));
+        return Err(Error::refused(
+            problem,
+            "choose another type for it, such as f16, with --token-embedding-type or --output-tensor-type",
+        ));
     }
     if kind != source && source.is_quantized() && !choices.allow_requantize {
         let problem = format!("tensor {name} is quantized already, as {source}; {kind} would lose more");
@@ -155,7 +158,10 @@ fn check(tensor: &Candidate, choice: Choice, choices: &Choices, has_imatrix: boo
     }
     if choice.needs_importance && !has_imatrix {
         let problem = format!("tensor {name}: {} as {kind} is of no use without an importance matrix", choices.mixture);
-        return Err(Error::refused(problem, "give one with --imatrix, or choose q2_k"));
+        return Err(Error::refused(
+            problem,
+            "give one with --imatrix, or choose q2_k with --type (--gguf in an export)",
+        ));
     }
     Ok(())
 }

@@ -6,16 +6,21 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::member;
 use super::tensors::{Entry, Source};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig};
-use crate::checkpoint::resolve_member;
 use crate::error::{Error, Result, shown};
+use crate::train::log::quoted;
 use crate::train::lora::Layout;
 use crate::train::settings::{Settings, Targets, plain};
 
 /// The PEFT whose form this is.
 const PEFT: &str = "0.21.2";
-const OTHER_ADAPTER: &str = "give the checkpoint of this base, rank and target modules, or train from the start";
+/// The last part of the names of tensors that are trained.
+const FACTORS: [&str; 3] = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"];
+const OTHER_MODULES: &str = "give the base (--model) and the --target_modules or --target_regex of its \
+                             adapter_config.json, or train from the start";
+const NO_FACTORS: &str = "give an adapter that is saved as safetensors, as PEFT does by default, or another checkpoint";
 
 /// The tensors of the adapter by PEFT's names, and where they lie in the parameters.
 pub(super) fn entries(layout: &Layout) -> Vec<Entry> {
@@ -129,23 +134,19 @@ pub(super) fn card(settings: &Settings, step: u64, best: Option<f64>) -> String 
 /// The factors (and magnitudes) of the adapter in `dir`, laid out as `layout` says: what `--adapters` and
 /// `--resume_only_model` begin with. Their scale must be that of the run, since it is not in the tensors.
 pub fn load_factors(dir: &Path, layout: &Layout) -> Result<Vec<f32>> {
-    let config_path = resolve_member(dir, ADAPTER_CONFIG)?;
+    let config_path = member(dir, ADAPTER_CONFIG, NO_FACTORS)?;
     let config = AdapterConfig::read(&config_path)?;
     for module in &layout.modules {
         let (rank, scale) = config.scale(&module.name, 1.0);
         if rank != layout.spec.rank as u64 || scale.to_bits() != layout.spec.scale.to_bits() {
-            return Err(Error::refused(
-                format!(
-                    "the adapter in {} has rank {rank} and scale {scale}, this run rank {} and scale {}",
-                    shown(dir),
-                    layout.spec.rank,
-                    layout.spec.scale
-                ),
-                format!(
-                    "give --lora_rank {rank} --lora_alpha {} --use_rslora {}",
-                    config.lora_alpha, config.use_rslora
-                ),
-            ));
+            let problem = format!(
+                "the adapter in {} has rank {rank} and scale {scale} for {}, this run rank {} and scale {}",
+                shown(dir),
+                module.name,
+                layout.spec.rank,
+                layout.spec.scale
+            );
+            return Err(Error::refused(problem, fitting(dir, &config, layout, (rank, scale))));
         }
     }
     if config.use_dora != layout.spec.magnitudes {
@@ -153,9 +154,30 @@ pub fn load_factors(dir: &Path, layout: &Layout) -> Result<Vec<f32>> {
         let problem = format!("the adapter in {} has use_dora {its}, this run {ours}", shown(dir));
         return Err(Error::refused(problem, format!("give --use_dora {}", config.use_dora)));
     }
-    let path = resolve_member(dir, ADAPTER_WEIGHTS)?;
+    let path = member(dir, ADAPTER_WEIGHTS, NO_FACTORS)?;
     let entries = entries(layout);
     let mut values = vec![0.0; layout.len];
-    Source::open(&path, &entries, OTHER_ADAPTER)?.read(&path, &entries, &mut values)?;
+    let remedy = |tensor: &str| {
+        let is_factor = FACTORS.iter().any(|ending| tensor.ends_with(ending));
+        if is_factor { OTHER_MODULES.to_owned() } else { format!("qft trains factors alone: {}", merging(dir)) }
+    };
+    Source::open(&path, &entries, &remedy)?.read(&path, &entries, &mut values)?;
     Ok(values)
+}
+
+/// What makes a run fit an adapter that has this rank and scale in a module: flags, if they do so for all modules.
+fn fitting(dir: &Path, config: &AdapterConfig, layout: &Layout, (rank, scale): (u64, f32)) -> String {
+    let AdapterConfig { lora_alpha, use_rslora, .. } = *config;
+    let flags = Settings { lora_rank: rank, lora_alpha, use_rslora, ..Settings::default() }.lora_spec();
+    let fits = |(its_rank, its_scale): (u64, f32)| its_rank == rank && its_scale.to_bits() == flags.scale.to_bits();
+    if fits((rank, scale)) && layout.modules.iter().all(|module| fits(config.scale(&module.name, 1.0))) {
+        return format!("give --lora_rank {rank} --lora_alpha {lora_alpha} --use_rslora {use_rslora}");
+    }
+    format!("give an adapter without rank_pattern and alpha_pattern, or {}", merging(dir))
+}
+
+/// How to train on top of an adapter that can't be trained itself.
+fn merging(dir: &Path) -> String {
+    let dir = quoted(&dir.to_string_lossy());
+    format!("merge it into the base with `qft export --merge-lora --adapter {dir}`, and train on that with --model")
 }

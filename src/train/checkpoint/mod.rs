@@ -16,6 +16,11 @@ pub use runs::{check_new, checkpoint_dir, new_run, step_of};
 pub use state::{Progress, SchedulerState};
 pub use write::{Snapshot, write};
 
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::member_if_there;
+use crate::error::{Error, Result};
+
 /// The file of every setting, as ms-swift names it.
 pub const ARGS: &str = "args.json";
 /// The moments of the optimizer.
@@ -28,3 +33,8 @@ const PROGRESS: &str = "qft_state.json";
 const TRAINER_STATE: &str = "trainer_state.json";
 /// The model card.
 const CARD: &str = "README.md";
+
+/// The file `name` of the checkpoint in `dir`. It lacks one that is not there: its path is right.
+fn member(dir: &Path, name: &str, remedy: &str) -> Result<PathBuf> {
+    member_if_there(dir, name)?.ok_or_else(|| Error::malformed(dir, format!("lacks {name}"), remedy))
+}

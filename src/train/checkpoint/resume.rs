@@ -9,9 +9,9 @@ use super::adapter::load_factors;
 use super::state::{Progress, SchedulerState, layout_digest};
 use super::tensors::Source;
 use super::write::{Record, moment_entries};
-use super::{ARGS, OPTIMIZER, PROGRESS, SCHEDULER, TRAINER_STATE};
+use super::{ARGS, OPTIMIZER, PROGRESS, SCHEDULER, TRAINER_STATE, member};
 use crate::adapter::{ADAPTER_CONFIG, newest_checkpoint};
-use crate::checkpoint::{member_if_there, read_text, resolve_member};
+use crate::checkpoint::{member_if_there, read_text};
 use crate::error::{Error, Result, escaped, shown};
 use crate::train::lora::Layout;
 use crate::train::settings::Settings;
@@ -83,6 +83,9 @@ const RULES: [(&str, Rule); 21] = [
     ("max_steps", Rule::Noted),
 ];
 
+/// What the fingerprint of the data is made of.
+const TOKENS: &str = "the data, or what makes its tokens (--max_length, --truncation_strategy, --loss_scale, --system, \
+                      the model's template),";
 const DAMAGED: &str = "take an earlier checkpoint: this one is damaged, or was not written by qft";
 const NO_STATE: &str = "take its factors alone with --resume_only_model true, or name another checkpoint";
 
@@ -94,22 +97,22 @@ impl Resume {
             let problem = format!("{} holds no {OPTIMIZER}, so it can't be resumed", shown(dir));
             return Err(Error::refused(problem, NO_STATE));
         };
-        let path = resolve_member(dir, PROGRESS)?;
+        let path = member(dir, PROGRESS, NO_STATE)?;
         let record: Record = parse(&path)?;
         if let Some(problem) = record.progress.problem() {
             return Err(Error::malformed(&path, problem, DAMAGED));
         }
-        let args: Map<String, Value> = parse(&resolve_member(dir, ARGS)?)?;
+        let args: Map<String, Value> = parse(&member(dir, ARGS, NO_STATE)?)?;
         let mut notes = compare_settings(dir, &Settings::from_args_json(&args)?, settings)?;
         compare_data(dir, &record.progress, now, settings.ignore_data_skip, &mut notes)?;
         if record.layout != layout_digest(layout) {
             return Err(Error::refused(
                 format!("{} was written for other modules than this run adapts", shown(dir)),
-                "give the --model and the --target_modules of its args.json",
+                "give the --model, --target_modules and --target_regex of its args.json",
             ));
         }
         let parameters = load_factors(dir, layout)?;
-        let state_path = resolve_member(dir, TRAINER_STATE)?;
+        let state_path = member(dir, TRAINER_STATE, NO_STATE)?;
         let mut state: Map<String, Value> = parse(&state_path)?;
         let Some(Ok(history)) = state.remove("log_history").map(serde_json::from_value) else {
             return Err(Error::malformed(&state_path, "log_history is no list of records", DAMAGED));
@@ -119,7 +122,7 @@ impl Resume {
             moments: moments(&optimizer, layout)?,
             parameters,
             progress: record.progress,
-            scheduler: parse(&resolve_member(dir, SCHEDULER)?)?,
+            scheduler: parse(&member(dir, SCHEDULER, NO_STATE)?)?,
             history,
             notes,
         })
@@ -133,7 +136,7 @@ fn parse<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 fn moments(path: &Path, layout: &Layout) -> Result<Moments> {
     let entries = moment_entries(layout.len);
-    let source = Source::open(path, &entries, DAMAGED)?;
+    let source = Source::open(path, &entries, &|_| DAMAGED.to_owned())?;
     if source.metadata.get("layout") != Some(&layout_digest(layout)) {
         return Err(Error::malformed(path, "its moments are of other parameters", DAMAGED));
     }
@@ -170,7 +173,7 @@ fn compare_settings(dir: &Path, then: &Settings, now: &Settings) -> Result<Vec<S
 
 fn compare_data(dir: &Path, then: &Progress, now: &Progress, anew: bool, notes: &mut Vec<String>) -> Result<()> {
     let rows = [
-        ("the data", then.data_fingerprint.clone(), now.data_fingerprint.clone()),
+        (TOKENS, then.data_fingerprint.clone(), now.data_fingerprint.clone()),
         ("the number of rows", then.epoch_len.to_string(), now.epoch_len.to_string()),
         ("the number of ranks", then.world.to_string(), now.world.to_string()),
         ("gradient_accumulation_steps", then.accumulation.to_string(), now.accumulation.to_string()),
@@ -308,7 +311,7 @@ mod tests {
         assert!(open(&|s, _| s.seed = 1).unwrap_err().contains("seed 42, not 1"));
         assert!(open(&|s, _| s.data_seed = 1).unwrap_err().contains("--ignore_data_skip"));
         assert!(open(&|_, now| now.epoch_len = 1).unwrap_err().contains("the number of rows was 160"));
-        assert!(open(&|_, now| now.data_fingerprint = "x".to_owned()).unwrap_err().contains("the data was abc"));
+        assert!(open(&|_, now| now.data_fingerprint = "x".to_owned()).unwrap_err().contains("template), was abc"));
         assert!(open(&|_, now| now.world = 2).unwrap_err().contains("ranks"));
         let anew = open(&|s, now| {
             (s.data_seed, s.ignore_data_skip) = (1, true);

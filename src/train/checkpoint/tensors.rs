@@ -73,28 +73,30 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Maps the file and holds its header against `entries`.
-    pub(super) fn open(path: &Path, entries: &[Entry], remedy: &'static str) -> Result<Self> {
+    /// Maps the file and holds its header against `entries`; `remedy` is what to do about the tensor of that name.
+    pub(super) fn open(path: &Path, entries: &[Entry], remedy: &dyn Fn(&str) -> String) -> Result<Self> {
         let file = SafetensorsFile::open(path)?;
-        let bad = |problem: String| Err(Error::malformed(path, problem, remedy));
+        let bad = |name: &str, problem: String| Err(Error::malformed(path, problem, remedy(name)));
         let tensors: BTreeMap<String, Tensor> = file.tensors().map(|t| (t.name().to_owned(), t)).collect();
         for Entry { name, shape, .. } in entries {
             let Some(tensor) = tensors.get(name) else {
                 let missing = entries.iter().filter(|entry| !tensors.contains_key(&entry.name)).count();
-                return bad(format!("lacks tensor {} ({missing} in all)", escaped(name)));
+                return bad(name, format!("lacks tensor {} ({missing} in all)", escaped(name)));
             };
             if tensor.shape() != shape {
-                return bad(format!("tensor {} has shape {:?}, not {shape:?}", escaped(name), tensor.shape()));
+                return bad(name, format!("tensor {} has shape {:?}, not {shape:?}", escaped(name), tensor.shape()));
             }
             if !matches!(tensor.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                return bad(format!("tensor {} is of type {:?}, not f32, f16 or bf16", escaped(name), tensor.dtype()));
+                let problem = format!("tensor {} is of type {:?}, not f32, f16 or bf16", escaped(name), tensor.dtype());
+                return bad(name, problem);
             }
         }
         if tensors.len() > entries.len() {
             let expected: std::collections::BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
             let extra: Vec<&String> = tensors.keys().filter(|name| !expected.contains(name.as_str())).collect();
-            let first = extra.first().map_or(String::new(), |name| escaped(name));
-            return bad(format!("holds {first}, which this run has not ({} such tensors)", extra.len()));
+            let first = extra.first().map_or("", |name| name);
+            let problem = format!("holds {}, which this run has not ({} such tensors)", escaped(first), extra.len());
+            return bad(first, problem);
         }
         Ok(Self { tensors, metadata: file.header().metadata.clone() })
     }

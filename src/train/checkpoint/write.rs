@@ -1,6 +1,7 @@
 //! Writing a checkpoint: all files beside their place, synced, then put there by one rename. A crash leaves no half
 //! one.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -12,7 +13,7 @@ use super::state::{Progress, SchedulerState, layout_digest, trainer_state};
 use super::tensors::{self, Entry};
 use super::{ARGS, CARD, OPTIMIZER, PROGRESS, SCHEDULER, TRAINER_STATE};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use crate::stream::Staging;
 use crate::train::lora::Layout;
 use crate::train::settings::Settings;
@@ -39,6 +40,11 @@ pub struct Snapshot<'a> {
 /// Bytes that are kept free beside the tensors.
 const SLACK: u64 = 16 << 20;
 
+/// What to do about a full disk. A run that is resumed goes on in its own directory, whatever the destination.
+const MORE_SPACE: &str = "free some space, and go on with --resume_from_checkpoint true; or copy the newest \
+                          checkpoint to another disk, and go on there with --resume_from_checkpoint COPY; a \
+                          run that is new takes another --output_dir";
+
 /// Where the moments lie in one vector of both.
 pub(super) fn moment_entries(len: usize) -> [Entry; 2] {
     [("exp_avg", 0..len), ("exp_avg_sq", len..2 * len)].map(|(name, at)| Entry {
@@ -55,6 +61,18 @@ pub fn write(run: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
     Ok(checkpoint_dir(run, snapshot.progress.global_step))
 }
 
+/// `error`, where it is a full disk's, told for a run.
+fn without_space(error: Error) -> Error {
+    match error {
+        Error::Io { operation, path, cause }
+            if matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
+            Error::refused(format!("cannot {operation} {}: {cause}", shown(&path)), MORE_SPACE)
+        }
+        error => error,
+    }
+}
+
 /// Writes every file beside its place.
 fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
     let Snapshot { settings, layout, parameters, progress, .. } = *snapshot;
@@ -66,7 +84,10 @@ fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
     let fill = || {
         staging.clear(|_| false)?;
         let vectors = sizes.iter().flatten().count() as u64;
-        staging.check_space(vectors * 4 * layout.len as u64 + SLACK)?;
+        staging.check_space(vectors * 4 * layout.len as u64 + SLACK).map_err(|error| match error {
+            Error::Refused { problem, .. } => Error::refused(problem, MORE_SPACE),
+            error => error,
+        })?;
         tensors::write(&staging.dir().join(ADAPTER_WEIGHTS), &entries(layout), parameters, &[("format", "pt")])?;
         if let Some([first, second]) = snapshot.moments {
             write_moments(&staging.dir().join(OPTIMIZER), layout, first, second)?;
@@ -78,7 +99,7 @@ fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
         staging.write(ARGS, &json(&settings.args_json())?)?;
         staging.write(CARD, card(settings, progress.global_step, progress.best_metric).as_bytes())
     };
-    fill().inspect_err(|_| staging.remove())?;
+    fill().inspect_err(|_| staging.remove()).map_err(without_space)?;
     Ok(staging)
 }
 

@@ -89,8 +89,8 @@ impl DatasetSpec {
             && held_out.len() < files.len()
         {
             return Err(Error::refused(
-                format!("{} holds files that aren't for training: {}", shown(&self.path), shown(first)),
-                "name the files to train on instead of their directory",
+                format!("{} holds files for training and others, such as {}", shown(&self.path), shown(first)),
+                "name the files instead of their directory",
             ));
         }
         if files.is_empty() {
@@ -164,7 +164,7 @@ pub fn load(specs: &[DatasetSpec], strict: bool, seed: u64) -> Result<Loaded> {
         }
     }
     if loaded.conversations.is_empty() {
-        return Err(nothing(&loaded));
+        return Err(nothing(specs, &loaded));
     }
     Ok(loaded)
 }
@@ -210,10 +210,11 @@ impl Loaded {
     }
 }
 
-fn nothing(loaded: &Loaded) -> Error {
+fn nothing(specs: &[DatasetSpec], loaded: &Loaded) -> Error {
+    let paths: Vec<String> = specs.iter().map(|spec| shown(&spec.path)).collect();
     let problem = match loaded.skipped.first() {
         Some(first) => format!("none of {} rows can be used; the first, {first}", loaded.skipped.len()),
-        None => "there is no row to train on".to_owned(),
+        None => format!("there is no row in {}", paths.join(", ")),
     };
     Error::refused(problem, "give data in one of the forms that `qft train` reads")
 }

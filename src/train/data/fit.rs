@@ -51,8 +51,15 @@ impl Reason {
     /// What to do where no row is left.
     pub fn remedy(&self) -> &str {
         match self {
-            Self::TooLong(_) | Self::FarTooLong(_) => "raise --max_length, or cut rows with --truncation_strategy left",
-            Self::Untrained => "give rows whose turns are not all marked with \"loss\": false or cut off",
+            Self::TooLong(_) | Self::FarTooLong(_) => {
+                "raise --max_length (by default the model's max_position_embeddings), or cut rows with \
+                 --truncation_strategy left"
+            }
+            Self::Untrained => {
+                "raise --max_length, or cut rows with --truncation_strategy left, where their answers are cut off; \
+                 learn all turns with --loss_scale default; or give rows whose turns are not all marked with \
+                 \"loss\": false"
+            }
             Self::Refused { remedy, .. } => remedy,
         }
     }

@@ -172,7 +172,7 @@ fn convert(events: &Path) -> String {
 }
 
 /// A word of a shell's command line.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

@@ -24,13 +24,14 @@ struct Llama3 {
 
 impl Rope {
     /// Reads what the config says of rope, in transformers' old keys (`rope_theta`, `rope_scaling`) or its new ones
-    /// (`rope_parameters`), for heads of `size` values.
+    /// (`rope_parameters`), for heads of `size` values. Where both are there, transformers 5 takes the old ones
+    /// (`convert_rope_params_to_dict` in `modeling_rope_utils.py`).
     pub(super) fn read(config: &ConfigText, path: &Path, size: usize) -> Result<Self> {
-        let scaling = ["rope_parameters", "rope_scaling"].iter().find_map(|key| match config.get(&[key]) {
-            Some(Value::Object(object)) => Some(object),
+        let scaling = ["rope_scaling", "rope_parameters"].into_iter().find_map(|key| match config.get(&[key]) {
+            Some(Value::Object(object)) if !object.is_empty() => Some((key, object)),
             _ => None,
         });
-        let scaling = scaling.unwrap_or_default();
+        let (place, scaling) = scaling.unwrap_or_default();
         let number = |key: &str| scaling.get(key).and_then(Value::as_f64);
         let theta = number("rope_theta").or_else(|| config.get(&["rope_theta"])?.as_f64()).unwrap_or(10_000.0);
         if !(1.0..1e30).contains(&theta) {
@@ -62,7 +63,10 @@ impl Rope {
             other => {
                 return Err(Error::refused(
                     format!("config.json asks for rope scaling of type {:?}", escaped(other)),
-                    "train without it: remove rope_scaling from a copy of config.json, and put it back to serve",
+                    format!(
+                        "train without it: set rope_type in {place} to \"default\" in a copy of config.json, and put \
+                         it back to serve"
+                    ),
                 ));
             }
         };
@@ -123,7 +127,26 @@ mod tests {
         let new =
             rope(r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0}}"#).unwrap();
         assert_eq!(new.frequencies[0].to_bits(), 1f32.to_bits());
-        assert!(rope(r#"{"rope_scaling": {"rope_type": "yarn"}}"#).unwrap_err().to_string().contains("yarn"));
+        let yarn = r#""rope_type": "yarn", "rope_theta": 1e6"#;
+        for key in ["rope_scaling", "rope_parameters"] {
+            let refused = rope(&format!(r#"{{"{key}": {{{yarn}}}}}"#)).unwrap_err().to_string();
+            assert!(refused.contains("yarn") && refused.contains(&format!("rope_type in {key}")), "{refused}");
+            let remedied = yarn.replace("yarn", "default");
+            let theta = rope(&format!(r#"{{"{key}": {{{remedied}}}}}"#)).unwrap();
+            assert_eq!(theta, rope(r#"{"rope_theta": 1e6}"#).unwrap());
+        }
         assert!(rope(r#"{"rope_scaling": {"rope_type": "linear", "factor": 0}}"#).is_err());
+    }
+
+    #[test]
+    fn scaling_goes_before_parameters_as_in_transformers() {
+        // The theta beside the scaling counts, not that of the parameters.
+        let both = r#""rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}"#;
+        let of = |scaling: &str| rope(&format!(r#"{{"rope_scaling": {scaling}, {both}}}"#)).unwrap();
+        let linear = r#"{"rope_type": "linear", "factor": 4.0}"#;
+        assert_eq!(of(linear), rope(&format!(r#"{{"rope_theta": 5e5, "rope_scaling": {linear}}}"#)).unwrap());
+        for nothing in ["null", "{}"] {
+            assert_eq!(of(nothing), rope(r#"{"rope_theta": 1e6}"#).unwrap(), "{nothing}");
+        }
     }
 }

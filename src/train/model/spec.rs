@@ -84,7 +84,7 @@ impl Spec {
     /// Reads the config of `base`.
     pub fn read(base: &Checkpoint) -> Result<Self> {
         let Some(config) = &base.config else {
-            return Err(Error::malformed(&base.dir, "holds no config.json", "download the model again"));
+            return Err(Error::malformed(&base.dir, "holds no config.json", "take it from the model's source"));
         };
         Fields { config, path: base.dir.join("config.json") }.spec(base)
     }
@@ -125,7 +125,8 @@ impl Fields<'_> {
             None | Some("silu" | "swish") => {}
             Some(other) => {
                 let problem = format!("asks for the activation {:?}", escaped(other));
-                return Err(self.malformed(&problem, "qft trains models with silu only"));
+                return Err(self
+                    .malformed(&problem, "qft trains silu only: choose a base whose hidden_act is silu with --model"));
             }
         }
         let hidden = self.size("hidden_size")?;
@@ -160,7 +161,7 @@ impl Fields<'_> {
             return Ok(layers);
         }
         let problem = format!("has {layers} layers, and the model {tensors} tensors");
-        Err(self.malformed(&problem, "download the model again"))
+        Err(self.malformed(&problem, "get the whole model, or correct num_hidden_layers in config.json"))
     }
 
     fn malformed(&self, problem: &str, remedy: &'static str) -> Error {

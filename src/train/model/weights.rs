@@ -4,6 +4,7 @@ use super::rope::Rope;
 use super::spec::{Projection, Spec};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result, escaped};
+use crate::merge::TO_FLOATS;
 use crate::train::engine::Engine;
 use crate::train::lora::{Group, Layout, LoraSpec};
 
@@ -156,7 +157,9 @@ impl Source<'_> {
     }
 
     fn missing(&self, name: &str) -> Error {
-        Error::malformed(&self.base.dir, format!("lacks tensor {}", escaped(name)), "download the model again")
+        let remedy = "get the whole model, as AutoModelForCausalLM saves it, or correct num_hidden_layers or \
+                      tie_word_embeddings in config.json";
+        Error::malformed(&self.base.dir, format!("lacks tensor {}", escaped(name)), remedy)
     }
 
     fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
@@ -164,7 +167,8 @@ impl Source<'_> {
         if tensor.shape() != shape {
             let found = tensor.shape();
             let problem = format!("tensor {} has shape {found:?}, and config.json makes it {shape:?}", escaped(name));
-            return Err(Error::malformed(tensor.file().path(), problem, "download the model again"));
+            let remedy = "take config.json and weights from the same model";
+            return Err(Error::malformed(tensor.file().path(), problem, remedy));
         }
         Ok(tensor.clone())
     }
@@ -198,11 +202,7 @@ pub(in crate::train) fn widened(tensor: &Tensor) -> Result<Vec<f32>> {
         Dtype::F16 => Ok(words().map(|bits| half::f16::from_bits(bits).to_f32()).collect()),
         other => {
             let problem = format!("tensor {} is of type {other:?}", escaped(tensor.name()));
-            Err(Error::malformed(
-                tensor.file().path(),
-                problem,
-                "cast the model to bf16 with `qft export --dtype bf16`",
-            ))
+            Err(Error::malformed(tensor.file().path(), problem, format!("{TO_FLOATS}; train on that")))
         }
     }
 }

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::nccl::{Communicator, Functions, UniqueId};
+use super::trouble::AGAIN;
 use super::{CardSum, Ranks, TcpRanks};
 use crate::error::{Error, Result};
 
@@ -89,8 +90,10 @@ impl CardRanks {
         self.tcp.close();
         Error::refused(
             format!("rank {} could not sum gradients on the cards: {why}", self.tcp.rank()),
-            "see the other ranks' last messages, and what NCCL_DEBUG=INFO tells; then start all ranks again with \
-             --resume_from_checkpoint true; QFT_NCCL=off sums by TCP",
+            format!(
+                "see the other ranks' last messages, and what NCCL_DEBUG=INFO tells; then {AGAIN}; QFT_NCCL=off sums \
+                 by TCP"
+            ),
         )
     }
 }

@@ -6,6 +6,10 @@ use std::time::Duration;
 use super::wire::{Frame, Kind};
 use crate::error::Error;
 
+/// How to go on from what the ranks have saved: another beginning must not be asked for as well.
+pub(super) const AGAIN: &str =
+    "start all ranks again with --resume_from_checkpoint true, without --adapters and --resume_only_model";
+
 /// What went wrong with which rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trouble {
@@ -69,7 +73,7 @@ impl Trouble {
     pub(super) fn error(&self, patience: Duration) -> Error {
         let Self { rank, cause, seen_by } = self;
         let seen = seen_by.map(|by| format!(" (as rank {by} saw)")).unwrap_or_default();
-        let again = "then start all ranks again with --resume_from_checkpoint true";
+        let again = format!("then {AGAIN}");
         let (problem, remedy) = match cause {
             Cause::Closed => ("has ended".to_owned(), format!("see why in its last message; {again}")),
             Cause::Silent => (

@@ -274,6 +274,12 @@ impl Settings {
                 "add --split_dataset_ratio 0.01, or --val_dataset",
             );
         }
+        if self.eval_on_start && !self.has_held_out() && self.eval_strategy.as_deref() == Some("no") {
+            return refuse(
+                "--eval_on_start needs held-out data, and --eval_strategy no splits none off",
+                "drop --eval_on_start, or give --eval_strategy steps, or epoch, and the held-out data",
+            );
+        }
         if self.eval_on_start && !self.has_held_out() {
             return refuse("--eval_on_start needs held-out data", "add --split_dataset_ratio 0.01, or --val_dataset");
         }

@@ -103,13 +103,24 @@ impl Targets {
             Self::Pattern(text, _) => Some(text).filter(|_| !paths.clone().any(|path| self.adapt(path))),
         };
         let Some(idle) = idle else { return Ok(()) };
+        let path = paths.clone().next().unwrap_or_default();
         let mut known: Vec<&str> = paths.filter_map(|path| path.rsplit('.').next()).collect();
         known.sort_unstable();
         known.dedup();
-        Err(Error::refused(
-            format!("--target_modules {}: no linear layer of this model has that name", escaped(idle)),
-            format!("choose among {}, or all-linear", escaped(&known.join(","))),
-        ))
+        let (idle, known) = (escaped(idle), escaped(&known.join(",")));
+        Err(match self {
+            Self::Pattern(..) => Error::refused(
+                format!("the expression {idle} matches no linear layer that qft trains"),
+                format!(
+                    "correct it: it must match a whole path, such as {path}; or drop it, and choose among {known} with \
+                     --target_modules"
+                ),
+            ),
+            _ => Error::refused(
+                format!("--target_modules {idle}: no linear layer that qft trains has that name"),
+                format!("choose among {known}, or all-linear"),
+            ),
+        })
     }
 }
 
@@ -190,8 +201,8 @@ impl Settings {
         let whole = format!("^(?:{pattern})$");
         let regex = RegexBuilder::new(&whole).size_limit(MAX_PATTERN).build().map_err(|_| {
             Error::refused(
-                format!("--target_modules {}: the expression is not understood", escaped(pattern)),
-                "correct it (look-around is not supported), or give names",
+                format!("the expression {} for the modules to adapt is not understood", escaped(pattern)),
+                "correct it (look-around is not supported), or drop it, and give names with --target_modules",
             )
         })?;
         Ok(Targets::Pattern(pattern.clone(), regex))
@@ -305,6 +316,8 @@ mod tests {
         let idle = targets(&["q_proj", "w1"]).unwrap().check(paths.into_iter()).unwrap_err().to_string();
         assert!(idle.contains("w1") && idle.contains("q_proj,up_proj"), "{idle}");
         assert!(targets(&["up_proj"]).unwrap().check(paths.into_iter()).is_ok());
+        let idle = targets(&[r".*\.w1"]).unwrap().check(paths.into_iter()).unwrap_err().to_string();
+        assert!(idle.contains(q) && idle.contains("drop it"), "it may be --target_regex: {idle}");
     }
 
     #[test]

@@ -78,11 +78,11 @@ fn refuses_what_it_cannot_read_with_a_reason() {
     assert!(error(dir.path()).contains("holds no file named .json, .jsonl"));
     let empty = dir.path().join("train.jsonl");
     fs::write(&empty, "\n\n").unwrap();
-    assert!(error(&empty).contains("there is no row to train on"));
+    assert!(error(&empty).contains("there is no row in"));
     fs::write(&empty, "{}\n{}\n").unwrap();
     assert!(error(&empty).contains("none of 2 rows can be used; the first, "));
     fs::write(dir.path().join("test.jsonl"), rows(1)).unwrap();
-    assert!(error(dir.path()).contains("aren't for training"));
+    assert!(error(dir.path()).contains("files for training and others"));
     assert!(load(&[], false, 0).is_err());
     let fake = dir.path().join("fake.parquet");
     fs::write(&fake, "PAR1 and no more").unwrap();

@@ -8,7 +8,7 @@ use super::elementwise::dot;
 use super::matrix::{change, each_row, each_two_rows, failed, tensor, times, values};
 use crate::checkpoint::Tensor;
 use crate::error::{Error, Result, escaped};
-use crate::merge::Float;
+use crate::merge::{Float, TO_FLOATS};
 use crate::train::lora::{Group, Slot};
 
 /// A group's weights and adapters.
@@ -164,7 +164,7 @@ pub(super) fn widen(tensor: &Tensor) -> Result<Vec<f32>> {
 fn float_of(tensor: &Tensor) -> Result<Float> {
     Float::of(tensor.dtype()).ok_or_else(|| {
         let problem = format!("tensor {} is of type {:?}", escaped(tensor.name()), tensor.dtype());
-        Error::malformed(tensor.file().path(), problem, "train on a copy of the model in bf16, f16 or f32")
+        Error::malformed(tensor.file().path(), problem, format!("{TO_FLOATS}; train on that"))
     })
 }
 

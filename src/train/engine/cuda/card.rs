@@ -46,8 +46,9 @@ unsafe impl Plain for [u32; 2] {}
 pub(super) fn failed(error: DriverError) -> Error {
     if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
         return Error::refused(
-            "the card has too little memory for these batches",
-            "lower --per_device_train_batch_size or --max_length: what fits is kept, and the rest is computed again already",
+            "the card has too little memory for this model and these batches",
+            "lower --per_device_train_batch_size or --max_length (what does not fit is computed again already); \
+             where the base alone is too large, take a smaller one with --model, or use --device cpu",
         );
     }
     Error::Card { problem: format!("the card failed: {}", gpu::said(error)) }

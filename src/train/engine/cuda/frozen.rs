@@ -140,7 +140,7 @@ fn check(group: &Group) -> Result<()> {
     }
     if !slots.is_empty() && !(1..=MOST_RANK).contains(rank) {
         let problem = format!("cards train ranks of 1 to {MOST_RANK}, not {rank}");
-        return Err(Error::refused(problem, "choose another lora_rank, or use --device cpu"));
+        return Err(Error::refused(problem, format!("choose a --lora_rank up to {MOST_RANK}, or use --device cpu")));
     }
     let ordered = slots.iter().enumerate().all(|(number, slot)| {
         slot.columns == (number * rank..(number + 1) * rank)
