@@ -20,6 +20,7 @@ use crate::gguf::{
 };
 use crate::merge::Float;
 use crate::parallel::both;
+use crate::rules::turn_end_among;
 use crate::size::ByteSize;
 
 /// What the user chose for the GGUF files of a run.
@@ -85,7 +86,10 @@ pub(super) fn of_model(
     let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), *t)).collect();
     let vocabulary = || {
         let (recipe, vocab_size) = arch::vocabulary(&files.config)?;
-        vocab::convert(files, &VocabOptions { pre: options.pre.as_deref(), recipe, vocab_size })
+        let by_name = files.paths.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
+        let turn = turn_end_among(&by_name);
+        let turn_end = turn.as_ref().map(|turn| (turn.token.as_str(), turn.id));
+        vocab::convert(files, &VocabOptions { pre: options.pre.as_deref(), recipe, vocab_size, turn_end })
     };
     let (lineage, vocabulary) = both(lineage, vocabulary);
     let convert = |choices: &Choices| {

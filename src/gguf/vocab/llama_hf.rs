@@ -1,7 +1,8 @@
 //! SentencePiece's BPE as `tokenizer.json` has it, with tokens for single bytes: GGUF's model "llama". The converter's
 //! `LlamaHfVocab`.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use super::tokenizer::HfTokenizer;
 use super::{PADDING, Token, TokenType, Vocab, VocabOptions, write_tokens};
 use crate::error::Result;
 
-/// The score of every token: `tokenizer.json` has none.
+/// The score of a token that no merge makes.
 const SCORE: f32 = -1_000.0;
 
 /// Converts `tokenizer.json`; false if there is none, or one of another kind.
@@ -20,7 +21,10 @@ pub(super) fn convert(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut
         return Ok(false);
     }
     let Some(tokenizer) = HfTokenizer::open(sources)? else { return Ok(false) };
-    let tokens = tokens(&tokenizer, options.vocab_size)?;
+    let mut tokens = tokens(&tokenizer, options.vocab_size)?;
+    if let Some(tables) = sources.tokenizer.as_ref().and_then(|tokenizer| tokenizer.tables.as_ref()) {
+        rank(&mut tokens, &tables.merges);
+    }
     vocab.warnings.extend(tokenizer.warnings());
     let limit = tokens.len();
     write_tokens(vocab, "llama", "default", tokens);
@@ -61,6 +65,20 @@ fn tokens(tokenizer: &HfTokenizer<'_>, vocab_size: usize) -> Result<Vec<Token>> 
     Ok(tokens)
 }
 
+/// Scores the tokens that merges make by the rank of the first that does: llama.cpp merges the pair first whose token has
+/// the highest score. (The converter gives all one score, so that llama.cpp merges from left to right.)
+fn rank(tokens: &mut [Token], merges: &[[Cow<'_, str>; 2]]) {
+    let mut ranks: HashMap<String, usize> = HashMap::with_capacity(merges.len());
+    for (rank, pair) in merges.iter().enumerate() {
+        ranks.entry(pair.concat()).or_insert(rank);
+    }
+    for token in tokens.iter_mut().filter(|token| token.kind == TokenType::Normal) {
+        if let Some(rank) = ranks.get(&token.text) {
+            token.score = 0.0 - *rank as f32;
+        }
+    }
+}
+
 /// Whether a text stands for a byte: `<0x0A>`.
 fn is_byte(text: &str) -> bool {
     text.strip_prefix("<0x")
@@ -71,6 +89,18 @@ fn is_byte(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_merged_first_scores_highest() {
+        let token = |text: &str, kind| Token { text: text.to_owned(), kind, score: SCORE };
+        let texts = ["u", "us", "er", "user"];
+        let mut tokens: Vec<Token> = texts.iter().map(|text| token(text, TokenType::Normal)).collect();
+        tokens.push(token("us", TokenType::Control));
+        let merges = [["e", "r"], ["u", "s"], ["us", "er"], ["u", "ser"]].map(|pair| pair.map(Cow::Borrowed));
+        rank(&mut tokens, &merges);
+        let scores: Vec<f32> = tokens.iter().map(|token| token.score).collect();
+        assert_eq!(scores, [SCORE, -1.0, 0.0, -2.0, SCORE]);
+    }
 
     #[test]
     fn bytes_are_two_digits_in_brackets() {

@@ -44,7 +44,35 @@ pub struct VocabOptions<'a> {
     pub recipe: &'static Recipe,
     /// `vocab_size` of the model's config: how many tokens are written. Zero for a config without it.
     pub vocab_size: usize,
+    /// The token with which the chat template ends the assistant's turn, its text and id, where that is known.
+    pub turn_end: Option<(&'a str, u32)>,
 }
+
+/// Texts of tokens at which llama.cpp stops by itself (`special_eog_ids` in `llama-vocab.cpp`).
+const ENDS: [&str; 22] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    "[e~[",
+];
 
 /// A converted tokenizer.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -107,6 +135,16 @@ fn rename_padding(tokens: &mut [Token]) {
     }
 }
 
+/// Has llama.cpp stop at the end of a turn, where no other key and no text that it knows does.
+fn end_turns(options: &VocabOptions, vocab: &mut Vocab) {
+    const END: &str = "tokenizer.ggml.eot_token_id";
+    let Some((text, id)) = options.turn_end.filter(|(_, id)| (*id as usize) < vocab.tokens) else { return };
+    let is_eos = vocab.keys.get("tokenizer.ggml.eos_token_id") == Some(&Value::U32(id));
+    if !is_eos && !ENDS.contains(&text) && vocab.keys.get(END).is_none() {
+        vocab.keys.set(END, Value::U32(id));
+    }
+}
+
 /// Converts the tokenizer of a model.
 pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
     if options.vocab_size > MAX_TOKENS {
@@ -126,6 +164,7 @@ pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
         };
         if converted {
             family::after(&sources, options, &mut vocab)?;
+            end_turns(options, &mut vocab);
             return Ok(vocab);
         }
     }
