@@ -341,7 +341,7 @@ fn what_verify_warns_of_is_mended_where_the_release_came_from() {
     };
     set("base", false);
     bench.ok("export --base base --out o");
-    let warning = "in what it was exported from, then export again: ";
+    let warning = ", in the model that this was exported from, and export again";
     let said = bench.ok("verify o");
     let sampling = said.out.lines().find(|line| line.contains("temperature is set")).unwrap();
     assert!(sampling.contains(warning), "{sampling}");

@@ -119,7 +119,7 @@ pub(super) fn extra(facts: &Facts<'_>) -> Vec<Said> {
         return Vec::new();
     }
     vec![(
-        "extra_special_tokens is a list; transformers 4 and vLLM fail to load it (AttributeError: 'list' object has no \
+        "extra_special_tokens is a list; transformers 4, and vLLM on top of it, fail to load it (AttributeError: 'list' object has no \
          attribute 'keys')"
             .to_owned(),
         "make it an object, or move the tokens to additional_special_tokens".to_owned(),

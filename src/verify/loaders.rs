@@ -34,9 +34,10 @@ pub(super) fn hold(dir: &Path, result: &mut Verification) -> Result<()> {
         turn_end: rules::turn_end_among(&by_name),
     };
     // A change of the release itself would break its checksums.
-    let place = if by_name.contains_key(CHECKSUMS) { "in what it was exported from, then export again: " } else { "" };
+    let listed = by_name.contains_key(CHECKSUMS);
+    let place = if listed { ", in the model that this was exported from, and export again" } else { "" };
     for finding in rules::check(&release) {
-        let problem = format!("{}; {place}{}", finding.problem, finding.remedy);
+        let problem = format!("{}; {}{place}", finding.problem, finding.remedy);
         let found = Problem { file: escaped(finding.file), problem: escaped(&problem) };
         match finding.weight {
             Weight::Refuse => result.problems.push(found),
