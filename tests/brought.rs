@@ -1,5 +1,5 @@
-//! What people bring: adapters and bases as PEFT, transformers, Unsloth, DeepSpeed and torch.compile leave them. Each is
-//! merged like its plain form, or refused with a way out.
+//! What people bring: adapters as PEFT, transformers, Unsloth, DeepSpeed and torch.compile leave them. Each is merged like
+//! its plain form, or refused with a way out. Bases are in `brought_bases`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::workbench::{Bench, Data, bf16_noise, f32_noise};
 
-const EXPORT: &str = "export --merge-lora --base base --adapter adapter --out out";
-const ADAPTER: &str = "adapter/adapter_model.safetensors";
+pub(crate) const EXPORT: &str = "export --merge-lora --base base --adapter adapter --out out";
+pub(crate) const ADAPTER: &str = "adapter/adapter_model.safetensors";
 
 /// A base and an adapter, and what the plain export of both gives.
-fn bench() -> (Bench, BTreeMap<String, Data>) {
+pub(crate) fn bench() -> (Bench, BTreeMap<String, Data>) {
     let bench = Bench::new();
     bench.base(32);
     bench.adapter("adapter", 32);
@@ -28,7 +28,7 @@ fn renamed(tensors: BTreeMap<String, Data>, to: impl Fn(&str) -> String) -> BTre
 }
 
 /// Sets keys of the base's config.json.
-fn configure(bench: &Bench, keys: Value) {
+pub(crate) fn configure(bench: &Bench, keys: Value) {
     let mut config = bench.json("base/config.json");
     for (key, value) in keys.as_object().unwrap() {
         config[key] = value.clone();
@@ -105,6 +105,14 @@ fn weights_that_nobody_gathered_say_how_to_gather_them() {
     );
     bench.tensors(ADAPTER, &BTreeMap::new());
     bench.refuses(EXPORT, &["holds no tensor", "zero_to_fp32"]);
+    // Of matrices that were split by rows, and of a base.
+    adapter.values_mut().for_each(|data| data.1 = vec![0, 32]);
+    bench.tensors(ADAPTER, &adapter);
+    bench.refuses(EXPORT, &["8 empty tensors of 8", "of shape [0, 32]", "ZeRO-3"]);
+    let mut base = bench.model("base");
+    base.values_mut().for_each(|data| *data = (Dtype::BF16, vec![0], Vec::new()));
+    bench.tensors("base/model.safetensors", &base);
+    bench.refuses("export --base base --out never", &["empty tensors of", "ZeRO-3"]);
 }
 
 /// transformers names a part of a model one way in memory, and its file has it another way.
@@ -276,102 +284,13 @@ fn a_classifier_is_published_under_its_class() {
         assert_eq!(config["label2id"]["LABEL_0"], 0);
         assert_eq!(bench.model("out")["score.weight"].1, [labels, 32]);
         assert_eq!(bench.qft("verify out").code, Some(0));
+        // A number that somebody wrote by hand.
+        configure(&bench, json!({"num_labels": 2}));
+        bench.ok(&format!("{EXPORT} --overwrite"));
+        assert_eq!(bench.json("out/config.json")["num_labels"], labels);
         bench.adapter_config("adapter", json!({"modules_to_save": ["score"]}));
         bench.refuses(&format!("{EXPORT} --overwrite"), &["score.weight", "task_type", "SEQ_CLS"]);
     }
-}
-
-#[test]
-fn numbered_shards_need_no_index() {
-    let (bench, merged) = bench();
-    bench.ok("export --base base --max-shard 8KB --out sharded");
-    fs::remove_file(bench.path("sharded/model.safetensors.index.json")).unwrap();
-    let said = bench.ok("export --merge-lora --base sharded --adapter adapter --out out");
-    assert!(said.err.contains("index.json is missing"), "{}", said.err);
-    assert!(bench.model("out") == merged);
-    bench.ok("export --base sharded --max-shard 8KB --out again");
-    assert!(bench.path("again/model.safetensors.index.json").exists());
-    let shard = bench.files("sharded").into_keys().rfind(|name| name.starts_with("model-")).unwrap();
-    fs::remove_file(bench.path(format!("sharded/{shard}"))).unwrap();
-    bench.refuses("export --base sharded --out never", &[&shard, "is missing"]);
-}
-
-#[test]
-fn an_index_may_name_what_no_loader_asks_for() {
-    let (bench, merged) = bench();
-    configure(&bench, json!({"num_hidden_layers": 2}));
-    bench.ok("export --base base --max-shard 8KB --out sharded");
-    let index = bench.json("sharded/model.safetensors.index.json");
-    let with = |name: &str| {
-        let mut index = index.clone();
-        index["weight_map"][name] = index["weight_map"]["model.norm.weight"].clone();
-        bench.write("sharded/model.safetensors.index.json", index.to_string());
-    };
-    let export = "export --merge-lora --base sharded --adapter adapter --out out --overwrite";
-    for name in ["model.layers.2.self_attn.q_proj.weight", "model.layers.9.mtp.weight", "mtp.norm.weight"] {
-        with(name);
-        assert!(bench.ok(export).err.contains(name));
-        assert!(bench.model("out") == merged);
-    }
-    with("model.layers.1.mlp.up_proj.weight");
-    bench.ok(export);
-    fs::remove_file(bench.path("sharded/model.safetensors.index.json")).unwrap();
-    // A layer that others have is needed.
-    let file = |name: &str| index["weight_map"][name].as_str().unwrap().to_owned();
-    let shard = format!("sharded/{}", file("model.layers.1.self_attn.q_proj.weight"));
-    let mut tensors = BTreeMap::new();
-    for (name, view) in safetensors::SafeTensors::deserialize(&fs::read(bench.path(&shard)).unwrap()).unwrap().tensors()
-    {
-        if !name.contains("layers.1.self_attn.q_proj") {
-            tensors.insert(name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
-        }
-    }
-    bench.tensors(&shard, &tensors);
-    bench.write("sharded/model.safetensors.index.json", index.to_string());
-    bench.refuses(export, &["layers.1.self_attn.q_proj.weight", "download the model again"]);
-}
-
-#[test]
-fn links_are_followed_where_they_are_weights_or_a_hubs_cache() {
-    let (bench, merged) = bench();
-    let blobs = bench.path("cache/models--org--m/blobs");
-    fs::create_dir_all(&blobs).unwrap();
-    for (at, name) in ["model.safetensors", "config.json", "tokenizer.json"].into_iter().enumerate() {
-        let blob = blobs.join(format!("{at}"));
-        fs::rename(bench.path(format!("base/{name}")), &blob).unwrap();
-        std::os::unix::fs::symlink(&blob, bench.path(format!("base/{name}"))).unwrap();
-    }
-    bench.ok(EXPORT);
-    assert!(bench.model("out") == merged);
-    // Elsewhere, weights may be links, but no file that is copied: it could be anybody's.
-    fs::rename(bench.path("cache/models--org--m"), bench.path("cache/plain")).unwrap();
-    for (at, name) in ["model.safetensors", "config.json", "tokenizer.json"].into_iter().enumerate() {
-        let link = bench.path(format!("base/{name}"));
-        fs::remove_file(&link).unwrap();
-        let target = bench.path(format!("cache/plain/blobs/{at}"));
-        if name == "model.safetensors" {
-            std::os::unix::fs::symlink(target, link).unwrap();
-        } else {
-            fs::copy(target, link).unwrap();
-        }
-    }
-    bench.ok(&format!("{EXPORT} --overwrite"));
-    fs::remove_file(bench.path("base/tokenizer.json")).unwrap();
-    std::os::unix::fs::symlink(bench.path("cache/plain/blobs/2"), bench.path("base/tokenizer.json")).unwrap();
-    let said = bench.refuses(&format!("{EXPORT} --overwrite"), &["tokenizer.json", "link", "cp -rL base DIR"]);
-    assert!(said.err.contains("remedy"));
-    // The remedy, done.
-    assert!(
-        std::process::Command::new("cp")
-            .args(["-rL"])
-            .arg(bench.path("base"))
-            .arg(bench.path("copy"))
-            .status()
-            .unwrap()
-            .success()
-    );
-    bench.ok("export --merge-lora --base copy --adapter adapter --out out --overwrite");
-    assert!(bench.model("out") == merged);
 }
 
 /// `fixtures/make_torch.py` saved one adapter with torch.save and as safetensors.
@@ -414,86 +333,6 @@ fn a_base_that_is_not_here_says_who_named_it() {
         .refuses("export --merge-lora --adapter adapter --out never", &["4 or 8 bits", "--base unsloth/Qwen2.5-7B"]);
     assert!(!said.err.contains("downloading"), "{}", said.err);
     bench.ok(&format!("{EXPORT} --overwrite"));
-}
-
-#[test]
-fn what_is_quantized_elsewhere_is_merged_where_it_is_not() {
-    let (bench, merged) = bench();
-    let mut base = bench.model("base");
-    let experts = "model.layers.0.mlp.experts.gate_up_proj_blocks".to_owned();
-    base.insert(experts.clone(), (Dtype::U8, vec![2, 4], vec![7; 8]));
-    bench.tensors("base/model.safetensors", &base);
-    configure(&bench, json!({"quantization_config": {"quant_method": "mxfp4"}}));
-    bench.ok(EXPORT);
-    let mut out = bench.model("out");
-    assert!(out.remove(&experts) == base.remove(&experts) && out == merged);
-    assert_eq!(bench.json("out/config.json")["quantization_config"]["quant_method"], "mxfp4");
-    bench.ok("verify out --audit --base base --adapter adapter");
-    let down = "model.layers.1.mlp.down_proj.weight".to_owned();
-    base.insert(down, (Dtype::U8, vec![32, 64], vec![7; 32 * 64]));
-    bench.tensors("base/model.safetensors", &base);
-    bench.refuses(&format!("{EXPORT} --overwrite"), &["down_proj", "quantized (mxfp4)", "16-bit model"]);
-
-    // Nothing is quantized any more, whatever the config says.
-    base.insert("model.layers.1.mlp.down_proj.weight".to_owned(), (Dtype::BF16, vec![32, 64], bf16_noise(32 * 64, 1)));
-    bench.tensors("base/model.safetensors", &base);
-    bench.ok(&format!("{EXPORT} --overwrite"));
-    assert!(bench.json("out/config.json").get("quantization_config").is_none());
-}
-
-/// Block FP8 as DeepSeek-V3 and Qwen3-FP8 store it: `W = code * scale`, plus the delta, rounded once to bf16.
-#[test]
-fn block_fp8_is_decoded_where_a_delta_touches_it() {
-    let bench = Bench::new();
-    let plain = bench.base(32);
-    let adapter = bench.adapter("adapter", 32);
-    let mut base = plain.clone();
-    let scales = [0.5f32, 0.25, 1.0, 2.0, 0.125, 4.0, 0.75, 1.5];
-    let names = ["self_attn.q_proj", "mlp.down_proj"].map(|part| format!("model.layers.0.{part}.weight"));
-    let code = |at: usize| (at * 37 % 120) as u8 | if at.is_multiple_of(3) { 0x80 } else { 0 };
-    for name in &names {
-        let shape = base[name].1.clone();
-        let codes: Vec<u8> = (0..shape.iter().product()).map(code).collect();
-        let blocks = vec![shape[0].div_ceil(16), shape[1].div_ceil(24)];
-        let values = (0..blocks[0] * blocks[1]).flat_map(|at| scales[at % 8].to_le_bytes()).collect();
-        base.insert(format!("{name}_scale_inv"), (Dtype::F32, blocks, values));
-        base.insert(name.clone(), (Dtype::F8_E4M3, shape, codes));
-    }
-    bench.tensors("base/model.safetensors", &base);
-    configure(&bench, json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 24]}}));
-    let said = bench.ok(EXPORT);
-    assert!(said.err.contains("2 weights are decoded from FP8"), "{}", said.err);
-    let out = bench.model("out");
-    assert!(bench.json("out/config.json").get("quantization_config").is_none());
-    assert_eq!(out.keys().collect::<Vec<_>>(), plain.keys().collect::<Vec<_>>(), "the scales are gone");
-    let decode = |code: u8| {
-        let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-        let size = if exponent == 0 { mantissa * 2f32.powi(-9) } else { (8.0 + mantissa) * 2f32.powi(exponent - 10) };
-        if code & 0x80 == 0 { size } else { -size }
-    };
-    for name in &names {
-        let (shape, key) = (&plain[name].1, format!("base_model.model.{}", name.trim_end_matches(".weight")));
-        let float = |part: &str, at: usize| {
-            f32::from_le_bytes(adapter[&format!("{key}.lora_{part}.weight")].2[4 * at..4 * at + 4].try_into().unwrap())
-        };
-        let (columns, across) = (shape[1], shape[1].div_ceil(24));
-        for (at, bytes) in out[name].2.chunks_exact(2).enumerate() {
-            let (row, column) = (at / columns, at % columns);
-            let base = decode(code(at)) * scales[(row / 16 * across + column / 24) % 8];
-            let sum = (0..4).fold(0.0, |sum, k| float("B", row * 4 + k).mul_add(float("A", k * columns + column), sum));
-            let expected = half::bf16::from_f32(2f32.mul_add(sum, base));
-            assert_eq!(half::bf16::from_le_bytes(bytes.try_into().unwrap()), expected, "{name} {row} {column}");
-        }
-    }
-    assert!(bench.ok("verify out --audit --base base --adapter adapter").out.contains("clean"));
-
-    // A delta that touches none of it leaves it as it is stored.
-    let attention = "model.layers.1.self_attn.q_proj";
-    bench.tensors(ADAPTER, &adapter.into_iter().filter(|(name, _)| name.contains(attention)).collect());
-    bench.ok(&format!("{EXPORT} --overwrite"));
-    let out = bench.model("out");
-    assert!(names.iter().all(|name| out[name] == base[name] && out.contains_key(&format!("{name}_scale_inv"))));
-    assert_eq!(bench.json("out/config.json")["quantization_config"]["quant_method"], "fp8");
 }
 
 /// A base model learns to end its turns from a chat template that its generation_config.json knows nothing of.

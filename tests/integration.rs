@@ -12,6 +12,7 @@
 
 mod blocks;
 mod brought;
+mod brought_bases;
 mod crash;
 mod device;
 mod export;

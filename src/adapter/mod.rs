@@ -26,18 +26,18 @@ pub use resolve::{Resolution, resolve};
 pub use runs::newest_checkpoint;
 pub use tied::head_apart;
 
-use crate::checkpoint::{SafetensorsFile, WeightFiles, member_if_there, resolve_member};
+use crate::checkpoint::{SafetensorsFile, WeightFiles};
 use crate::error::{Error, Result};
 
 /// Opens the weights of the adapter in `dir`: safetensors, or else what older versions of PEFT saved with torch.
 pub fn open_weights(dir: &Path) -> Result<Arc<SafetensorsFile>> {
-    let torch = dir.join(ADAPTER_WEIGHTS_TORCH);
-    if !dir.join(ADAPTER_WEIGHTS).exists() && torch.exists() {
-        return SafetensorsFile::open_torch(&resolve_member(dir, ADAPTER_WEIGHTS_TORCH)?);
-    }
-    match member_if_there(dir, ADAPTER_WEIGHTS)? {
-        Some(path) => SafetensorsFile::open(&path),
-        None => Err(Error::malformed(
+    // Links may lead anywhere, as a base's may: nothing of them is copied, and what is read must be an adapter.
+    let [weights, torch] = [ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH].map(|name| dir.join(name));
+    let is_there = |path: &Path| path.symlink_metadata().is_ok();
+    match (is_there(&weights), is_there(&torch)) {
+        (true, _) => SafetensorsFile::open(&weights),
+        (false, true) => SafetensorsFile::open_torch(&torch),
+        (false, false) => Err(Error::malformed(
             dir,
             format!("holds neither {ADAPTER_WEIGHTS} nor {ADAPTER_WEIGHTS_TORCH}"),
             "save or download the adapter again, whole; or make its weights from a checkpoint of DeepSpeed's with its \
@@ -70,7 +70,8 @@ pub struct Adapter {
 impl Adapter {
     /// Opens the adapter in `dir`. Reads the config and the header of the weights.
     pub fn open(dir: &Path, weight: f64) -> Result<Self> {
-        let Some(config_path) = member_if_there(dir, ADAPTER_CONFIG)? else {
+        let config_path = dir.join(ADAPTER_CONFIG);
+        if config_path.symlink_metadata().is_err() {
             if is_whole_model(dir) {
                 return Err(Error::malformed(dir, format!("holds no {ADAPTER_CONFIG}"), WHOLE_MODEL));
             }
@@ -79,7 +80,7 @@ impl Adapter {
                 format!("holds no {ADAPTER_CONFIG}"),
                 "give the directory that PEFT or ms-swift saved the adapter in, such as output/.../checkpoint-200",
             ));
-        };
+        }
         let config = AdapterConfig::read(&config_path)?;
         Ok(Self { dir: dir.to_owned(), config, file: open_weights(dir)?, weight })
     }

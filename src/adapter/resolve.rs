@@ -2,6 +2,7 @@
 //! whole is refused with the names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use super::apply::MAY_BE_TIED;
 use super::change::{TensorSource, float_of};
@@ -29,8 +30,13 @@ pub struct Resolution {
     pub warnings: Vec<String>,
 }
 
-/// Resolves `adapters`, in this order, on `base`. Reads no values but those of embeddings that might stay tied.
-pub fn resolve(base: &Checkpoint, adapters: &[Adapter]) -> Result<Resolution> {
+/// Resolves `adapters`, in this order, on `base`. `decode` has all weights decoded that can be, and not only those of a
+/// base of which an adapter changes one. Reads no values but those of embeddings that might stay tied.
+pub fn resolve(base: &Checkpoint, adapters: &[Adapter], decode: bool) -> Result<Resolution> {
+    let shapes = base.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape()));
+    if !base.tensors.is_empty() {
+        gathered(&base.dir, shapes, |shape| *shape == [0], |empty, all| 2 * empty > all)?;
+    }
     let mut resolver = Resolver {
         base,
         names: Names::of(base),
@@ -43,10 +49,13 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter]) -> Result<Resolution> {
     let encoded = quantized::decodable(base);
     resolver.decode(&encoded);
     for (index, adapter) in adapters.iter().enumerate() {
-        gathered(adapter)?;
+        let tensors = &adapter.file.header().tensors;
+        let shapes = tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
+        gathered(adapter.file.path(), shapes.clone(), |shape| *shape == [0], |empty, _| empty > 0)?;
+        gathered(adapter.file.path(), shapes, |shape| shape.contains(&0), |empty, all| 2 * empty > all)?;
         resolver.adapter(index, adapter);
     }
-    resolver.keep_untouched(&encoded);
+    resolver.keep_untouched(&encoded, decode);
     if !resolver.problems.is_empty() {
         return Err(refusal(base, adapters, &resolver.problems));
     }
@@ -76,22 +85,28 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter]) -> Result<Resolution> {
     Ok(Resolution { tensors: resolver.tensors, untied, vocabulary, warnings: resolver.warnings })
 }
 
-/// Refuses an adapter without tensors, or with tensors without values: sharded weights that nobody gathered.
-fn gathered(adapter: &Adapter) -> Result<()> {
-    let tensors = &adapter.file.header().tensors;
-    let empty: Vec<&str> = tensors.iter().filter(|t| t.shape == [0]).map(|t| t.name.as_str()).collect();
+/// Refuses a file or a model without tensors, or with `too_many` of all its tensors of an empty shape: sharded weights
+/// that nobody gathered.
+fn gathered<'t>(
+    path: &Path,
+    shapes: impl Iterator<Item = (&'t str, &'t [usize])>,
+    is_empty: impl Fn(&&'t [usize]) -> bool,
+    too_many: impl Fn(usize, usize) -> bool,
+) -> Result<()> {
+    let shapes: Vec<_> = shapes.collect();
+    let empty: Vec<_> = shapes.iter().filter(|(_, shape)| is_empty(shape)).collect();
     let what = match empty.first() {
-        None if !tensors.is_empty() => return Ok(()),
-        None => "holds no tensor".to_owned(),
-        Some(first) => {
-            format!("has {} empty tensors of {}, such as {} of shape [0]", empty.len(), tensors.len(), escaped(first))
-        }
+        _ if shapes.is_empty() => "holds no tensor".to_owned(),
+        Some((name, shape)) if too_many(empty.len(), shapes.len()) => format!(
+            "has {} empty tensors of {}, such as {} of shape {shape:?}",
+            empty.len(),
+            shapes.len(),
+            escaped(name)
+        ),
+        _ => return Ok(()),
     };
     Err(Error::refused(
-        format!(
-            "{} {what}: it was saved without gathering the weights (DeepSpeed ZeRO-3, FSDP)",
-            shown(adapter.file.path())
-        ),
+        format!("{} {what}: it was saved without gathering the weights (DeepSpeed ZeRO-3, FSDP)", shown(path)),
         "save it again with stage3_gather_16bit_weights_on_model_save in DeepSpeed's config (FSDP: a full state dict), or \
          make its weights from the checkpoint beside it with DeepSpeed's zero_to_fp32.py",
     ))
@@ -124,9 +139,9 @@ impl Resolver<'_> {
     }
 
     /// Leaves the base as it is stored, if no delta touched what was decoded: one model has one form.
-    fn keep_untouched(&mut self, encoded: &[Encoded]) {
+    fn keep_untouched(&mut self, encoded: &[Encoded], decode: bool) {
         let touched = |name: &String| self.tensors.get(name).is_some_and(TensorSource::is_changed);
-        if encoded.iter().any(|encoded| touched(&encoded.name)) {
+        if decode && !encoded.is_empty() || encoded.iter().any(|encoded| touched(&encoded.name)) {
             self.warnings.push(format!("{} weights are decoded from FP8 and written in bf16", encoded.len()));
             return;
         }

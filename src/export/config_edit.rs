@@ -51,6 +51,10 @@ pub(super) fn edit_config(base: &Checkpoint, edits: &Edits) -> (Option<String>, 
         for (key, value) in [("architectures", json!([class])), ("id2label", names.into()), ("label2id", ids.into())] {
             set(&mut config, key, &value, Where::Top, &mut changes);
         }
+        // Written by hand; transformers reads it over the list.
+        if config.get(&["num_labels"]).is_some() {
+            set(&mut config, "num_labels", &json!(labels), Where::Top, &mut changes);
+        }
     }
     if plain
         && config.get(&["quantization_config"]).is_some_and(|v| !v.is_null())

@@ -31,7 +31,7 @@ pub(super) struct Merged {
 impl Merged {
     /// Merges the headers of `base` and `adapters`. Reads no values but those of embeddings that might stay tied.
     pub(super) fn new(base: &Checkpoint, adapters: &[Adapter], dtype: Option<Float>) -> Result<Self> {
-        let resolution = resolve(base, adapters)?;
+        let resolution = resolve(base, adapters, dtype.is_some())?;
         let classifier = classifier::find(base, adapters, &resolution.tensors)?;
         let mut warnings = base.warnings.clone();
         warnings.extend(resolution.warnings);

@@ -20,6 +20,7 @@ use crate::gguf::arch::Lineage;
 use crate::gguf::mixture::Choices;
 use crate::merge::{Float, Overflow};
 use crate::parallel::both;
+use crate::quantized::decodable;
 use crate::rules::{self, Content, Finding, Release, Weight};
 use crate::size::ByteSize;
 use crate::stream::check_destination;
@@ -100,10 +101,11 @@ impl ExportPlan {
         }
         if options.dtype.is_some()
             && let Some(method) = base.quantization()
+            && decodable(&base).is_empty()
         {
             return Err(Error::refused(
                 format!("the base is quantized ({method}), and can't be cast"),
-                "drop --dtype (a merge writes FP8 weights in bf16), or give the 16-bit model that it was made from",
+                "drop --dtype, or give the 16-bit model that it was made from",
             ));
         }
         let Merged { tensors: merged, config, mut config_changes, mut warnings, keeps_vocabulary } =

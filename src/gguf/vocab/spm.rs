@@ -39,6 +39,7 @@ pub(super) fn convert(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut
     }
     add_listed(files, &mut tokens, vocab)?;
     add_described(sources, &mut tokens, vocab)?;
+    add_stored(sources, &mut tokens);
     let limit = tokens.len();
     write_tokens(vocab, "llama", "default", tokens);
     SpecialTokens::read(sources, &ROLES, Some(limit), false)?.write(vocab);
@@ -82,6 +83,20 @@ fn add_described(sources: &Sources<'_>, tokens: &mut [Token], vocab: &mut Vocab)
         }
     }
     Ok(())
+}
+
+/// Tokens that `tokenizer.json` alone adds, in places that nothing else fills: transformers 5 lists them nowhere else. (The
+/// converter does not look there.)
+fn add_stored(sources: &Sources<'_>, tokens: &mut [Token]) {
+    for token in sources.added_tokens() {
+        let id = token.get("id").and_then(Value::as_u64).and_then(|id| usize::try_from(id).ok());
+        let (Some(id), Some(text)) = (id, token.get("content").and_then(Value::as_str)) else { continue };
+        let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
+        if let Some(place) = tokens.get_mut(id).filter(|token| token.is_padding(id)) {
+            let (kind, text) = added(text.to_owned(), special);
+            *place = Token { text, kind, score: ADDED };
+        }
+    }
 }
 
 /// The place of token `id`; a warning if the vocabulary has none.

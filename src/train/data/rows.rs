@@ -13,6 +13,9 @@ use crate::error::escaped;
 
 const FIX_ROW: &str = "give each row `messages` (or `conversations`), or `query` and `response`, or `instruction` and \
                        `output`, or `prompt` and `completion`";
+const FIX_MESSAGE: &str = "put all messages of a conversation into one row, on one line: {\"messages\": [...]}";
+const FIX_THOUGHTS: &str = "write them into its content as the model does (\"<think>\\n...\\n</think>\\n\\n\" before its words), or \
+                            take them out";
 const FIX_CONTENT: &str = "give the content as text, or as a list of parts of type `text`";
 const FIX_LOSS: &str = "give `loss` (or `weight`) as 0 or 1, or true or false";
 const FIX_HISTORY: &str = "give `history` as a list of [query, response]";
@@ -33,6 +36,7 @@ pub(super) fn read_row(row: Value) -> Result<(Vec<Message>, Vec<Value>), Flaw> {
     };
     let mut messages = match columns::take(&mut row, columns::MESSAGES)? {
         Some(list) => read_messages(list)?,
+        None if is_message(&row) => return Err(Flaw::new("is one message, not a conversation", FIX_MESSAGE)),
         None => read_query(row)?,
     };
     if let Some(system) = system
@@ -113,6 +117,13 @@ fn read_turns(mut raw: Vec<Row>) -> Result<Vec<Message>, Flaw> {
 /// A message as one turn; as several if it makes tool calls.
 fn read_turn(mut message: Row, role: Role, out: &mut Vec<Message>) -> Result<(), Flaw> {
     let loss = read_loss(&message)?;
+    let said = |key: &&&str| message.get(**key).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+    if let Some(key) = THOUGHTS.iter().find(said).filter(|_| role == Role::Assistant) {
+        return Err(Flaw::new(
+            format!("its thoughts are in `{key}`, where no template would be sure to find them"),
+            FIX_THOUGHTS,
+        ));
+    }
     let turn = |role, content| Message { role, content, loss };
     let calls = match role {
         Role::Assistant => ["tool_calls", "function_call"].iter().find_map(|key| take(&mut message, key)),
@@ -240,6 +251,15 @@ fn answer(response: Option<Value>) -> Result<Vec<Message>, Flaw> {
     let message = |content| Message { role: Role::Assistant, content, loss: None };
     let content = response.map(text).transpose().map_err(within("the response"))?;
     Ok(content.into_iter().map(message).collect())
+}
+
+/// Keys in which services return what a model thought.
+const THOUGHTS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+
+/// Whether a row is a message itself: what is left of a conversation over several lines, or of a list of messages.
+fn is_message(row: &Row) -> bool {
+    let role = take_first(row, &ROLE_KEYS).and_then(Value::as_str);
+    role.is_some_and(|role| Role::parse(role).is_ok()) && CONTENT_KEYS.iter().any(|key| is_there(row, key))
 }
 
 /// Whether a column is a list of messages with roles, as TRL has it, and no list of parts.

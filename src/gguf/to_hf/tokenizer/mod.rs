@@ -117,7 +117,7 @@ pub(super) fn files(keys: Keys<'_>, rows: u64, context: u64) -> Result<Vec<Text>
 
 /// A warning where the way of cutting texts is a guess: byte-level vocabularies had no name for it before May 2024.
 pub(super) fn guessed(keys: Keys<'_>) -> Result<Option<String>> {
-    let named = keys.text("tokenizer.ggml.pre")?.is_some_and(|name| !name.is_empty());
+    let named = keys.text("tokenizer.ggml.pre")?.is_some_and(|name| !["", "default"].contains(&name));
     let guessed = keys.text("tokenizer.ggml.model")? == Some("gpt2") && !named;
     Ok(guessed.then(|| {
         "the file does not name its pre-tokenizer (tokenizer.ggml.pre): tokenizer.json cuts texts by llama.cpp's default, \

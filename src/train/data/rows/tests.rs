@@ -214,3 +214,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_message_is_no_row_and_thoughts_are_no_extra() {
+    for row in [json!({"role": "user", "content": "q"}), json!({"from": "gpt", "value": "a"})] {
+        assert_eq!(problem(row), "is one message, not a conversation");
+    }
+    assert_eq!(read(json!({"role": "reviewer", "content": "only"})), ["a: only"], "that is a column like any other");
+    let row = |thought: Value| {
+        json!({"messages": [{"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "reasoning_content": thought}]})
+    };
+    assert!(problem(row(json!("because"))).contains("thoughts are in `reasoning_content`"));
+    assert_eq!(
+        (read(row(json!(""))), read(row(Value::Null))),
+        (vec!["u: q".into(), "a: a".into()], vec!["u: q".into(), "a: a".into()])
+    );
+}
