@@ -126,8 +126,14 @@ fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
     let has = |key: &str| files.config.get(key).is_some_and(|value| !value.is_null());
     let is_file = |name: &str| files.paths.contains_key(name);
     let qwen = family.name.starts_with("qwen");
+    if has("quantization_config") || is_file("hf_quant_config.json") {
+        return Err(Error::refused(
+            "the model's weights are quantized already",
+            "give the 16-bit model that it was made from; block FP8 is decoded by `qft export --base DIR --dtype bf16 --out \
+             OTHER`",
+        ));
+    }
     let cases = [
-        (has("quantization_config") || is_file("hf_quant_config.json"), "the model's weights are quantized already"),
         (has("text_config"), "the model is one of several in its config.json (text_config)"),
         (has("draft_vocab_size"), "the model is a draft model (EAGLE-3)"),
         (qwen && (has("classifier_pooling") || is_file("modules.json")), "the model embeds sentences (modules.json)"),

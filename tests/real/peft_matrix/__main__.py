@@ -5,8 +5,8 @@
 QFT is the binary; WORK a directory for bases, cases and the tables (matrix.json, matrix.md). Patterns are regular
 expressions for whole names; --main leaves all but the most used model types out; --failed runs what failed the last
 time in WORK and puts the results in their places; --list names what there is. Needs torch, transformers and peft (made
-with 2.15.0, 5.23.0, 0.21.2), for a few types timm, torchvision and scipy; no network and no model. All types take half
-an hour on two cores, --main six minutes.
+with 2.15.0, 5.23.0, 0.21.2), for a few types timm, torchvision and scipy; no network and no model. All types take six
+minutes on two cores.
 
 For each case, architectures.py builds a base of a few hundred kilobytes with random weights, ways.py says how the
 adapter is made, and run.py saves both, exports, and compares the f32 logits of the release, loaded through the Auto
