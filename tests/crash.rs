@@ -169,6 +169,17 @@ fn resume_checks_what_it_takes_over() {
     assert!(!again.is_empty());
     let fresh = bench.ok(&format!("{EXPORT} --out out --resume"));
     assert!(!fresh.out.contains("taken over"), "the adapter was written anew: {}", fresh.out);
+    std::fs::remove_dir_all(bench.path("out")).unwrap();
+    // Other bytes of the base in place, with the old time: as `cp -p`, an archive or an image's layer leaves them.
+    stop(&bench);
+    let base = bench.path("base/model.safetensors");
+    let time = std::fs::metadata(&base).unwrap().modified().unwrap();
+    let mut bytes = std::fs::read(&base).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&base, bytes).unwrap();
+    std::fs::File::options().write(true).open(&base).unwrap().set_modified(time).unwrap();
+    let fresh = bench.ok(&format!("{EXPORT} --out out --resume"));
+    assert!(!fresh.out.contains("taken over"), "the base is another one: {}", fresh.out);
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn a_signal_saves_and_ends_the_run() {
     let line = RUN.replace("_epochs 2", "_epochs 6").replace("--save_steps 10", "--save_steps 30");
     bench.ok(&format!("{line} --out whole"));
     let whole = run_of(&bench, "whole");
-    for (name, lines) in [("-INT", 4), ("-TERM", 17)] {
+    for (name, lines) in [("-INT", 4), ("-TERM", 17), ("-HUP", 9)] {
         let out = format!("out{name}");
         let mut child = start(&bench, &format!("{line} --out {out}"));
         assert!(wait_for_lines(&bench, &mut child, &out, lines), "the run was over before it could be interrupted");
@@ -150,6 +150,22 @@ fn a_signal_saves_and_ends_the_run() {
         assert!(resumed.err.contains(&format!("from step {stopped}")), "{}", resumed.err);
         assert_same_run(&bench, &run, &whole);
     }
+}
+
+/// As nohup starts it: a terminal that closes does not end the run.
+#[test]
+fn a_signal_that_was_ignored_stays_ignored() {
+    let bench = bench("qwen2");
+    let line = format!("{} --out out", RUN.replace("_epochs 2", "_epochs 6"));
+    let mut command = std::process::Command::new("sh");
+    command.current_dir(bench.path("")).args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    command.arg(bench.command().get_program()).args(line.split_whitespace());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(wait_for_lines(&bench, &mut child, "out", 4), "the run was over before its terminal could close");
+    signal(&child, "-HUP");
+    let ended = said(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    assert!(!ended.err.contains("stopping"), "{}", ended.err);
 }
 
 /// A process that is killed at any moment leaves whole checkpoints, and what else it left is no obstacle.

@@ -14,6 +14,7 @@ mod quality;
 mod quantize;
 mod reference;
 mod shell;
+mod signals;
 mod swift;
 mod table;
 mod to_hf;
@@ -25,9 +26,10 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
+
+use signals::{CANCEL, handle_signals};
 
 /// Turn a LoRA fine-tune into a release: merge, reshard, check, publish.
 #[derive(Debug, Parser)]
@@ -123,23 +125,6 @@ fn print(text: &str) -> anyhow::Result<()> {
 /// Prints a line that is not the result: to standard error.
 fn note(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// Set by Ctrl-C and SIGTERM.
-static CANCEL: AtomicBool = AtomicBool::new(false);
-
-/// From here on, Ctrl-C and SIGTERM ask the job to stop; the second one ends the process at once. Called after
-/// downloads, which can't be asked.
-fn handle_signals() {
-    let handler = || {
-        if CANCEL.swap(true, Ordering::SeqCst) {
-            std::process::exit(i32::from(EXIT_INTERRUPTED));
-        }
-        note("\nstopping; once more to stop at once");
-    };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        note(&format!("warning: Ctrl-C will not clean up: {error}"));
-    }
 }
 
 /// Worker threads: as many as asked for, or as the machine has.

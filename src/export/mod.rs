@@ -186,10 +186,11 @@ fn identity(plan: &ExportPlan) -> Result<Hex> {
     Ok(sha256(json!([inputs, headers, options]).to_string().as_bytes()))
 }
 
-/// Device, inode, size and time of the last change of an input.
+/// Device, inode, size and times of the last change of an input: of its content, which a copy may set back, and of its
+/// inode, which nothing can.
 pub(crate) fn file_identity(path: &Path) -> Result<Value> {
     let meta = fs::metadata(path).map_err(Error::io("look at", path))?;
-    Ok(json!([meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()]))
+    Ok(json!([meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()]))
 }
 
 /// The names of all base tensors: first those that the output is made of, in its order, so that their pages are read
