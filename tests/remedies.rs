@@ -352,3 +352,29 @@ fn what_verify_warns_of_is_mended_where_the_release_came_from() {
     assert_eq!(bench.qft("verify o").code, Some(3), "the release itself may not be edited");
     assert!(!bench.ok("verify base").out.contains(warning), "a model without checksums may");
 }
+
+/// What people put beside a release is theirs: `--overwrite` takes the model, and the rest by a flag of its own.
+#[test]
+fn what_is_no_part_of_a_release_is_not_deleted_unasked() {
+    let bench = Bench::new();
+    bench.base(32);
+    bench.ok("export --base base --out o");
+    bench.ok("export --base base --out o --overwrite");
+    bench.write("o/README.md", "# card");
+    std::fs::create_dir(bench.path("o/eval")).unwrap();
+    bench.write("o/eval/r.json", "{}");
+    let words = ["o holds what is no part of the model there: README.md, eval/r.json", "--delete-others"];
+    bench.refuses("export --base base --out o --overwrite", &words);
+    bench.refuses("export --base base --out o --overwrite --dry-run", &words);
+    assert_eq!(bench.read("o/README.md"), "# card");
+    let plan = bench.ok("export --base base --out o --overwrite --delete-others --dry-run");
+    assert!(plan.out.contains("deletes") && plan.out.contains("eval/r.json"), "{}", plan.out);
+    bench.ok("export --base base --out o --overwrite --delete-others");
+    assert!(!bench.path("o/README.md").exists() && !bench.path("o/eval").exists());
+    // A directory of something else that has a config.json.
+    std::fs::create_dir_all(bench.path("proj/src")).unwrap();
+    bench.write("proj/config.json", "{}");
+    bench.write("proj/src/main.py", "main");
+    bench.refuses("export --base base --out proj --overwrite", &["src/main.py", "--delete-others"]);
+    assert_eq!(bench.read("proj/src/main.py"), "main");
+}

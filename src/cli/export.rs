@@ -20,7 +20,7 @@ use super::bars::Bars;
 use super::device::{self, DeviceArgs};
 use super::encoded;
 use super::encoding::{ConversionArgs, EncodingArgs, encoding_effort};
-use super::models::{AdapterSpec, Found, find_adapters, find_base};
+use super::models::{AdapterSpec, Found, find_adapters, find_base, overwrite};
 use super::quality::{QualityArgs, quality};
 use super::swift::SwiftArgs;
 use super::table::{columns, count};
@@ -70,9 +70,12 @@ pub(crate) struct ExportArgs {
     /// Write the largest finite value where one is beyond the output type, instead of refusing.
     #[arg(long)]
     allow_overflow: bool,
-    /// Exchange an existing destination, whole and in one step.
+    /// Exchange an existing destination, whole and in one step. What is no part of a model there is not deleted.
     #[arg(long)]
     overwrite: bool,
+    /// With --overwrite: delete what else lies in the destination, too.
+    #[arg(long, requires = "overwrite")]
+    delete_others: bool,
     /// Take over the shards that an interrupted run of the same export finished, after checking them.
     #[arg(long)]
     resume: bool,
@@ -186,7 +189,7 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
         max_shard: max_shard(args),
         dtype: args.dtype,
         overflow: if args.allow_overflow { Overflow::Clamp } else { Overflow::Refuse },
-        overwrite: args.overwrite,
+        overwrite: overwrite(args.overwrite, args.delete_others),
         gguf: (!mixtures.is_empty()).then(gguf).transpose()?,
         as_file: false,
         tokenizer: args.tokenizer,
@@ -243,6 +246,9 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
     row("merge", format!("{} changed, {} copied", count(changed, "tensor"), all - changed));
     module_lines(description).into_iter().for_each(|line| row("", line));
     row("out", format!("{}: {}", shown(&plan.out), totals(all, plan.weight_files().map(|(_, len)| len).sum())));
+    for name in &plan.deletes {
+        row("deletes", escaped(name));
+    }
     for shard in &plan.shards {
         row("", format!("{}  {}", shard.name, totals(shard.tensors.len(), shard.len())));
     }

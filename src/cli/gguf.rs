@@ -9,7 +9,7 @@ use qft::gpu::Cards;
 
 use super::encoding::ConversionArgs;
 use super::file_job::FileJobArgs;
-use super::models::find_base;
+use super::models::{find_base, overwrite};
 
 /// Make a GGUF file of a Hugging Face model: what llama.cpp's converter and llama-quantize make of it, in one pass.
 ///
@@ -37,7 +37,7 @@ fn plan(args: &GgufArgs) -> qft::Result<(ExportPlan, Cards)> {
         max_shard: None,
         dtype: None,
         overflow: args.job.overflow(),
-        overwrite: args.job.overwrite,
+        overwrite: overwrite(args.job.overwrite, false),
         gguf: Some(args.conversion.apply(args.job.options(false)?)),
         as_file: true,
         tokenizer: TokenizerChoice::Base,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use qft::adapter::{Adapter, newest_checkpoint};
 use qft::checkpoint::{Located, Locator, read_text};
 use qft::error::{Error, escaped, shown};
-use qft::export::Provenance;
+use qft::export::{Overwrite, Provenance};
 
 use super::note;
 
@@ -128,6 +128,15 @@ fn named_bases(adapter: &Adapter) -> Vec<(String, &'static str)> {
 
 fn downloading(file: &str) {
     note(&format!("downloading {}", escaped(file)));
+}
+
+/// What two flags say of an existing destination.
+pub(super) fn overwrite(model: bool, others: bool) -> Overwrite {
+    match (model, others) {
+        (false, _) => Overwrite::No,
+        (true, false) => Overwrite::Model,
+        (true, true) => Overwrite::All,
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use qft::size::ByteSize;
 use serde_json::{Value, json};
 
 use super::bars::Bars;
+use super::models::overwrite;
 use super::table::count;
 use super::{CANCEL, handle_signals, jobs, note, print};
 
@@ -47,9 +48,12 @@ pub(crate) struct ToHfArgs {
     /// Copy the tokenizer's files from this directory instead of making them.
     #[arg(long, alias = "tokenizer-dir", value_name = "DIR")]
     tokenizer: Option<PathBuf>,
-    /// Exchange an existing destination, whole and in one step.
+    /// Exchange an existing destination, whole and in one step. What is no part of a model there is not deleted.
     #[arg(long)]
     overwrite: bool,
+    /// With --overwrite: delete what else lies in the destination, too.
+    #[arg(long, requires = "overwrite")]
+    delete_others: bool,
     /// Take over the weight files that an interrupted run of the same conversion finished, after checking them.
     #[arg(long)]
     resume: bool,
@@ -67,7 +71,7 @@ pub(super) fn run(args: &ToHfArgs) -> anyhow::Result<ExitCode> {
         dtype: args.dtype,
         tie: args.tie,
         tokenizer: args.tokenizer.clone(),
-        overwrite: args.overwrite,
+        overwrite: overwrite(args.overwrite, args.delete_others),
     };
     let plan = ToHfPlan::new(GgufModel::open(&args.model)?, &args.out, options)?;
     if !args.json {

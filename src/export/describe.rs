@@ -32,6 +32,7 @@ pub fn describe_plan(plan: &ExportPlan, jobs: usize) -> Value {
     let left_out: BTreeMap<&str, &str> = plan.left_out.iter().map(|left| (left.name.as_str(), left.why)).collect();
     json!({
         "out": plan.out.to_string_lossy(),
+        "deletes": plan.deletes,
         "base": {
             "dir": plan.base.dir.to_string_lossy(),
             "repo": plan.base_provenance.repo,

@@ -48,7 +48,7 @@ use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
 use crate::gguf::Quality;
 use crate::parallel::both;
-pub use crate::stream::{CardUse, Run, Timings};
+pub use crate::stream::{CardUse, Overwrite, Run, Timings};
 use crate::stream::{Input, InputDigest, Produced, Production, Staging, Work, produce};
 use block::ShardWork;
 use encoded::GgufWork;
@@ -144,7 +144,7 @@ fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], mut produced: P
     }
     if plan.options.as_file {
         let names: Vec<&str> = plan.weight_files().map(|(name, _)| name).collect();
-        staging.publish_files(&names, plan.options.overwrite)?;
+        staging.publish_files(&names, plan.options.overwrite.is_allowed())?;
         return Ok(produced);
     }
     let files = &mut produced.files;
@@ -163,7 +163,7 @@ fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], mut produced: P
     let sums = manifest::checksums(files);
     staging.write(CHECKSUMS, sums.as_bytes())?;
     files.insert(CHECKSUMS.to_owned(), (sums.len() as u64, sha256(sums.as_bytes())));
-    staging.publish(plan.options.overwrite)?;
+    staging.publish(plan.options.overwrite.is_allowed())?;
     Ok(produced)
 }
 

@@ -23,7 +23,7 @@ use crate::parallel::both;
 use crate::quantized::decodable;
 use crate::rules::{self, Content, Finding, Release, Weight};
 use crate::size::ByteSize;
-use crate::stream::check_destination;
+use crate::stream::{Overwrite, check_destination};
 use crate::train::data::TurnEnd;
 
 /// What the user chose.
@@ -36,7 +36,7 @@ pub struct Options {
     /// What happens to a finite value beyond the output type.
     pub overflow: Overflow,
     /// Whether an existing destination is exchanged.
-    pub overwrite: bool,
+    pub overwrite: Overwrite,
     /// The GGUF files to write.
     pub gguf: Option<GgufOptions>,
     /// Whether the destination is one GGUF file (or its parts) and not a directory.
@@ -79,6 +79,8 @@ pub struct ExportPlan {
     pub left_out: Vec<LeftOut>,
     /// What was changed in config.json and `generation_config.json`, for people.
     pub config_changes: Vec<String>,
+    /// Files at the destination that are no part of the model there, and go with it.
+    pub deletes: Vec<String>,
     /// What deserves a look.
     pub warnings: Vec<String>,
     /// What the user chose.
@@ -96,9 +98,7 @@ impl ExportPlan {
     ) -> Result<Self> {
         let inputs: Vec<&Path> =
             std::iter::once(base.dir.as_path()).chain(adapters.iter().map(|a| a.dir.as_path())).collect();
-        if !options.as_file {
-            check_destination(out, &inputs, options.overwrite)?;
-        }
+        let deletes = if options.as_file { Vec::new() } else { check_destination(out, &inputs, options.overwrite)? };
         if options.dtype.is_some()
             && let Some(method) = base.quantization()
             && decodable(&base).is_empty()
@@ -133,7 +133,10 @@ impl ExportPlan {
             let stem = |choices: &Choices| stem.clone().unwrap_or_else(|| format!("model-{}", choices.mixture));
             let planned = of_model(&model, &ordered, || lineage(&base_provenance, &adapters), gguf, &stem)?;
             if options.as_file {
-                planned.0.iter().try_for_each(|output| check_files(out, output, &inputs, options.overwrite))?;
+                planned
+                    .0
+                    .iter()
+                    .try_for_each(|output| check_files(out, output, &inputs, options.overwrite.is_allowed()))?;
             }
             Ok(planned)
         };
@@ -167,6 +170,7 @@ impl ExportPlan {
             companions,
             left_out,
             config_changes,
+            deletes,
             warnings,
             options,
         })

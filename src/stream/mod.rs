@@ -2,6 +2,7 @@
 //! recorded, and all is published by rename. Knows no format: a file is a [`Work`] that can fill any range of itself.
 
 mod bounds;
+mod foreign;
 mod inputs;
 mod journal;
 mod schedule;
@@ -16,6 +17,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 
 pub(crate) use bounds::{in_flight, open_files, writers};
+pub use foreign::Overwrite;
 pub(crate) use inputs::{Input, InputDigest};
 pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
 pub(crate) use workers::BLOCK_LEN;

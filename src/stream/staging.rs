@@ -5,9 +5,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::foreign::{Overwrite, foreign};
 use crate::checkpoint::open_regular;
 use crate::digest::{Hasher, Hex};
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, escaped, shown};
 
 /// File name of the journal: what a staging directory holds that its destination will not.
 pub(super) const JOURNAL: &str = "qft-journal.json";
@@ -22,10 +23,15 @@ pub(crate) struct Staging {
     _lock: File,
 }
 
+/// Files that a refusal lists; the rest is counted.
+const LISTED: usize = 8;
+
 /// Refuses destinations that would lose something: files, directories with content (unless `overwrite`, and even then
-/// those that hold an input or do not look like a model).
-pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
+/// those that hold an input or do not look like a model, and by it alone those that hold more than a model). Returns what
+/// is deleted that is no part of a model.
+pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: Overwrite) -> Result<Vec<String>> {
     let refuse = |problem: String, remedy: &str| Err(Error::refused(problem, remedy));
+    let nothing = Ok(Vec::new());
     let other = "choose another destination with --out";
     if out.file_name().is_none() {
         return refuse(format!("{} can't be a destination", shown(out)), other);
@@ -41,19 +47,32 @@ pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: bool) -
         Err(e) if e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(out).is_ok() => {
             refuse(format!("{} is a link to nothing", shown(out)), "remove the link, or choose another --out")
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => nothing,
         Err(e) => Err(Error::io("look at", out)(e)),
         Ok(meta) if !meta.is_dir() => refuse(format!("{} is there, and is no directory", shown(out)), other),
-        Ok(_) if is_empty(out)? => Ok(()),
+        Ok(_) if is_empty(out)? => nothing,
         Ok(_) if !looks_like_model(out) => refuse(
             format!("{} is there, is not empty, and does not look like a model, so it is not exchanged", shown(out)),
             other,
         ),
-        Ok(_) if overwrite => Ok(()),
-        Ok(_) => refuse(
+        Ok(_) if !overwrite.is_allowed() => refuse(
             format!("{} is there and not empty", shown(out)),
             "choose another --out, or exchange it with --overwrite",
         ),
+        Ok(_) => {
+            let others = foreign(out)?;
+            if others.is_empty() || overwrite == Overwrite::All {
+                return Ok(others.into_iter().collect());
+            }
+            let mut listed = others.iter().take(LISTED).map(|name| escaped(name)).collect::<Vec<_>>().join(", ");
+            if others.len() > LISTED {
+                listed += &format!(" and {} more", others.len() - LISTED);
+            }
+            refuse(
+                format!("{} holds what is no part of the model there: {listed}", shown(out)),
+                "move it away, choose another --out, or delete it with the model by --overwrite --delete-others",
+            )
+        }
     }
 }
 
@@ -375,8 +394,12 @@ mod tests {
     fn refuses_what_would_lose_something() {
         let tmp = tempfile::tempdir().unwrap();
         let base = model(tmp.path(), "base", "{}");
-        let check = |out: &Path, overwrite| check_destination(out, &[&base], overwrite).map_err(|e| e.to_string());
-        assert_eq!(check(&tmp.path().join("new/deeper"), false), Ok(()));
+        let check = |out: &Path, overwrite| {
+            let overwrite = if overwrite { Overwrite::Model } else { Overwrite::No };
+            check_destination(out, &[&base], overwrite).map_err(|e| e.to_string())
+        };
+        let nothing = Ok(Vec::new());
+        assert_eq!(check(&tmp.path().join("new/deeper"), false), nothing);
         for overwrite in [false, true] {
             assert!(check(&base, overwrite).unwrap_err().contains("holds the input"));
             assert!(check(tmp.path(), overwrite).unwrap_err().contains("holds the input"));
@@ -384,10 +407,14 @@ mod tests {
         }
         let other = model(tmp.path(), "other", "old");
         assert!(check(&other, false).unwrap_err().contains("--overwrite"));
-        assert_eq!(check(&other, true), Ok(()));
+        assert_eq!(check(&other, true), nothing);
+        fs::write(other.join("README.md"), "a card").unwrap();
+        let refused = check(&other, true).unwrap_err();
+        assert!(refused.contains("README.md") && refused.contains("--delete-others"), "{refused}");
+        assert_eq!(check_destination(&other, &[], Overwrite::All).unwrap(), ["README.md"]);
         let home = tmp.path().join("home");
         fs::create_dir(&home).unwrap();
-        assert_eq!(check(&home, false), Ok(()), "an empty directory is as good as none");
+        assert_eq!(check(&home, false), nothing, "an empty directory is as good as none");
         fs::write(home.join("thesis.tex"), "").unwrap();
         assert!(check(&home, true).unwrap_err().contains("does not look like a model"));
         let link = tmp.path().join("link");

@@ -22,7 +22,7 @@ use crate::gguf::arch::back::{Back, EMBEDDINGS, Found, HEAD, ROPE_FREQS};
 use crate::gguf::{GgufModel, ModelTensor, decode};
 use crate::merge::Float;
 use crate::size::ByteSize;
-use crate::stream::check_destination;
+use crate::stream::{Overwrite, check_destination};
 use config::{Facts, Shape};
 use keys::Keys;
 
@@ -38,7 +38,7 @@ pub struct ToHfOptions {
     /// Where the tokenizer's files are copied from, instead of being made from the file's metadata.
     pub tokenizer: Option<PathBuf>,
     /// Whether an existing destination is exchanged.
-    pub overwrite: bool,
+    pub overwrite: Overwrite,
 }
 
 /// Everything that will be written.
@@ -65,7 +65,9 @@ impl ToHfPlan {
     pub fn new(model: GgufModel, out: &Path, options: ToHfOptions) -> Result<Self> {
         let paths: Vec<&Path> =
             model.files.iter().map(|file| file.path()).chain(options.tokenizer.as_deref()).collect();
-        check_destination(out, &paths, options.overwrite)?;
+        let deletes = check_destination(out, &paths, options.overwrite)?;
+        let deletes =
+            deletes.iter().map(|name| format!("{name} is deleted: it is no part of the model at the destination"));
         let keys = Keys::of(&model);
         let family = Back::of(keys.text("general.architecture")?.unwrap_or("none"))?;
         let embeddings =
@@ -76,7 +78,7 @@ impl ToHfPlan {
         let factors = model.tensor(ROPE_FREQS).map(readable_factors).transpose()?;
         let (scaling, mut warnings) = {
             let (scaling, warning) = rope::scaling(keys, factors.as_deref(), shape.sizes.head, shape.context)?;
-            (scaling, Vec::from_iter(warning))
+            (scaling, deletes.chain(warning).collect::<Vec<_>>())
         };
         let facts = Facts {
             family,

@@ -59,7 +59,7 @@ fn publish(plan: &ToHfPlan, staging: &Staging, produced: Produced) -> Result<BTr
     let sums = checksums(&files);
     staging.write(CHECKSUMS, sums.as_bytes())?;
     files.insert(CHECKSUMS.to_owned(), (sums.len() as u64, sha256(sums.as_bytes())));
-    staging.publish(plan.options.overwrite)?;
+    staging.publish(plan.options.overwrite.is_allowed())?;
     Ok(files)
 }
 

@@ -126,7 +126,13 @@ impl Made {
 }
 
 fn options() -> ToHfOptions {
-    ToHfOptions { max_shard: ByteSize(u64::MAX), dtype: Float::Bf16, tie: false, tokenizer: None, overwrite: false }
+    ToHfOptions {
+        max_shard: ByteSize(u64::MAX),
+        dtype: Float::Bf16,
+        tie: false,
+        tokenizer: None,
+        overwrite: crate::stream::Overwrite::No,
+    }
 }
 
 fn text(plan: &ToHfPlan, name: &str) -> Json {

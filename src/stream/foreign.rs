@@ -1,0 +1,120 @@
+//! What of a directory is no part of the model in it: what would be lost if another took its place.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::checkpoint::read_text_if_there;
+use crate::error::{Error, Result};
+
+/// Whether what lies at a destination may be exchanged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overwrite {
+    /// Nothing may be there.
+    #[default]
+    No,
+    /// A model may be, and nothing else.
+    Model,
+    /// A model with whatever lies beside it.
+    All,
+}
+
+impl Overwrite {
+    /// Whether anything may be exchanged.
+    pub fn is_allowed(self) -> bool {
+        self != Self::No
+    }
+}
+
+/// The list of what a release holds, of which it is part itself.
+const CHECKSUMS: &str = "SHA256SUMS";
+/// Files of a model in the Hub's form, where no list says what belongs to it. Cards and licences are somebody's words.
+const NAMES: [&str; 21] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "image_processor_config.json",
+    "qft-manifest.json",
+    ".gitattributes",
+];
+/// Endings of its weights.
+const ENDINGS: [&str; 4] = [".safetensors", ".safetensors.index.json", ".gguf", ".bin"];
+/// What downloads of the Hub leave.
+const CACHE: &str = ".cache";
+
+/// The files below `dir`, by their path from there in order, that are no part of the model in it.
+pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
+    let list = read_text_if_there(&dir.join(CHECKSUMS))?;
+    let listed: Option<BTreeSet<&str>> =
+        list.as_deref().map(|text| text.lines().filter_map(|line| Some(line.split_once("  ")?.1)).collect());
+    let belongs = |name: &str| match &listed {
+        Some(listed) => listed.contains(name) || name == CHECKSUMS,
+        None => NAMES.contains(&name) || (!name.contains('/') && ENDINGS.iter().any(|ending| name.ends_with(ending))),
+    };
+    let mut found = BTreeSet::new();
+    walk(dir, "", &mut |name| {
+        if !belongs(&name) {
+            found.insert(name);
+        }
+    })?;
+    Ok(found)
+}
+
+/// Calls `found` with each file below `dir`; an empty directory counts as one, and a link is what it is.
+fn walk(dir: &Path, prefix: &str, found: &mut dyn FnMut(String)) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        let kind = entry.file_type().map_err(Error::io("look at", &entry.path()))?;
+        if kind.is_dir() && name == CACHE {
+            continue;
+        }
+        let is_full = kind.is_dir() && fs::read_dir(entry.path()).is_ok_and(|mut inside| inside.next().is_some());
+        if is_full { walk(&entry.path(), &format!("{name}/"), found)? } else { found(name) }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_says_what_belongs_and_else_the_names_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let found = || foreign(dir.path()).unwrap().into_iter().collect::<Vec<_>>();
+        for name in ["config.json", "model-00001-of-00002.safetensors", ".cache/huggingface/x", "model-Q8_0.gguf"] {
+            put(name, "");
+        }
+        assert_eq!(found(), [""; 0]);
+        for name in ["README.md", "src/main.py", "eval/tokenizer.json", "eval/model.safetensors"] {
+            put(name, "");
+        }
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("link")).unwrap();
+        let expected = ["README.md", "empty", "eval/model.safetensors", "eval/tokenizer.json", "link", "src/main.py"];
+        assert_eq!(found(), expected);
+        put("SHA256SUMS", "00  config.json\n00  README.md\n00  model-00001-of-00002.safetensors\n");
+        assert!(!found().contains(&"README.md".to_owned()) && found().contains(&"model-Q8_0.gguf".to_owned()));
+    }
+}
