@@ -152,6 +152,28 @@ fn a_signal_saves_and_ends_the_run() {
     }
 }
 
+/// A base whose weights were replaced in place is another one; and a run's base is found from any directory.
+#[test]
+fn a_run_goes_on_over_its_own_base_alone() {
+    let bench = bench("qwen2");
+    let line = RUN.replace("_epochs 2", "_epochs 1");
+    bench.ok(&format!("{line} --out out"));
+    let run = run_of(&bench, "out");
+    std::fs::create_dir(bench.path("elsewhere")).unwrap();
+    let checkpoint = bench.path(run.join("checkpoint-10"));
+    let mut export = bench.command();
+    export.current_dir(bench.path("elsewhere")).args(["export", "--merge-lora", "--out", "merged", "--adapter"]);
+    let exported = said(export.arg(&checkpoint).output().unwrap());
+    assert_eq!(exported.code, Some(0), "{}", exported.err);
+    let mut base = bench.model("base");
+    let (_, _, bytes) = base.get_mut("model.layers.1.mlp.down_proj.weight").unwrap();
+    bytes.iter_mut().for_each(|byte| *byte ^= 1);
+    bench.tensors("base/model.safetensors", &base);
+    let resume = format!("{line} --out out --resume_from_checkpoint {}", checkpoint.display());
+    bench.refuses(&resume, &["other weights than the base has now", "--resume_only_model true"]);
+    bench.ok(&format!("{resume} --resume_only_model true"));
+}
+
 /// As nohup starts it: a terminal that closes does not end the run.
 #[test]
 fn a_signal_that_was_ignored_stays_ignored() {
@@ -203,6 +225,29 @@ fn start_two(bench: &Bench, line: &str) -> [Child; 2] {
         command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]).args(line.split_whitespace());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     })
+}
+
+/// The same path on two machines may hold two models.
+#[test]
+fn ranks_must_share_their_base() {
+    let [ours, theirs] = ["qwen2", "qwen2"].map(bench);
+    let mut base = theirs.model("base");
+    base.values_mut().for_each(|(_, _, bytes)| bytes[0] ^= 1);
+    theirs.tensors("base/model.safetensors", &base);
+    let line = format!("{} --out two", RUN.replace("_epochs 2", "_epochs 1"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let ranks = [("0", &ours), ("1", &theirs)].map(|(rank, bench)| {
+        let mut command = bench.command();
+        command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")]);
+        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]).args(line.split_whitespace());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    });
+    let [mut first, second] = ranks;
+    let second = said(second.wait_with_output().unwrap());
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(second.code, Some(1), "{}", second.err);
+    assert!(second.err.contains("another model than rank 0"), "{}", second.err);
 }
 
 /// Two processes share each step's rows; masks of dropout, too, are those of one process with all of them.

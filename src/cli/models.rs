@@ -83,7 +83,9 @@ pub(super) fn find_base(
     for (spec, place) in named_bases(adapter) {
         match locator.model(&spec, &mut downloading) {
             Ok(located) => {
-                note(&format!("base: {} ({place})", shown(&located.dir)));
+                let here = std::env::current_dir().unwrap_or_default();
+                let dir = located.dir.strip_prefix(here).unwrap_or(&located.dir);
+                note(&format!("base: {} ({place})", shown(dir)));
                 return Ok(provenance(located));
             }
             Err(error) => first_error = first_error.or_else(|| Some(not_here(adapter, &spec, place, &error))),

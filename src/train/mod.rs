@@ -3,6 +3,7 @@
 //! `data` turns rows into tokens and packs, `model` is the forward and the written-out backward pass over an `engine`,
 //! which is what a device can do; `lora` says where each factor lies in the one vector that the optimizer works on.
 
+mod base;
 pub mod checkpoint;
 pub mod data;
 pub mod dropout;

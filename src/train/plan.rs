@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::base::fingerprint;
 use super::checkpoint::{Progress, Resume, check_new, find_adapter, find_resumed, load_factors};
 use super::facts::Facts;
 use super::log::{Report, TrainProgress};
@@ -115,6 +116,7 @@ impl TrainPlan {
             world,
             accumulation,
             data_fingerprint: data.fingerprint.clone(),
+            base_fingerprint: fingerprint(&base),
             ..Progress::default()
         };
         let mut plan = Self {
@@ -164,6 +166,7 @@ impl TrainPlan {
         };
         let beginning = std::mem::replace(&mut self.progress, resume.progress);
         self.progress.max_steps = beginning.max_steps;
+        self.progress.base_fingerprint.clone_from(&beginning.base_fingerprint);
         let (step, last) = (self.progress.global_step, self.progress.max_steps);
         if step >= last {
             self.notes.push(format!(
@@ -203,6 +206,7 @@ impl TrainPlan {
             "settings": settings,
             "factors": crate::digest::sha256(&factors),
             "data": self.data.fingerprint,
+            "base": self.progress.base_fingerprint,
             "step": self.progress.global_step,
         });
         Sha256::digest(common.to_string()).into()

@@ -63,7 +63,7 @@ pub(super) fn config(settings: &Settings, layout: &Layout) -> Result<String> {
         "alpha_pattern": {},
         "arrow_config": null,
         "auto_mapping": null,
-        "base_model_name_or_path": settings.model,
+        "base_model_name_or_path": findable(&settings.model),
         "bias": "none",
         "corda_config": null,
         "ensure_weight_tying": false,
@@ -102,6 +102,12 @@ pub(super) fn config(settings: &Settings, layout: &Layout) -> Result<String> {
         "velora_config": null,
     });
     Ok(format!("{config:#}"))
+}
+
+/// A base by a name that holds in every directory: its Hub id, or the whole path of one on disk.
+fn findable(model: &str) -> String {
+    let path = std::path::absolute(model).ok().filter(|path| path.is_dir());
+    path.map_or_else(|| model.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
 /// The model card: PEFT's front matter, and how the adapter was trained.

@@ -105,6 +105,14 @@ impl Resume {
         let args: Map<String, Value> = parse(&member(dir, ARGS, NO_STATE)?)?;
         let mut notes = compare_settings(dir, &Settings::from_args_json(&args)?, settings)?;
         compare_data(dir, &record.progress, now, settings.ignore_data_skip, &mut notes)?;
+        // Checkpoints of before hold none.
+        let base = &record.progress.base_fingerprint;
+        if !base.is_empty() && *base != now.base_fingerprint {
+            return Err(Error::refused(
+                format!("{} was trained on other weights than the base has now", shown(dir)),
+                "give the base that it was trained on with --model, or take its factors alone with --resume_only_model true",
+            ));
+        }
         if record.layout != layout_digest(layout) {
             return Err(Error::refused(
                 format!("{} was written for other modules than this run adapts", shown(dir)),

@@ -38,6 +38,9 @@ pub struct Progress {
     pub accumulation: u64,
     /// What tells the encoded and packed rows from others.
     pub data_fingerprint: String,
+    /// What tells the base's weights from others.
+    #[serde(default)]
+    pub base_fingerprint: String,
     /// Steps that the guard skipped.
     pub skipped: u64,
     /// Of these, those since the last that was taken.

@@ -172,6 +172,7 @@ pub(super) mod tests {
                 world: 1,
                 accumulation: 16,
                 data_fingerprint: "abc".to_owned(),
+                base_fingerprint: "def".to_owned(),
                 skipped: 1,
                 skipped_in_a_row: 0,
                 best_metric: Some(1.5),
