@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::workbench::{Bench, Said, said};
 
@@ -241,4 +241,65 @@ fn an_interruption_speaks_of_no_destination() {
     let said = said(child.wait_with_output().unwrap());
     assert_eq!(said.code, Some(130), "{}{}", said.out, said.err);
     assert!(said.err.ends_with("qft: interrupted\n") && !said.err.contains("destination"), "{}", said.err);
+}
+
+/// Lists of digests are no proof of where a file comes from: whoever changes one can make them anew.
+#[test]
+fn an_audit_looks_at_what_lies_beside_the_weights() {
+    let bench = Bench::new();
+    bench.base(32);
+    bench.adapter("adapter", 32);
+    bench.write("base/modeling.py", "a = 1");
+    bench.ok("export --merge-lora --base base --adapter adapter --out o");
+    let audit = |bench: &Bench| bench.qft("verify o --audit --base base --adapter adapter");
+    assert_eq!(audit(&bench).code, Some(0), "{}", audit(&bench).out);
+    let anew = |bench: &Bench| {
+        let mut manifest = bench.json("o/qft-manifest.json");
+        let listed = |name: &String| !["SHA256SUMS", "qft-manifest.json"].contains(&name.as_str());
+        let names: Vec<String> = bench.files("o").into_keys().filter(listed).collect();
+        let sum = |name: &str| {
+            let out = std::process::Command::new("sha256sum").arg(bench.path("o").join(name)).output().unwrap();
+            String::from_utf8(out.stdout).unwrap()[..64].to_owned()
+        };
+        let files: serde_json::Map<String, Value> = names
+            .iter()
+            .map(|name| {
+                let size = std::fs::metadata(bench.path("o").join(name)).unwrap().len();
+                (name.clone(), json!({"sha256": sum(name), "size": size}))
+            })
+            .collect();
+        manifest["files"] = files.into();
+        bench.write("o/qft-manifest.json", manifest.to_string());
+        let lines: String = names.iter().map(|name| format!("{}  {name}\n", sum(name))).collect();
+        bench.write("o/SHA256SUMS", format!("{lines}{}  qft-manifest.json\n", sum("qft-manifest.json")));
+    };
+    let config = bench.read("o/config.json");
+    let changes: [(&str, String, &str); 4] = [
+        ("config.json", config.replace("\"bfloat16\"", "\"float16\""), "config.json is not what the base"),
+        ("tokenizer.json", "{\"a\": 1}".to_owned(), "tokenizer.json is not what the base"),
+        ("modeling.py", "a = 2".to_owned(), "modeling.py is not what the base"),
+        ("evil.py", "a = 2".to_owned(), "evil.py comes from neither"),
+    ];
+    for (name, text, expected) in changes {
+        let before = std::fs::read(bench.path("o").join(name)).ok();
+        bench.write(std::path::Path::new("o").join(name), text);
+        anew(&bench);
+        let plain = bench.qft("verify o");
+        assert_eq!(plain.code, Some(0), "the lists agree: {}{}", plain.out, plain.err);
+        let said = audit(&bench);
+        assert_eq!(said.code, Some(3), "{name}");
+        assert!(said.out.contains(expected), "{name}: {}", said.out);
+        match before {
+            Some(bytes) => drop(bench.write(std::path::Path::new("o").join(name), bytes)),
+            None => std::fs::remove_file(bench.path("o").join(name)).unwrap(),
+        }
+    }
+    std::fs::remove_file(bench.path("o/modeling.py")).unwrap();
+    anew(&bench);
+    assert!(audit(&bench).out.contains("modeling.py is missing"));
+    // Without its manifest, nobody knows what else qft wrote.
+    std::fs::remove_file(bench.path("o/qft-manifest.json")).unwrap();
+    std::fs::remove_file(bench.path("o/SHA256SUMS")).unwrap();
+    let said = audit(&bench);
+    assert!(said.out.contains("compares tensors, and no file beside them"), "{}{}", said.out, said.err);
 }

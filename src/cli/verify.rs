@@ -174,7 +174,11 @@ impl Inputs {
             }
         };
         let Recipe { dtype, overflow, tokenizer, .. } = self.recipe;
-        let inputs = Audit { base: &self.base, adapters: &self.adapters, dtype, overflow, tokenizer };
+        let files = self.recipe.adapters.is_some();
+        if !files && !is_file {
+            result.notes.push(format!("without a {MANIFEST}, the audit compares tensors, and no file beside them"));
+        }
+        let inputs = Audit { base: &self.base, adapters: &self.adapters, dtype, overflow, tokenizer, files };
         let found = self.compare(safetensors.as_ref(), &gguf, &inputs, jobs);
         match found {
             Ok(None) => Ok(Audited::Agrees),
@@ -345,6 +349,7 @@ fn text(dir: &Path, result: &Verification, audited: Option<&Audited>, seconds: f
 
 fn describe(difference: &Difference) -> String {
     match difference {
+        Difference::File { file, problem } => format!("{} {problem}", escaped(file)),
         Difference::Missing { tensor } => format!("tensor {} is missing", escaped(tensor)),
         Difference::Unexpected { tensor } => format!("tensor {} comes from neither base nor adapter", escaped(tensor)),
         Difference::Form { tensor, expected, found } => {

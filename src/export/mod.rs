@@ -2,6 +2,7 @@
 
 mod audit;
 mod audit_gguf;
+mod beside;
 mod block;
 mod classifier;
 mod config_edit;

@@ -4,15 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::beside::Beside;
 use super::gguf::{GgufOptions, GgufOutput, of_model};
 use super::merged::Merged;
 use super::quantize::{check_files, file_stem};
 use super::shard::{self, OutputTensor, Shard};
-use super::stop::{GENERATION_CONFIG, Stop, stop_at, turn_end_of};
 use crate::adapter::Adapter;
-use crate::checkpoint::{
-    Checkpoint, Companion, CompanionSource, Companions, LeftOut, TokenizerChoice, companions, member_if_there,
-};
+use crate::checkpoint::{Checkpoint, Companion, CompanionSource, LeftOut, TokenizerChoice, member_if_there};
 use crate::digest::sha256;
 use crate::error::{Error, Result, escaped, shown};
 use crate::gguf::ModelFiles;
@@ -110,13 +108,9 @@ impl ExportPlan {
         }
         let Merged { tensors: merged, config, mut config_changes, mut warnings, keeps_vocabulary } =
             Merged::new(&base, &adapters, options.dtype)?;
-        let adapter_dirs: Vec<&Path> = adapters.iter().map(|a| a.dir.as_path()).collect();
-        let Companions { files: mut companions, left_out } = companions(&base.dir, &adapter_dirs, options.tokenizer)?;
-        let turn_end = turn_end_of(&companions);
-        let generation = match &turn_end {
-            Some(turn) if !adapters.is_empty() => stop_at(turn, &companions, config.as_deref())?,
-            _ => None,
-        };
+        let Beside { mut texts, mut companions, left_out, turn_end, changes } =
+            Beside::new(&base, &adapters, config.as_deref(), options.tokenizer)?;
+        config_changes.extend(changes);
         let shards = match options.max_shard {
             Some(max) => shard::split(merged.clone(), max.0),
             None => Vec::new(),
@@ -140,13 +134,7 @@ impl ExportPlan {
             }
             Ok(planned)
         };
-        let index = shard::index(&shards).map(|(name, text)| (name.to_owned(), text));
-        let mut texts: Vec<(String, String)> =
-            config.iter().map(|text| ("config.json".to_owned(), text.clone())).chain(index).collect();
-        if let Some(Stop { text, change }) = generation {
-            texts.push((GENERATION_CONFIG.to_owned(), text));
-            config_changes.push(change);
-        }
+        texts.extend(shard::index(&shards).map(|(name, text)| (name.to_owned(), text)));
         let (findings, gguf) = both(|| findings(&merged, &companions, &texts, turn_end.as_ref()), gguf);
         let (gguf, notes) = gguf?;
         warnings.extend(judge(findings, options.max_shard.is_some(), keeps_vocabulary)?.into_iter().chain(notes));

@@ -55,7 +55,7 @@ const NAMES: [&str; 21] = [
 /// Endings of its weights.
 const ENDINGS: [&str; 4] = [".safetensors", ".safetensors.index.json", ".gguf", ".bin"];
 /// What downloads of the Hub leave.
-const CACHE: &str = ".cache";
+const CACHE: &str = ".cache/";
 
 /// The files below `dir`, by their path from there in order, that are no part of the model in it.
 pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
@@ -66,26 +66,29 @@ pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
         Some(listed) => listed.contains(name) || name == CHECKSUMS,
         None => NAMES.contains(&name) || (!name.contains('/') && ENDINGS.iter().any(|ending| name.ends_with(ending))),
     };
-    let mut found = BTreeSet::new();
-    walk(dir, "", &mut |name| {
-        if !belongs(&name) {
-            found.insert(name);
-        }
-    })?;
+    let mut found = files_below(dir)?;
+    found.retain(|name| !belongs(name) && !name.starts_with(CACHE));
     Ok(found)
 }
 
-/// Calls `found` with each file below `dir`; an empty directory counts as one, and a link is what it is.
-fn walk(dir: &Path, prefix: &str, found: &mut dyn FnMut(String)) -> Result<()> {
+/// The files below `dir` by their path from there; an empty directory counts as one, and a link is what it is.
+pub(crate) fn files_below(dir: &Path) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    walk(dir, "", &mut found)?;
+    Ok(found)
+}
+
+fn walk(dir: &Path, prefix: &str, found: &mut BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let entry = entry.map_err(Error::io("list", dir))?;
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         let kind = entry.file_type().map_err(Error::io("look at", &entry.path()))?;
-        if kind.is_dir() && name == CACHE {
-            continue;
-        }
         let is_full = kind.is_dir() && fs::read_dir(entry.path()).is_ok_and(|mut inside| inside.next().is_some());
-        if is_full { walk(&entry.path(), &format!("{name}/"), found)? } else { found(name) }
+        if is_full {
+            walk(&entry.path(), &format!("{name}/"), found)?;
+        } else {
+            found.insert(name);
+        }
     }
     Ok(())
 }
