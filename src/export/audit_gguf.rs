@@ -1,19 +1,21 @@
 //! The audit of a GGUF file: encode every tensor anew from base and adapters, in the type that the file gives it, and
-//! compare byte for byte. Which types a mixture chooses is not audited; neither are keys.
+//! compare byte for byte; and the keys that say what the model computes and how it cuts texts. Which types a mixture
+//! chooses is not audited; neither are names and lineage.
 
 use std::collections::BTreeMap;
 
 use super::Run;
 use super::audit::{Audit, Block, Difference, blocks, compare_blocks};
 use super::encoded::{EncodedTensor, Encoder};
-use super::gguf::{hf_tensors, values_of};
+use super::gguf::{hf_tensors, values_of, vocabulary};
 use super::merged::Merged;
 use super::plan::small_files;
 use super::shard::OutputTensor;
 use crate::checkpoint::companions;
 use crate::error::{Error, Result, escaped, shown};
+use crate::gguf::arch::Conversion;
 use crate::gguf::imatrix::{FILE_KEY, Imatrix};
-use crate::gguf::{GgufModel, GgufTensor, ModelFiles, ModelTensor, arch, trimmed};
+use crate::gguf::{GgufModel, GgufTensor, Metadata, ModelFiles, ModelTensor, Value, arch, trimmed};
 use crate::gpu::Assist;
 use crate::stream::BLOCK_LEN;
 
@@ -46,6 +48,13 @@ pub fn audit_gguf(
     };
     let all: Vec<&OutputTensor> = merged.iter().collect();
     let conversion = arch::convert(&files, &hf_tensors(&all), &arch::Options::default())?;
+    if inputs.files
+        && let Some(problem) = compare_keys(&model.metadata, &files, &conversion)?
+    {
+        let path = model.files.first().map(|file| file.path().to_owned()).unwrap_or_default();
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok(Some(Difference::File { file, problem }));
+    }
     let stored: BTreeMap<&str, &ModelTensor> =
         model.tensors.iter().map(|tensor| (tensor.info().name.as_str(), tensor)).collect();
     if let Some(difference) = compare_forms(&stored, &conversion.tensors) {
@@ -77,6 +86,24 @@ pub fn audit_gguf(
         let (tensor, encoder) = (&expected[block.tensor], &encoders[block.tensor]);
         compare(tensor, encoder, stored[tensor.name.as_str()], block, buffer)
     })
+}
+
+/// Beginnings of keys that depend on more than base and adapters: names, lineage, the mixture, and parts.
+const APART: [&str; 4] = ["general.", "qft.", "quantize.", "split."];
+
+/// What of `found` is not what the inputs give. How texts are cut is named by the user, and so by the file.
+fn compare_keys(found: &Metadata, files: &ModelFiles, conversion: &Conversion) -> Result<Option<String>> {
+    let pre = found.get("tokenizer.ggml.pre").and_then(Value::as_str);
+    let vocabulary = vocabulary(files, pre)?;
+    let sections = [conversion.before_vocab.clone(), vocabulary.keys, conversion.after_vocab.clone()];
+    let expected: Metadata = sections.into_iter().flatten().collect();
+    let compared = |key: &str| !APART.iter().any(|beginning| key.starts_with(beginning));
+    let other = expected.iter().find(|(key, value)| compared(key) && found.get(key) != Some(*value));
+    if let Some((key, _)) = other {
+        return Ok(Some(format!("has another {} than the base and the adapters give", escaped(key))));
+    }
+    let extra = found.iter().find(|(key, _)| compared(key) && expected.get(key).is_none());
+    Ok(extra.map(|(key, _)| format!("has a key that comes from neither the base nor the adapters: {}", escaped(key))))
 }
 
 /// Names and shapes.

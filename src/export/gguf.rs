@@ -84,13 +84,7 @@ pub(super) fn of_model(
 ) -> Result<(Vec<GgufOutput>, Vec<String>)> {
     let tensors = hf_tensors(merged);
     let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), *t)).collect();
-    let vocabulary = || {
-        let (recipe, vocab_size) = arch::vocabulary(&files.config)?;
-        let by_name = files.paths.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
-        let turn = turn_end_among(&by_name);
-        let turn_end = turn.as_ref().map(|turn| (turn.token.as_str(), turn.id));
-        vocab::convert(files, &VocabOptions { pre: options.pre.as_deref(), recipe, vocab_size, turn_end })
-    };
+    let vocabulary = || vocabulary(files, options.pre.as_deref());
     let (lineage, vocabulary) = both(lineage, vocabulary);
     let convert = |choices: &Choices| {
         let (file_type, name) = (choices.mixture.file_type_id(), options.name.clone());
@@ -125,6 +119,15 @@ pub(super) fn of_model(
     warnings.sort();
     warnings.dedup();
     Ok((outputs, warnings))
+}
+
+/// The tokenizer of the model that `files` are, which cuts texts as `pre` names.
+pub(super) fn vocabulary(files: &ModelFiles, pre: Option<&str>) -> Result<Vocab> {
+    let (recipe, vocab_size) = arch::vocabulary(&files.config)?;
+    let by_name = files.paths.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
+    let turn = turn_end_among(&by_name);
+    let turn_end = turn.as_ref().map(|turn| (turn.token.as_str(), turn.id));
+    vocab::convert(files, &VocabOptions { pre, recipe, vocab_size, turn_end })
 }
 
 /// Names, types and shapes, as a conversion wants them.
