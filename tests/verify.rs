@@ -168,6 +168,19 @@ fn a_model_without_digests_is_linted_and_not_called_clean() {
 }
 
 #[test]
+fn what_holds_no_model_is_no_clean_release() {
+    let bench = bench();
+    fs::create_dir(bench.path("empty")).unwrap();
+    finds(&bench, "verify empty", &["holds no weights of a model"]);
+    // A hidden file is one too many; what downloads leave is not.
+    bench.write("out/.cache/huggingface/x", "");
+    bench.write("out/.gitattributes", "");
+    bench.ok("verify out");
+    bench.write("out/.evil.py", "");
+    finds(&bench, "verify out", &[".evil.py: is not in"]);
+}
+
+#[test]
 fn what_was_found_is_told_where_the_audit_fails() {
     const AUDIT: &str = "verify out --audit --base base --adapter adapter";
     let bench = bench();

@@ -21,6 +21,7 @@ use crate::error::{Error, Result, escaped};
 use crate::export::{CHECKSUMS, MANIFEST};
 use crate::gguf::is_gguf;
 use crate::progress::Progress;
+use crate::stream::files_below;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -99,6 +100,9 @@ pub fn verify(dir: &Path, jobs: usize, cancel: &AtomicBool, progress: &dyn Progr
         }
         result.digests += 1;
         result.bytes += len;
+    }
+    if !has_weights(dir)? {
+        result.problem(".", "holds no weights of a model");
     }
     lint(dir, &mut result)?;
     loaders::hold(dir, &mut result)?;
@@ -204,35 +208,19 @@ fn parse_manifest(text: &str, result: &mut Verification) -> List {
     List::Of(listed)
 }
 
-/// Files below `dir` that are neither listed nor one of `lists`.
+/// Files below `dir` that are neither listed nor one of `lists`. What downloads leave is none: no loader reads it, and no
+/// export writes it. Other hidden files are.
 fn unlisted(dir: &Path, listed: &Listed, lists: &[&str]) -> Result<Vec<String>> {
-    let mut names = files_below(dir)?;
-    names.retain(|name| !lists.contains(&name.as_str()) && !listed.contains_key(name));
-    Ok(names)
+    let left = |name: &str| name.starts_with(".cache/") || name == ".gitattributes" || dir.join(name).is_dir();
+    let names = files_below(dir)?.into_iter();
+    Ok(names.filter(|name| !lists.contains(&name.as_str()) && !listed.contains_key(name) && !left(name)).collect())
 }
 
-/// The names of all files below `dir`, sorted.
-fn files_below(dir: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    let mut pending = vec![String::new()];
-    while let Some(prefix) = pending.pop() {
-        let at = dir.join(&prefix);
-        for entry in fs::read_dir(&at).map_err(Error::io("list", &at))? {
-            let entry = entry.map_err(Error::io("list", &at))?;
-            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-            // What downloads leave (`.cache`, `.gitattributes`): no loader reads it, no export writes it.
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                pending.push(format!("{name}/"));
-            } else {
-                names.push(name);
-            }
-        }
-    }
-    names.sort();
-    Ok(names)
+/// Whether there is a file of weights in `dir`, of a form that any loader knows.
+fn has_weights(dir: &Path) -> Result<bool> {
+    let weights =
+        |name: &String| [".safetensors", ".gguf", ".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
+    Ok(files_below(dir)?.iter().any(weights))
 }
 
 /// The listed files that are there, with their sizes.
