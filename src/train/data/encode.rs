@@ -6,6 +6,7 @@
 //! left out (`loss: false`); here the whole turn is left out.
 
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conversation::Conversation;
 use super::fit::{Dropped, Encoded, Reason, Truncation, fit};
+use super::room::with_room;
 use super::spans::{self, Found, Wanted, Writer};
 use super::template::ChatTemplate;
 use super::turns::{Chat, Turn};
@@ -189,12 +191,15 @@ impl Encoder {
                 done(some.len());
             }
         };
+        // A thread each, and not one for each rendering.
+        let work = || with_room(work).map_err(Error::io("start a thread for", self.template.path()));
         std::thread::scope(|scope| {
-            for _ in 1..threads.min(rows.len().div_ceil(ROWS)) {
-                scope.spawn(work);
-            }
-            work();
-        });
+            let others = 1..threads.min(rows.len().div_ceil(ROWS));
+            let others: Vec<_> = others.map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            let theirs = others.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            theirs.fold(mine, std::result::Result::and)
+        })?;
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Interrupted { kept: None, finished: 0, shards: 0 });
         }

@@ -19,6 +19,7 @@ mod pack;
 mod parquet;
 mod python;
 mod roles;
+mod room;
 mod rows;
 mod sample;
 mod spans;

@@ -12,6 +12,7 @@ use regex::Regex;
 use serde_json::{Map, Value as Json};
 
 use super::python;
+use super::room::with_room;
 use crate::checkpoint::read_text_if_there;
 use crate::error::{Error, Result, escaped, shown};
 
@@ -20,8 +21,11 @@ const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 /// The template that is used, and the one that is used instead where there are tools.
 const DEFAULT: &str = "default";
 const WITH_TOOLS: &str = "tool_use";
-/// What a rendering may cost, in minijinja's measure (an instruction, or 64 bytes): seconds, and not hours.
-const FUEL: u64 = 1 << 26;
+/// What a rendering may cost, in minijinja's measure (an instruction, or 64 bytes): a second, and some hundred megabytes. It
+/// also bounds how deep values can nest, and so what is needed of a stack (see `room`).
+const FUEL: u64 = 1 << 22;
+/// Most bytes of a template: the largest known has a tenth. Each may be a level of nesting.
+const MOST_BYTES: usize = 256 << 10;
 
 /// A model's chat template, compiled.
 pub struct ChatTemplate {
@@ -59,12 +63,16 @@ impl ChatTemplate {
             digested += &python::strftime(" %F", now);
         }
         let mut environment = environment(now);
+        let restore = |problem| Error::malformed(&path, problem, "restore the template from the model's source");
         for (name, text) in templates {
+            if text.len() > MOST_BYTES {
+                return Err(restore(format!("the chat template has {} bytes, more than {MOST_BYTES}", text.len())));
+            }
             // The name is minijinja's only hint at escaping, and the texts are no HTML.
-            environment.add_template_owned(name, without_generation_tags(&text)).map_err(|e| {
-                let problem = format!("the chat template can't be read: {}", explained(&e));
-                Error::malformed(&path, problem, "restore the template from the model's source")
-            })?;
+            let add =
+                || environment.add_template_owned(name, without_generation_tags(&text)).map_err(|e| explained(&e));
+            let added = with_room(add).map_err(Error::io("start a thread for", &path))?;
+            added.map_err(|e| restore(format!("the chat template can't be read: {e}")))?;
         }
         if environment.get_template(DEFAULT).is_err() {
             let problem = "names chat templates, but none is called \"default\"";
@@ -97,9 +105,13 @@ impl ChatTemplate {
             add_generation_prompt => prompt,
             ..self.named.clone()
         };
-        let rendered = self.environment.get_template(name).and_then(|template| template.render(said));
-        rendered.map_err(|e| {
-            let problem = format!("the chat template of {} refuses it: {}", shown(&self.path), explained(&e));
+        // An error may hold values of the template, and is dropped where they were made.
+        let render = || {
+            let rendered = self.environment.get_template(name).and_then(|template| template.render(said));
+            rendered.map_err(|e| explained(&e))
+        };
+        with_room(render).map_err(Error::io("start a thread for", &self.path))?.map_err(|e| {
+            let problem = format!("the chat template of {} refuses it: {e}", shown(&self.path));
             Error::refused(problem, "change the row, or leave it out")
         })
     }
@@ -204,6 +216,30 @@ mod tests {
     }
 
     /// Jinja2 3.1.6 with the settings of transformers 5.23 gives each of these texts.
+    /// Each ended the process, or took gigabytes.
+    #[test]
+    fn templates_of_strangers_end_in_an_error_or_a_text() {
+        let said = json!([{"role": "user", "content": "x"}]);
+        for chain in ["-", "not ", "1+", "a.", "[", "1 if 1 else "] {
+            let text = format!("{{{{ {}1 }}}}", chain.repeat((MOST_BYTES - 16) / chain.len()));
+            let _ = rendered(&text, &said);
+        }
+        let _ = rendered(&format!("{{{{ {}1 }}}}", "1~".repeat(9_000)), &said);
+        let _ = rendered(&format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(20_000)), &said);
+        let nested = "{% set ns = namespace(s=[]) %}{% for i in range(90000) %}{% for j in range(9) %}{% set ns.s = [ns.s] %}\
+                      {% endfor %}{% endfor %}";
+        for end in ["{{ ns.s }}", "{{ ns.s | tojson }}", "{{ ns.s == [ns.s] }}", ""] {
+            let _ = rendered(&format!("{nested}{end}"), &said);
+            let _ = rendered(&format!("{}{end}", nested.replace("range(9)", "range(4)")), &said);
+        }
+        let long = format!("{{% for i in range(16000) %}}{}{{% endfor %}}", "y".repeat(65_000));
+        for text in ["{{ \"%999999999d\" | format(1) }}", long.as_str()] {
+            assert!(rendered(text, &said).is_err(), "{text:.60}");
+        }
+        let error = rendered(&"x".repeat(MOST_BYTES + 1), &said).unwrap_err().to_string();
+        assert!(error.contains("more than 262144"), "{error}");
+    }
+
     #[test]
     fn templates_do_what_transformers_makes_of_them() {
         let said = json!([{"role": "user", "content": " <b>'x'&</b> "}, {"role": "assistant", "content": "y"}]);
