@@ -175,7 +175,9 @@ fn what_holds_no_model_is_no_clean_release() {
     // A hidden file is one too many; what downloads leave is not.
     bench.write("out/.cache/huggingface/x", "");
     bench.write("out/.gitattributes", "");
+    bench.write("out/.git/objects/a", "");
     bench.ok("verify out");
+    bench.ok("verify out --audit --base base --adapter adapter");
     bench.write("out/.evil.py", "");
     finds(&bench, "verify out", &[".evil.py: is not in"]);
 }

@@ -17,7 +17,7 @@ use crate::checkpoint::{Checkpoint, INDEX_FILE, Tensor, TokenizerChoice, read_sm
 use crate::error::{Error, Result};
 use crate::gpu::Assist;
 use crate::merge::{Float, Overflow};
-use crate::stream::{BLOCK_LEN, files_below};
+use crate::stream::{BLOCK_LEN, files_of_model};
 
 /// Some bytes of one tensor.
 pub(super) struct Block {
@@ -133,7 +133,7 @@ fn compare_files(release: &Checkpoint, inputs: &Audit<'_>, config: Option<&str>)
     }
     let weights = |name: &str| [".safetensors", ".gguf"].iter().any(|ending| name.ends_with(ending));
     let lists = [CHECKSUMS, MANIFEST, INDEX_FILE];
-    let extra = files_below(&release.dir)?;
+    let extra = files_of_model(&release.dir)?;
     let extra =
         extra.iter().find(|name| !names.contains(name.as_str()) && !weights(name) && !lists.contains(&name.as_str()));
     extra.map_or(Ok(None), |name| differs(name, "comes from neither the base nor the adapters"))

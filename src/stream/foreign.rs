@@ -54,8 +54,8 @@ const NAMES: [&str; 21] = [
 ];
 /// Endings of its weights.
 const ENDINGS: [&str; 4] = [".safetensors", ".safetensors.index.json", ".gguf", ".bin"];
-/// What downloads of the Hub leave.
-const CACHE: &str = ".cache/";
+/// What downloads and clones of the Hub leave: no loader reads it, and no export writes it.
+const LEFT: [&str; 3] = [".cache/", ".git/", ".gitattributes"];
 
 /// The files below `dir`, by their path from there in order, that are no part of the model in it.
 pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
@@ -67,12 +67,18 @@ pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
         None => NAMES.contains(&name) || (!name.contains('/') && ENDINGS.iter().any(|ending| name.ends_with(ending))),
     };
     let mut found = files_below(dir)?;
-    found.retain(|name| !belongs(name) && !name.starts_with(CACHE));
+    found.retain(|name| !belongs(name) && !name.starts_with(LEFT[0]));
     Ok(found)
 }
 
+/// The files of the model in `dir`, hidden ones too, but for what downloads and clones leave; no empty directory.
+pub(crate) fn files_of_model(dir: &Path) -> Result<Vec<String>> {
+    let left = |name: &str| LEFT.iter().any(|left| name.starts_with(left)) || dir.join(name).is_dir();
+    Ok(files_below(dir)?.into_iter().filter(|name| !left(name)).collect())
+}
+
 /// The files below `dir` by their path from there; an empty directory counts as one, and a link is what it is.
-pub(crate) fn files_below(dir: &Path) -> Result<BTreeSet<String>> {
+fn files_below(dir: &Path) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     walk(dir, "", &mut found)?;
     Ok(found)

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 pub(crate) use bounds::{in_flight, open_files, writers};
 pub use foreign::Overwrite;
-pub(crate) use foreign::files_below;
+pub(crate) use foreign::files_of_model;
 pub(crate) use inputs::{Input, InputDigest};
 pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
 pub(crate) use workers::BLOCK_LEN;

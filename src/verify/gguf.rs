@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{Verification, files_below};
+use super::Verification;
 use crate::error::Result;
 use crate::gguf::{GgufModel, Verdict, lint_model, lint_padding};
+use crate::stream::files_of_model;
 
 /// Lints the file at `path` with all other parts of its model.
 pub(super) fn lint_lone(path: &Path, result: &mut Verification) {
@@ -15,7 +16,7 @@ pub(super) fn lint_lone(path: &Path, result: &mut Verification) {
 
 /// Lints every GGUF file below `dir`; says whether there is one.
 pub(super) fn lint_all(dir: &Path, result: &mut Verification) -> Result<bool> {
-    let names = files_below(dir)?.into_iter().filter(|name| name.ends_with(".gguf"));
+    let names = files_of_model(dir)?.into_iter().filter(|name| name.ends_with(".gguf"));
     let mut pending: BTreeSet<PathBuf> = names.map(|name| dir.join(name)).collect();
     let found = !pending.is_empty();
     while let Some(path) = pending.pop_first() {

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Problem, Verification, files_below};
+use super::{Problem, Verification};
 use crate::adapter::head_apart;
 use crate::checkpoint::{Checkpoint, open_regular};
 use crate::error::{Result, escaped};
 use crate::export::CHECKSUMS;
 use crate::rules::{self, Content, Release, Weight};
+use crate::stream::files_of_model;
 
 /// Holds the model in `dir` against the release rules, if it is one for transformers and its kin.
 pub(super) fn hold(dir: &Path, result: &mut Verification) -> Result<()> {
@@ -18,7 +19,7 @@ pub(super) fn hold(dir: &Path, result: &mut Verification) -> Result<()> {
     // Weights that can't be opened are the lint's to report.
     let model = Checkpoint::open(dir).ok();
     let small = |name: &String| ![".safetensors", ".gguf", ".bin", ".pt"].iter().any(|ending| name.ends_with(ending));
-    let paths: BTreeMap<String, PathBuf> = files_below(dir)?
+    let paths: BTreeMap<String, PathBuf> = files_of_model(dir)?
         .into_iter()
         .filter(small)
         .map(|name| (name.clone(), dir.join(&name)))

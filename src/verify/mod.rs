@@ -21,7 +21,7 @@ use crate::error::{Error, Result, escaped};
 use crate::export::{CHECKSUMS, MANIFEST};
 use crate::gguf::is_gguf;
 use crate::progress::Progress;
-use crate::stream::files_below;
+use crate::stream::files_of_model;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -208,19 +208,17 @@ fn parse_manifest(text: &str, result: &mut Verification) -> List {
     List::Of(listed)
 }
 
-/// Files below `dir` that are neither listed nor one of `lists`. What downloads leave is none: no loader reads it, and no
-/// export writes it. Other hidden files are.
+/// Files of `dir` that are neither listed nor one of `lists`.
 fn unlisted(dir: &Path, listed: &Listed, lists: &[&str]) -> Result<Vec<String>> {
-    let left = |name: &str| name.starts_with(".cache/") || name == ".gitattributes" || dir.join(name).is_dir();
-    let names = files_below(dir)?.into_iter();
-    Ok(names.filter(|name| !lists.contains(&name.as_str()) && !listed.contains_key(name) && !left(name)).collect())
+    let names = files_of_model(dir)?.into_iter();
+    Ok(names.filter(|name| !lists.contains(&name.as_str()) && !listed.contains_key(name)).collect())
 }
 
 /// Whether there is a file of weights in `dir`, of a form that any loader knows.
 fn has_weights(dir: &Path) -> Result<bool> {
     let weights =
         |name: &String| [".safetensors", ".gguf", ".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
-    Ok(files_below(dir)?.iter().any(weights))
+    Ok(files_of_model(dir)?.iter().any(weights))
 }
 
 /// The listed files that are there, with their sizes.
