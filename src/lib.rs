@@ -5,6 +5,7 @@
 //! result. Nothing here prints or ends the process.
 
 pub mod adapter;
+pub mod caught;
 pub mod checkpoint;
 pub mod digest;
 pub mod error;

@@ -318,7 +318,7 @@ fn plan_text(plan: &TrainPlan) -> String {
         row("data", line.to_owned());
     }
     if !plan.data.held_out.rows.is_empty() {
-        row("held out", format!("{} samples", plan.data.held_out.set.samples.len()));
+        row("held out", format!("{} samples", plan.data.held_out.samples));
     }
     let progress = &plan.progress;
     let from = if progress.global_step > 0 { format!(", from step {}", progress.global_step) } else { String::new() };

@@ -1,6 +1,5 @@
 //! The cards of a job, opened while the rest of it is being prepared.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
@@ -9,6 +8,7 @@ use super::choice::Device;
 use super::driver::{self, NoCard};
 use super::fault::{Fault, Faults};
 use super::simulated::SimulatedCard;
+use crate::caught::caught;
 use crate::size::ByteSize;
 
 type Opened = Arc<OnceLock<Result<Vec<Card>, NoCard>>>;
@@ -39,7 +39,7 @@ impl Cards {
         let shared = Arc::clone(&opened);
         let open = move || {
             // Whoever waits must get an answer, even if a driver lacks a function and cudarc panics.
-            let found = catch_unwind(AssertUnwindSafe(|| open_all(device, memory)));
+            let found = caught(|| open_all(device, memory));
             let found = found.unwrap_or_else(|_| Err(NoCard::Failed("it lacks a function".to_owned())));
             let cards = shared.get_or_init(|| found.map(|cards| with_fault(cards, fault)));
             // The first merge waits for its kernels if they are not done by then.
@@ -57,7 +57,7 @@ impl Cards {
     /// How many cards are fit for qft.
     pub fn count() -> usize {
         // A driver that lacks a function makes cudarc panic: none is fit then.
-        catch_unwind(|| driver::find(Device::Auto)).ok().and_then(Result::ok).map_or(0, |found| found.len())
+        caught(|| driver::find(Device::Auto)).ok().and_then(Result::ok).map_or(0, |found| found.len())
     }
 
     /// No cards: all is done on the processor.

@@ -1,7 +1,7 @@
 //! Data made ready: files to conversations, to samples, to the rows that batches are made of. Tokenized sets are kept
 //! beside the runs and found again by their content.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -28,24 +28,37 @@ const CACHE: &str = "tokens";
 /// Samples, and the rows that they share.
 #[derive(Debug, Clone, Default)]
 pub struct Rows {
-    /// The samples.
+    /// The samples, each once.
     pub set: Encoded,
-    /// Of each row, its samples: one, or a pack.
+    /// Of each row, its samples by their place in the set: one, or a pack.
     pub rows: Vec<Vec<usize>>,
+    /// How many samples all rows have: one that is repeated counts as often.
+    pub samples: usize,
 }
 
 impl Rows {
-    fn new(set: Encoded, max_length: Option<usize>) -> Self {
+    /// Rows of the samples that `order` names, packed up to `max_length` tokens if there is one.
+    fn new(set: Encoded, order: &[usize], max_length: Option<usize>) -> Self {
         let rows = match max_length {
-            Some(max_length) => pack(&set.lengths(), max_length),
-            None => (0..set.samples.len()).map(|sample| vec![sample]).collect(),
+            Some(max_length) => {
+                let lengths: Vec<usize> = order.iter().map(|at| set.samples[*at].ids.len()).collect();
+                let mut packs = pack(&lengths, max_length);
+                packs.iter_mut().flatten().for_each(|at| *at = order[*at]);
+                packs
+            }
+            None => order.iter().map(|at| vec![*at]).collect(),
         };
-        Self { set, rows }
+        Self { set, rows, samples: order.len() }
     }
 
     /// The micro-batch of these rows.
     pub fn batch(&self, rows: &[usize]) -> Batch {
         Batch::new(rows.iter().flat_map(|row| &self.rows[*row]).map(|sample| &self.set.samples[*sample]))
+    }
+
+    /// Tokens of all rows.
+    pub fn tokens(&self) -> u64 {
+        self.rows.iter().flatten().map(|sample| self.set.samples[*sample].ids.len() as u64).sum()
     }
 
     /// Tokens of the longest row.
@@ -94,12 +107,15 @@ impl Prepared {
         let (specs, held_out_specs) = (specs(&settings.dataset)?, specs(&settings.val_dataset)?);
         let loaded = data::load(&specs, settings.strict, settings.data_seed)?;
         let mut skipped = loaded.skipped;
+        let mut rows = loaded.conversations;
         let (train, held_out) = if held_out_specs.is_empty() {
-            data::split(loaded.conversations, settings.split_dataset_ratio, settings.data_seed)
+            data::split(&rows, loaded.order, settings.split_dataset_ratio, settings.data_seed)
         } else {
             let held_out = data::load(&held_out_specs, settings.strict, settings.data_seed)?;
             skipped.extend(held_out.skipped);
-            (loaded.conversations, held_out.conversations)
+            let first = rows.len();
+            rows.extend(held_out.conversations);
+            (loaded.order, held_out.order.into_iter().map(|at| first + at).collect())
         };
         let max_length = settings.max_length.map(|length| length as usize);
         let loss_scale = named(&settings.loss_scale, "--loss_scale")?;
@@ -121,7 +137,7 @@ impl Prepared {
             ));
         }
         progress.phase("tokenizing");
-        let tokenize = |rows: &[Conversation]| -> Result<(Encoded, Hex)> {
+        let tokenize = |rows: &[&Conversation]| -> Result<(Encoded, Hex)> {
             let cache_dir = settings.output_dir().join(CACHE);
             let key = cache::key(encoder.fingerprint(), &[digest(rows)]);
             let kept = settings.load_from_cache_file.then(|| cache::load(&cache_dir, &key)).flatten();
@@ -137,9 +153,12 @@ impl Prepared {
             }
             Ok((set, key))
         };
-        let (train_rows, held_out_rows) = (train, held_out);
+        let [(train_rows, train_order), (held_out_rows, held_out_order)] =
+            [train, held_out].map(|order| distinct(&rows, order));
         let (train, key) = tokenize(&train_rows)?;
         let (held_out, _) = tokenize(&held_out_rows)?;
+        let fingerprint = key + &order_digest(&train_order, train_rows.len());
+        let (train_order, held_out_order) = (samples(&train, &train_order), samples(&held_out, &held_out_order));
         let sets = [(&train, &train_rows[..]), (&held_out, &held_out_rows[..])];
         if settings.strict {
             sets.iter().try_for_each(|(set, rows)| check_strictly(set, rows))?;
@@ -150,17 +169,18 @@ impl Prepared {
         let dropped: Vec<_> = sets.iter().flat_map(|(set, rows)| dropped(set, rows)).collect();
         let mut notes = left_out(&skipped, &dropped);
         notes.extend(as_given(train.as_given + held_out.as_given, loss_scale));
-        drop((train_rows, held_out_rows));
+        drop(rows);
         let packs = settings.packing.then_some(max_length).flatten();
         if settings.packing && packs.is_none() {
             return Err(Error::refused("--packing needs to know how long a row is", "add --max_length 3072"));
         }
-        let mut lengths = Lengths::new(&train);
-        let (train, held_out) = (Rows::new(train, packs), Rows::new(held_out, packs));
+        let mut lengths = Lengths::new(&train, &train_order);
+        let train = Rows::new(train, &train_order, packs);
+        let held_out = Rows::new(held_out, &held_out_order, packs);
         if let Some(max_length) = packs {
             lengths = lengths.packed(train.rows.len(), max_length);
         }
-        let fingerprint = sha256(format!("{key} packs {packs:?}").as_bytes());
+        let fingerprint = sha256(format!("{fingerprint} packs {packs:?}").as_bytes());
         Ok(Self { train, held_out, lengths, skipped, dropped, notes, fingerprint })
     }
 
@@ -177,9 +197,39 @@ impl Prepared {
     }
 }
 
+/// The conversations that `order` names, each once, in the order in which they first come; and the order by their places
+/// there.
+fn distinct(rows: &[Conversation], order: Vec<usize>) -> (Vec<&Conversation>, Vec<usize>) {
+    let mut places = vec![None; rows.len()];
+    let mut once = Vec::new();
+    let place = |at: usize| {
+        *places[at].get_or_insert_with(|| {
+            once.push(&rows[at]);
+            once.len() - 1
+        })
+    };
+    let order = order.into_iter().map(place).collect();
+    (once, order)
+}
+
+/// The samples that rows in this order became, by their places in the set.
+fn samples(set: &Encoded, order: &[usize]) -> Vec<usize> {
+    let places: HashMap<usize, usize> = set.rows.iter().enumerate().map(|(sample, row)| (*row, sample)).collect();
+    order.iter().filter_map(|row| places.get(row).copied()).collect()
+}
+
+/// What tells this order of `rows` rows from others; nothing for each once, as the rows' own digest says it.
+fn order_digest(order: &[usize], rows: usize) -> String {
+    if order.iter().copied().eq(0..rows) {
+        return String::new();
+    }
+    let bytes: Vec<u8> = order.iter().flat_map(|at| (*at as u64).to_le_bytes()).collect();
+    format!(" {}", sha256(&bytes))
+}
+
 /// Refuses a set if a row couldn't be rendered, with the first. Rows that are only too long, or that teach nothing, are
 /// dropped all the same.
-fn check_strictly(set: &Encoded, rows: &[Conversation]) -> Result<()> {
+fn check_strictly(set: &Encoded, rows: &[&Conversation]) -> Result<()> {
     let refused = set.dropped.iter().find_map(|dropped| match &dropped.reason {
         Reason::Refused { problem, remedy } => Some((&rows.get(dropped.row)?.origin, problem, remedy)),
         _ => None,
@@ -191,7 +241,7 @@ fn check_strictly(set: &Encoded, rows: &[Conversation]) -> Result<()> {
 }
 
 /// The rows that were dropped, by the kind of the reason.
-fn dropped(set: &Encoded, rows: &[Conversation]) -> Vec<(&'static str, Skipped)> {
+fn dropped(set: &Encoded, rows: &[&Conversation]) -> Vec<(&'static str, Skipped)> {
     let named = set.dropped.iter().filter_map(|dropped| {
         let origin = rows.get(dropped.row)?.origin.clone();
         Some((dropped.reason.kind(), Skipped { origin, reason: dropped.reason.to_string() }))
@@ -200,7 +250,7 @@ fn dropped(set: &Encoded, rows: &[Conversation]) -> Vec<(&'static str, Skipped)>
 }
 
 /// Why no row is left to train on: the reason that most have, and what to do about that.
-fn nothing_left(set: &Encoded, rows: &[Conversation]) -> Error {
+fn nothing_left(set: &Encoded, rows: &[&Conversation]) -> Error {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     set.dropped.iter().for_each(|dropped| *counts.entry(dropped.reason.kind()).or_default() += 1);
     let reasons: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
@@ -249,8 +299,8 @@ fn as_given(turns: usize, loss_scale: LossScale) -> Option<String> {
 }
 
 /// A digest of everything that an encoding takes from rows.
-fn digest(rows: &[Conversation]) -> Hex {
-    let of_row = |row: &Conversation| {
+fn digest(rows: &[&Conversation]) -> Hex {
+    let of_row = |row: &&Conversation| {
         let messages: Vec<_> = row.messages.iter().map(|m| (format!("{:?}", m.role), &m.content, m.loss)).collect();
         sha256(format!("{messages:?} {:?}", row.tools).as_bytes())
     };

@@ -368,14 +368,14 @@ impl<'e, E: Engine> Run<'e, E> {
     fn evaluate(&mut self, saved: bool, how: &mut How<'_>) -> Result<()> {
         how.progress.phase("evaluating");
         let start = Instant::now();
-        let Rows { set, rows } = &self.plan.data.held_out;
+        let Rows { rows, samples, .. } = &self.plan.data.held_out;
         let each = self.plan.settings.per_device_eval_batch_size as usize;
         let numbers: Vec<usize> = (0..rows.len()).collect();
         let (rank, count) = (how.ranks.rank(), how.ranks.count());
         let of_rank = numbers.chunks(each).skip(rank).step_by(count);
         let batches: Vec<Batch> = of_rank.map(|rows| self.plan.data.held_out.batch(rows)).collect();
         let loss = self.trainer.evaluate(&batches, how.ranks)?;
-        let (samples, tokens) = (set.samples.len() as u64, set.lengths().iter().sum::<usize>() as u64);
+        let (samples, tokens) = (*samples as u64, self.plan.data.held_out.tokens());
         let steps = rows.len().div_ceil(each) as u64;
         if let Some(loss) = loss {
             let seconds = start.elapsed().as_secs_f64();

@@ -3,6 +3,7 @@
 
 mod byte_level;
 mod family;
+mod growth;
 mod llama_hf;
 mod pre;
 mod reach;

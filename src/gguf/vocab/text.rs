@@ -4,12 +4,20 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use super::reach::Reach;
 use super::sources::Sources;
-use super::tokenizer::{Tokenizer, guarded, open_whole};
+use super::tokenizer::{Opened, Tokenizer, guarded, open_whole};
 use crate::error::{Error, Result, shown};
 use crate::gguf::source::ModelFiles;
+
+/// Most bytes of a text that is tokenized in one go, which takes some 160 bytes of memory for each: a million tokens.
+const MOST_BYTES: usize = 4 << 20;
+/// Most bytes of it that normalizers may make.
+const MOST_GROWN: u64 = 4 * MOST_BYTES as u64;
+/// Texts of more bytes are tokenized one at a time, whatever the threads.
+const MUCH: usize = 256 << 10;
 
 /// The files that say which tokens there are.
 const FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
@@ -21,6 +29,9 @@ pub(crate) struct TextTokenizer {
     reach: Option<Reach>,
     ids_end: u32,
     added: HashSet<u32>,
+    most_bytes: usize,
+    /// Held by the thread that tokenizes much text.
+    turn: Mutex<()>,
 }
 
 impl TextTokenizer {
@@ -30,7 +41,7 @@ impl TextTokenizer {
         let files = ModelFiles { paths: there.collect(), ..ModelFiles::default() };
         let text = files.text("tokenizer.json")?;
         let sources = Sources::read(&files, text.as_deref())?;
-        let Some((path, mut tokenizer)) = open_whole(&sources)? else {
+        let Some(Opened { path, mut tokenizer, growth }) = open_whole(&sources)? else {
             let problem = format!("{} has no tokenizer.json, which training reads", shown(dir));
             return Err(Error::refused(problem, "copy it from the model's source, or save the tokenizer anew"));
         };
@@ -40,12 +51,23 @@ impl TextTokenizer {
         let reach = sources.tokenizer.as_ref().and_then(|json| Reach::new(&json.rest, &vocab));
         let ids_end = vocab.into_values().max().map_or(0, |id| id.saturating_add(1));
         let added = tokenizer.get_added_tokens_decoder().into_keys().collect();
-        Ok(Self { path, tokenizer, reach, ids_end, added })
+        let most_bytes = usize::try_from(MOST_GROWN / growth).unwrap_or(usize::MAX).min(MOST_BYTES);
+        Ok(Self { path, tokenizer, reach, ids_end, added, most_bytes, turn: Mutex::new(()) })
+    }
+
+    /// The most bytes of a text that it takes.
+    pub(crate) fn most_bytes(&self) -> usize {
+        self.most_bytes
     }
 
     /// The ids of `text`, special tokens in it read as such and none added, and the bytes of `text` that each covers.
-    /// Where a character is several tokens, each covers the character.
+    /// Where a character is several tokens, each covers the character. Longer text than [`Self::most_bytes`] is refused.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        if text.len() > self.most_bytes {
+            let problem = format!("a text has {} bytes, and at most {} are tokenized", text.len(), self.most_bytes);
+            return Err(Error::refused(problem, "cut the row into shorter ones"));
+        }
+        let _turn = (text.len() > MUCH).then(|| self.turn.lock());
         let encode = || {
             let encoding = self.tokenizer.encode(text, false)?;
             let places = encoding.get_offsets().iter().map(|(start, end)| *start..*end);

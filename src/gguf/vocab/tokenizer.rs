@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
@@ -14,9 +13,11 @@ use tokenizers::{
 };
 
 use super::MAX_TOKENS;
+use super::growth::growth;
 use super::sources::{Sources, members, token_text};
 use super::tables::TokenizerJson;
 use super::words::{AnyModel, Words};
+use crate::caught::caught;
 use crate::error::{Error, Result, escaped, shown};
 
 /// The named tokens of transformers, in its order.
@@ -43,7 +44,7 @@ impl<'t> HfTokenizer<'t> {
         let Some(json) = &sources.tokenizer else { return Ok(None) };
         let extra = ExtraTokens::read(sources)?;
         let parse = || by_words(json).map_or_else(|| serde_json::from_str(json.text), Ok);
-        let Some((path, tokenizer)) = open(sources, &extra, parse)? else { return Ok(None) };
+        let Some(Opened { path, tokenizer, .. }) = open(sources, &extra, parse)? else { return Ok(None) };
         let mut vocab: BTreeMap<u32, Cow<'_, str>> = match tokenizer.get_model() {
             AnyModel::Words(words) => words.texts().iter().map(|(id, text)| (*id, Cow::Borrowed(*text))).collect(),
             AnyModel::Whole(_) => tokenizer.get_vocab(false).into_iter().map(|(text, id)| (id, text.into())).collect(),
@@ -164,9 +165,19 @@ fn stated(extra: &ExtraTokens, listed: &[Value]) -> BTreeMap<String, u32> {
     added.chain(listed).collect()
 }
 
+/// A tokenizer of the crate, as it is used.
+pub(super) struct Opened<'t> {
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// The tokenizer.
+    pub(super) tokenizer: Tokenizer<'t>,
+    /// How many times as long it can make a text before it cuts it.
+    pub(super) growth: u64,
+}
+
 /// Opens the tokenizer of a model with the crate's model of its whole vocabulary: slower to open, and as fast as the crate
 /// is ever after. `None` if there is no `tokenizer.json`.
-pub(super) fn open_whole(sources: &Sources<'_>) -> Result<Option<(PathBuf, Tokenizer<'static>)>> {
+pub(super) fn open_whole(sources: &Sources<'_>) -> Result<Option<Opened<'static>>> {
     let Some(json) = &sources.tokenizer else { return Ok(None) };
     open(sources, &ExtraTokens::read(sources)?, || serde_json::from_str(json.text))
 }
@@ -176,8 +187,13 @@ fn open<'t>(
     sources: &Sources<'_>,
     extra: &ExtraTokens,
     parse: impl FnOnce() -> serde_json::Result<Tokenizer<'t>>,
-) -> Result<Option<(PathBuf, Tokenizer<'t>)>> {
+) -> Result<Option<Opened<'t>>> {
     let Some(path) = sources.files.paths.get("tokenizer.json") else { return Ok(None) };
+    let refuse = |problem: String| {
+        let problem = format!("can't be opened as a tokenizer: {problem}");
+        Error::malformed(path, problem, "restore the file from its source")
+    };
+    let growth = sources.tokenizer.as_ref().map_or(Ok(1), |json| growth(&json.rest)).map_err(refuse)?;
     let opened = guarded(|| {
         let mut tokenizer = parse()?;
         tokenizer.with_truncation(None)?;
@@ -187,11 +203,7 @@ fn open<'t>(
         tokenizer.set_encode_special_tokens(extra.split_special);
         Ok(tokenizer)
     });
-    let refuse = |problem: String| {
-        let problem = format!("can't be opened as a tokenizer: {problem}");
-        Error::malformed(path, problem, "restore the file from its source")
-    };
-    Ok(Some((path.clone(), opened.map_err(refuse)?)))
+    Ok(Some(Opened { path: path.clone(), tokenizer: opened.map_err(refuse)?, growth }))
 }
 
 /// The tokenizer of a file with tables, as the crate would read it, but for a model that works word by word; `None` where
@@ -223,10 +235,8 @@ fn by_words<'t>(json: &'t TokenizerJson<'_>) -> Option<Tokenizer<'t>> {
 
 /// Runs code of the `tokenizers` crate on input that nobody vouches for: a panic becomes an error.
 pub(super) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|e| escaped(&e.to_string())),
-        Err(_) => Err("the tokenizers library gave up".to_owned()),
-    }
+    let done = caught(work).map_err(|panic| format!("the tokenizers library gave up ({panic})"))?;
+    done.map_err(|e| escaped(&e.to_string()))
 }
 
 /// Tokens that a configuration adds to `tokenizer.json`, in the order in which transformers adds them.

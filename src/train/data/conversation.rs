@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::error::shown;
+use crate::size::ByteSize;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +54,13 @@ pub struct Conversation {
     pub tools: Vec<Value>,
     /// Where the row is.
     pub origin: Origin,
+}
+
+impl Conversation {
+    /// Bytes of all that is said.
+    pub fn bytes(&self) -> usize {
+        self.messages.iter().map(|message| message.content.len()).sum()
+    }
 }
 
 /// The place of a row.
@@ -108,4 +116,17 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
+}
+
+/// Most bytes of a row: those of a million tokens several times over.
+pub(super) const MOST_BYTES: usize = 16 << 20;
+
+/// Refuses a row of more `bytes` than are read.
+pub(super) fn refuse_much(bytes: usize) -> Result<(), Flaw> {
+    if bytes <= MOST_BYTES {
+        return Ok(());
+    }
+    let problem =
+        format!("has {} of text, and at most {} are read", ByteSize(bytes as u64), ByteSize(MOST_BYTES as u64));
+    Err(Flaw::new(problem, "cut it into shorter rows, or drop it"))
 }

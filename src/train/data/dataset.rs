@@ -17,6 +17,8 @@ use crate::error::{Error, Result, escaped, shown};
 
 /// Most rows that a sample may have.
 const MAX_SAMPLE: usize = 1_000_000_000;
+/// Most rows of a sample that repeats rows.
+const MAX_REPEATED: usize = 1_000_000;
 /// The extensions of data files in a directory.
 const EXTENSIONS: [&str; 4] = ["json", "jsonl", "ndjson", "parquet"];
 /// Files that the `datasets` library puts beside the data.
@@ -143,6 +145,8 @@ pub struct FileCounts {
 pub struct Loaded {
     /// The rows to use, in the order of the files and of the rows in each.
     pub conversations: Vec<Conversation>,
+    /// Numbers of conversations in the order in which they are used: a sample may repeat them.
+    pub order: Vec<usize>,
     /// Every row that can't be used.
     pub skipped: Vec<Skipped>,
     /// Counts of each file, in order.
@@ -158,9 +162,24 @@ pub fn load(specs: &[DatasetSpec], strict: bool, seed: u64) -> Result<Loaded> {
         for file in spec.files()? {
             read_file(&file, strict, &mut loaded)?;
         }
-        if let Some(count) = spec.sample {
-            let rows = loaded.conversations.split_off(first);
-            loaded.conversations.extend(sample(rows, count, seed, nth));
+        let read = loaded.conversations.len() - first;
+        let Some(count) = spec.sample else {
+            loaded.order.extend(first..first + read);
+            continue;
+        };
+        if count > MAX_REPEATED.max(read) {
+            let problem = format!("{spec} asks for {count} rows, and there are {read} that can be used");
+            let remedy = format!("ask for {MAX_REPEATED} at most; --num_train_epochs repeats them too");
+            return Err(Error::refused(problem, remedy));
+        }
+        let chosen = sample(read, count, seed, nth);
+        if count < read {
+            let mut next = chosen.iter().peekable();
+            let rows = loaded.conversations.split_off(first).into_iter().enumerate();
+            loaded.conversations.extend(rows.filter(|(at, _)| next.next_if_eq(&at).is_some()).map(|(_, row)| row));
+            loaded.order.extend(first..first + count);
+        } else {
+            loaded.order.extend(chosen.into_iter().map(|at| first + at));
         }
     }
     if loaded.conversations.is_empty() {
@@ -174,6 +193,7 @@ pub fn read_text(file: &Path, text: &[u8], strict: bool) -> Result<Loaded> {
     let mut loaded = Loaded::default();
     let file: Arc<Path> = file.into();
     json::each_row(&file, text, &mut |line, row| loaded.take(&file, line, row, strict))?;
+    loaded.order.extend(0..loaded.conversations.len());
     Ok(loaded)
 }
 

@@ -6,7 +6,6 @@
 //! left out (`loss: false`); here the whole turn is left out.
 
 use std::ops::Range;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::conversation::Conversation;
 use super::fit::{Dropped, Encoded, Reason, Truncation, fit};
-use super::room::with_room;
 use super::spans::{self, Found, Wanted, Writer};
 use super::template::ChatTemplate;
 use super::turns::{Chat, Turn};
@@ -26,6 +24,8 @@ use crate::gguf::vocab::TextTokenizer;
 
 /// Changes whenever the same row can give other tokens than before.
 const VERSION: u32 = 2;
+/// Rows of more bytes are looked at before their turns are searched.
+const MUCH: usize = 64 << 10;
 /// Rows that a thread takes at once.
 const ROWS: usize = 8;
 /// The files that a tokenizer depends on.
@@ -141,6 +141,15 @@ impl Encoder {
         Ok(Rendered { text, trained, as_given })
     }
 
+    /// All turns that are learned, found one by one and at once.
+    #[cfg(test)]
+    pub(super) fn found_by(&self, row: &Conversation) -> [Result<Found>; 2] {
+        let chat = Chat::new(row, None).unwrap();
+        let wanted: Vec<_> = chat.turns.iter().map(|turn| Wanted { turn, whole: true }).collect();
+        let writer = Writer { template: &self.template, tokenizer: &self.tokenizer };
+        [false, true].map(|many| spans::find_by(many, writer, row, &chat, &wanted))
+    }
+
     fn is_trained(&self, turn: &Turn) -> bool {
         turn.loss.unwrap_or(match self.options.loss_scale {
             LossScale::Default | LossScale::All => true,
@@ -172,7 +181,7 @@ impl Encoder {
     /// [`Error::Interrupted`].
     pub fn encode_all(
         &self,
-        rows: &[Conversation],
+        rows: &[&Conversation],
         threads: usize,
         cancel: &AtomicBool,
         done: &(dyn Fn(usize) + Sync),
@@ -180,7 +189,7 @@ impl Encoder {
         let next = AtomicUsize::new(0);
         let found = Mutex::new(Vec::with_capacity(rows.len().div_ceil(ROWS)));
         let work = || {
-            while !cancel.load(Ordering::Relaxed) {
+            while !cancel.load(Ordering::Relaxed) && self.template.if_stuck().is_ok() {
                 let start = next.fetch_add(ROWS, Ordering::Relaxed);
                 let Some(some) = rows.get(start..rows.len().min(start.saturating_add(ROWS))) else { return };
                 if some.is_empty() {
@@ -191,15 +200,13 @@ impl Encoder {
                 done(some.len());
             }
         };
-        // A thread each, and not one for each rendering.
-        let work = || with_room(work).map_err(Error::io("start a thread for", self.template.path()));
         std::thread::scope(|scope| {
-            let others = 1..threads.min(rows.len().div_ceil(ROWS));
-            let others: Vec<_> = others.map(|_| scope.spawn(work)).collect();
-            let mine = work();
-            let theirs = others.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            theirs.fold(mine, std::result::Result::and)
-        })?;
+            (1..threads.min(rows.len().div_ceil(ROWS))).for_each(|_| {
+                scope.spawn(work);
+            });
+            work();
+        });
+        self.template.if_stuck()?;
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Interrupted { kept: None, finished: 0, shards: 0 });
         }
@@ -226,18 +233,39 @@ impl Encoder {
             other => Reason::Refused { problem: other.to_string(), remedy: "drop the row".to_owned() },
         };
         let EncodeOptions { max_length, truncation, .. } = self.options;
-        let rendered = self.render(row).map_err(refused)?;
-        let as_given = rendered.as_given;
-        // Text without end would take hundreds of bytes of memory for each of its own.
-        if let Some(max) = max_length.filter(|_| truncation == Truncation::Delete) {
-            let fewest = self.tokenizer.fewest_tokens(&rendered.text);
+        let deleted = max_length.filter(|_| truncation == Truncation::Delete);
+        // Text without end would take hundreds of bytes of memory for each of its own, and many renderings of all of it.
+        if let Some(max) = deleted.filter(|_| row.bytes() > MUCH) {
+            let chat = Chat::new(row, self.options.system.as_deref()).map_err(refused)?;
+            let text = self.template.render(&chat.messages, chat.tools.as_ref(), false).map_err(refused)?;
+            let fewest = self.tokenizer.fewest_tokens(&text);
             if fewest > max {
                 return Err(Reason::FarTooLong(fewest));
             }
         }
+        let mut rendered = self.render(row).map_err(refused)?;
+        let as_given = rendered.as_given;
+        if max_length.is_some() {
+            rendered = shortened(rendered, self.tokenizer.most_bytes(), truncation);
+        }
         let sample = self.tokens(rendered).map_err(refused)?;
         Ok((fit(sample, max_length, truncation)?, as_given))
     }
+}
+
+/// `rendered` with as many bytes as can be tokenized, of the side that `truncation` keeps: far more than a row may have
+/// tokens.
+fn shortened(rendered: Rendered, most: usize, truncation: Truncation) -> Rendered {
+    let Rendered { text, trained, as_given } = rendered;
+    let kept = match truncation {
+        _ if text.len() <= most => return Rendered { text, trained, as_given },
+        Truncation::Delete => return Rendered { text, trained, as_given },
+        Truncation::Left => text.ceil_char_boundary(text.len() - most)..text.len(),
+        Truncation::Right => 0..text.floor_char_boundary(most),
+    };
+    let place = |at: usize| at.clamp(kept.start, kept.end) - kept.start;
+    let trained = trained.into_iter().map(|span| place(span.start)..place(span.end)).filter(|span| !span.is_empty());
+    Rendered { trained: trained.collect(), text: text[kept.clone()].to_owned(), as_given }
 }
 
 /// What lies between `spans`, which are in order, up to `end`.
@@ -329,7 +357,7 @@ pub(super) mod tests {
                         {{ m.content }}{% endfor %}";
         std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
         let encoder = Encoder::new(dir.path(), EncodeOptions::default()).unwrap();
-        let all = encoder.encode_all(&[chat()], 1, &AtomicBool::new(false), &|_| {}).unwrap();
+        let all = encoder.encode_all(&[&chat()], 1, &AtomicBool::new(false), &|_| {}).unwrap();
         let [Dropped { row: 0, reason: Reason::Refused { problem, remedy } }] = &all.dropped[..] else {
             panic!("{all:?}")
         };
@@ -344,10 +372,8 @@ pub(super) mod tests {
             let options = EncodeOptions { max_length: Some(10), truncation, ..EncodeOptions::default() };
             Encoder::new(&model(), options).unwrap()
         };
-        let [Dropped { reason: Reason::FarTooLong(fewest), .. }] = &encoder(Truncation::Delete)
-            .encode_all(std::slice::from_ref(&row), 1, &AtomicBool::new(false), &|_| {})
-            .unwrap()
-            .dropped[..]
+        let [Dropped { reason: Reason::FarTooLong(fewest), .. }] =
+            &encoder(Truncation::Delete).encode_all(&[&row], 1, &AtomicBool::new(false), &|_| {}).unwrap().dropped[..]
         else {
             panic!("it was tokenized")
         };
@@ -356,10 +382,33 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn text_without_end_is_cut_before_it_is_tokenized() {
+        let rendered = |text: &str| Rendered { text: text.to_owned(), trained: vec![0..1, 2..5, 7..8], as_given: 1 };
+        let cut = |most, truncation| {
+            let Rendered { text, trained, as_given } = shortened(rendered("a语bcdef"), most, truncation);
+            (text, trained, as_given)
+        };
+        let whole = ("a语bcdef".to_owned(), vec![0..1, 2..5, 7..8], 1);
+        assert_eq!(cut(9, Truncation::Left), whole);
+        assert_eq!(cut(3, Truncation::Delete), whole);
+        assert_eq!(cut(3, Truncation::Right), ("a".to_owned(), vec![0..1], 1));
+        assert_eq!(cut(5, Truncation::Right), ("a语b".to_owned(), vec![0..1, 2..5], 1));
+        assert_eq!(cut(6, Truncation::Left), ("bcdef".to_owned(), vec![0..1, 3..4], 1));
+        // A row's ends are what they are of a shorter row.
+        let row = |words: &str| conversation(&[(Role::User, &words.repeat(300_000)), (Role::Assistant, "b")]);
+        let options = EncodeOptions { max_length: Some(9), truncation: Truncation::Left, ..EncodeOptions::default() };
+        let left = Encoder::new(&model(), options).unwrap();
+        let words = "the quick brown fox ";
+        let (huge, short) = (left.fitted(&row(words)).unwrap(), left.fitted(&row(&words[..2])).unwrap());
+        assert_eq!((huge.0.ids.len(), &huge.0.ids[4..]), (9, &short.0.ids[4..]));
+    }
+
+    #[test]
     fn any_number_of_threads_gives_the_same_in_order() {
         let said: Vec<String> = (0..50).map(|i| "the dog ".repeat(i % 7 * 3) + &i.to_string()).collect();
         let rows: Vec<_> =
             said.iter().map(|said| conversation(&[(Role::User, said), (Role::Assistant, said)])).collect();
+        let rows: Vec<&Conversation> = rows.iter().collect();
         let options = EncodeOptions { max_length: Some(100), ..EncodeOptions::default() };
         let encoder = Encoder::new(&model(), options).unwrap();
         let done = AtomicUsize::new(0);
@@ -369,7 +418,7 @@ pub(super) mod tests {
         let go = AtomicBool::new(false);
         let one = encoder.encode_all(&rows, 1, &go, &count).unwrap();
         assert!(one.rows.len() + one.dropped.len() == 50 && !one.dropped.is_empty() && one.rows.is_sorted());
-        assert_eq!(one.samples[0], encoder.encode(&rows[one.rows[0]]).unwrap());
+        assert_eq!(one.samples[0], encoder.encode(rows[one.rows[0]]).unwrap());
         assert_eq!(one, encoder.encode_all(&rows, 5, &go, &count).unwrap());
         assert_eq!(done.load(Ordering::Relaxed), 100);
         assert!(matches!(encoder.encode_all(&rows, 2, &AtomicBool::new(true), &count), Err(Error::Interrupted { .. })));

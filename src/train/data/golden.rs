@@ -132,12 +132,12 @@ fn a_whole_set_is_encoded_as_by_transformers() {
     let texts = rows.iter().zip(&cases).filter(|(row, case)| encoder.render(row).unwrap().text == case.text).count();
     let started = std::time::Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
-    let set = encoder.encode_all(&rows, threads, &AtomicBool::new(false), &|_| {}).unwrap();
+    let set = encoder.encode_all(&rows.iter().collect::<Vec<_>>(), threads, &AtomicBool::new(false), &|_| {}).unwrap();
     let seconds = started.elapsed().as_secs_f64();
     let ids = set.samples.iter().zip(&cases).filter(|(sample, case)| sample.ids == case.ids).count();
     let trained = set.samples.iter().zip(&cases).filter(|(sample, case)| Some(ranges(sample)) == case.trained).count();
     let packs = pack(&set.lengths(), 3072).len();
-    let lengths = Lengths::new(&set).packed(packs, 3072);
+    let lengths = Lengths::new(&set, &(0..set.samples.len()).collect::<Vec<_>>()).packed(packs, 3072);
     let rate = lengths.tokens as f64 / seconds;
     let report = format!(
         "{} rows: {texts} texts, {ids} id sequences and {trained} learned ranges equal; {rate:.0} tokens/s with \

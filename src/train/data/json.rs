@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Deserializer, Value};
 
 use super::columns;
-use super::conversation::Flaw;
+use super::conversation::{Flaw, MOST_BYTES, refuse_much};
 use crate::error::{Error, Result, escaped};
 
 /// Takes a row: its line, and its value or why it has none.
@@ -64,6 +64,7 @@ fn first_line(text: &[u8]) -> &[u8] {
 
 /// A row's text as a value.
 fn parse(text: &[u8], line: u64) -> Result<Value, Flaw> {
+    refuse_much(text.len())?;
     serde_json::from_slice(text)
         .map_err(|error| Flaw::new(format!("is not JSON ({})", cause(&error, line)), "repair the row, or drop it"))
 }
@@ -110,7 +111,8 @@ impl<'t> Cursor<'t> {
         while self.peek().is_some() {
             let line = first_line(&self.text[self.at..]);
             let row = parse(line.trim_ascii(), self.line);
-            let whole = if row.is_err() { self.over_lines(&mut vain) } else { None };
+            let begins = row.is_err() && line.len() <= MOST_BYTES;
+            let whole = if begins { self.over_lines(&mut vain) } else { None };
             match whole {
                 // A list over several lines holds rows, as one in a .json file does.
                 Some(end) if self.text[self.at] == b'[' => {

@@ -44,9 +44,10 @@ pub struct Packing {
 }
 
 impl Lengths {
-    /// Counts a set.
-    pub fn new(set: &Encoded) -> Self {
-        let mut lengths = set.lengths();
+    /// Counts the samples of a set that `order` names, as often as it does.
+    pub fn new(set: &Encoded, order: &[usize]) -> Self {
+        let samples = || order.iter().map(|at| &set.samples[*at]);
+        let mut lengths: Vec<usize> = samples().map(|sample| sample.ids.len()).collect();
         lengths.sort_unstable();
         let rank =
             |percent: usize| lengths.get((lengths.len() * percent).div_ceil(100).max(1) - 1).copied().unwrap_or(0);
@@ -56,7 +57,7 @@ impl Lengths {
         Self {
             samples: lengths.len(),
             tokens,
-            trained: set.samples.iter().map(|sample| sample.trained() as u64).sum(),
+            trained: samples().map(|sample| sample.trained() as u64).sum(),
             min: lengths.first().copied().unwrap_or(0),
             median: rank(50),
             p95: rank(95),
@@ -111,7 +112,7 @@ mod tests {
             dropped: reasons.into_iter().zip(20..).map(|(reason, row)| Dropped { row, reason }).collect(),
             as_given: 0,
         };
-        let found = Lengths::new(&set).packed(12, 20);
+        let found = Lengths::new(&set, &(0..20).collect::<Vec<_>>()).packed(12, 20);
         assert_eq!(
             (found.min, found.median, found.p95, found.max, found.tokens, found.trained),
             (1, 10, 19, 20, 210, 171)
@@ -121,7 +122,8 @@ mod tests {
                     packed into 12 rows of up to 20 tokens, 87.5% full\n\
                     dropped rows: 1 nothing to learn, 1 refused, 2 too long";
         assert_eq!(found.to_string(), text);
-        let none = Lengths::new(&Encoded::default());
+        assert_eq!(Lengths::new(&set, &[19, 19, 18]).tokens, 4, "a sample may be there twice");
+        let none = Lengths::new(&Encoded::default(), &[]);
         assert_eq!((none.median, none.max, none.mean), (0, 0, 0.0));
     }
 }

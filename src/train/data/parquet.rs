@@ -4,7 +4,6 @@
 mod footer;
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::columns;
 use super::json::Found;
+use crate::caught::caught;
 use crate::error::{Error, Result, escaped};
 
 const FIX_FILE: &str = "restore the file from its source, or write it again (snappy, zstd or no compression)";
@@ -27,10 +27,9 @@ const MAX_DEPTH: usize = 64;
 /// Calls `found` with each row of the file and its number, from 1. What can't be decoded is a bad file.
 pub(super) fn each_row(path: &Path, file: File, found: &mut Found<'_>) -> Result<()> {
     // The crate asserts what a writer owes it, so a hostile file ends in a panic. What `found` keeps is whole rows.
-    match catch_unwind(AssertUnwindSafe(|| read(path, file, found))) {
-        Ok(done) => done,
-        Err(_) => Err(Error::malformed(path, "is no sound Parquet: its columns contradict its schema", FIX_FILE)),
-    }
+    caught(|| read(path, file, found)).unwrap_or_else(|_| {
+        Err(Error::malformed(path, "is no sound Parquet: its columns contradict its schema", FIX_FILE))
+    })
 }
 
 fn read(path: &Path, mut file: File, found: &mut Found<'_>) -> Result<()> {

@@ -1,30 +1,79 @@
-//! A thread with room: a template that a stranger wrote may nest as deep as its length, or its fuel, lets it, and a stack
-//! that overflows ends the process.
+//! A thread with room, and with a limit of time: a template that a stranger wrote may nest as deep as its length, or its
+//! fuel, lets it, and a stack that overflows ends the process; and some of what it can do takes no fuel. A thread can't be
+//! stopped, so that one which takes too long is left behind, until the process ends.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::io;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 /// Bytes of stack. Pages that are not touched cost nothing. By test, the deepest template that the bounds of `template`
 /// let through takes a quarter of it.
 const ROOM: usize = 1 << 30;
 
+type Work = Box<dyn FnOnce() + Send>;
+
 thread_local! {
-    static HAS_ROOM: Cell<bool> = const { Cell::new(false) };
+    /// The thread with room that works for this one. It ends with it.
+    static HELPER: RefCell<Option<Sender<Work>>> = const { RefCell::new(None) };
 }
 
-/// Does `work` on a thread with room: on this one, if it has that. An error is the system's, which has no such thread.
-pub(super) fn with_room<R: Send>(work: impl FnOnce() -> R + Send) -> io::Result<R> {
-    if HAS_ROOM.get() {
-        return Ok(work());
-    }
-    let roomy = || {
-        HAS_ROOM.set(true);
-        work()
+/// Why there is no result.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The system has no such thread.
+    NoThread(io::Error),
+    /// It takes longer than it may.
+    TooLong,
+}
+
+/// Does `work` on a thread with room, which may take as long as `limit`.
+pub(super) fn with_room<R: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, Trouble> {
+    let helper = HELPER.take().map_or_else(start, Ok).map_err(Trouble::NoThread)?;
+    let (answer, answered) = channel();
+    let work = move || {
+        // Nobody hears the answer if it comes too late.
+        let _ = answer.send(catch_unwind(AssertUnwindSafe(work)));
     };
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(ROOM).spawn_scoped(scope, roomy)?;
-        Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
-    })
+    // The other end is gone only if the thread was ended from outside, and then no answer comes.
+    let _ = helper.send(Box::new(work));
+    let result = answered.recv_timeout(limit).map_err(|_| Trouble::TooLong)?;
+    HELPER.set(Some(helper));
+    Ok(result.unwrap_or_else(|panic| resume_unwind(panic)))
+}
+
+/// Starts a thread that does what it is sent.
+fn start() -> io::Result<Sender<Work>> {
+    let (send, receive) = channel::<Work>();
+    thread::Builder::new().stack_size(ROOM).spawn(move || receive.into_iter().for_each(|work| work()))?;
+    Ok(send)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(1);
+
+    #[test]
+    fn a_thread_is_used_again_and_left_behind_if_it_takes_too_long() {
+        let id = || with_room(LONG, || thread::current().id()).unwrap();
+        let first = id();
+        assert!(first == id() && first != thread::current().id());
+        let (_open, wait) = channel::<()>();
+        let stuck = with_room(Duration::from_millis(20), move || wait.recv().is_ok());
+        assert!(matches!(stuck, Err(Trouble::TooLong)));
+        assert!(first != id(), "the stuck thread is not waited for");
+    }
+
+    #[test]
+    fn a_panic_comes_through() {
+        let panic = catch_unwind(|| with_room(LONG, || panic!("of the work")).map(|()| 0).is_ok());
+        assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"of the work"));
+    }
 }

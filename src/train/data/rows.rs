@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::columns::{self, Row};
-use super::conversation::{Flaw, Message, Role, kind};
+use super::conversation::{Flaw, Message, Role, kind, refuse_much};
 use super::roles::{CONTENT_KEYS, PAIR_ASSISTANT_KEYS, PAIR_USER_KEYS, ROLE_KEYS};
 use super::tools::{from_text, read_calls, read_tools, to_text};
 use crate::error::escaped;
@@ -52,6 +52,7 @@ fn check(messages: &[Message]) -> Result<(), Flaw> {
     if !messages.iter().any(|message| message.role.is_generated()) {
         return Err(Flaw::new("no message is the assistant's", "drop the row, or give it an answer to learn"));
     }
+    refuse_much(messages.iter().map(|message| message.content.len()).sum())?;
     match messages.iter().position(|message| message.content.contains('\0')) {
         Some(at) => Err(Flaw::new(
             format!("message {} holds a NUL character", at + 1),

@@ -14,50 +14,38 @@ enum Purpose {
     Split = 2,
 }
 
-/// `count` of `rows`, without replacement, in the order they have. If there are fewer, every row comes as often as it
-/// fits whole, and the rest is chosen, as ms-swift has it (`dataset/utils.py`). `nth` tells datasets of a run apart.
-pub(super) fn sample(rows: Vec<Conversation>, count: usize, seed: u64, nth: u64) -> Vec<Conversation> {
-    if rows.is_empty() {
-        return rows;
-    }
-    let (whole, rest) = (count / rows.len(), count % rows.len());
-    let mut rng = rng(seed, Purpose::Sample, nth);
-    let chosen = choose(rows.len(), rest, &mut rng);
-    if whole == 0 {
-        return rows.into_iter().zip(chosen).filter(|(_, chosen)| *chosen).map(|(row, _)| row).collect();
-    }
-    let mut out: Vec<Conversation> = Vec::new();
-    for _ in 1..whole {
-        out.extend_from_slice(&rows);
-    }
-    let rest: Vec<_> = rows.iter().zip(chosen).filter(|(_, chosen)| *chosen).map(|(row, _)| row.clone()).collect();
-    out.extend(rows);
-    out.extend(rest);
-    out
+/// `count` of `rows` rows by their numbers, without replacement, in their order. If there are fewer, every row comes as
+/// often as it fits whole, and the rest is chosen, as ms-swift has it (`dataset/utils.py`). `nth` tells datasets of a run
+/// apart.
+pub(super) fn sample(rows: usize, count: usize, seed: u64, nth: u64) -> Vec<usize> {
+    let (Some(whole), Some(rest)) = (count.checked_div(rows), count.checked_rem(rows)) else { return Vec::new() };
+    let chosen = choose(rows, rest, &mut rng(seed, Purpose::Sample, nth));
+    let whole = (0..whole).flat_map(|_| 0..rows);
+    whole.chain((0..rows).filter(|row| chosen[*row])).collect()
 }
 
-/// Parts `conversations` into those to train on and those held out, both in the order they have. Held out are
-/// `held_out` of them, rounded down, but at least one, and one at least is left to train on; none if there is but one,
-/// or `held_out` is not above 0. Copies of one row (of a sample that repeats) stay on one side.
-pub fn split(conversations: Vec<Conversation>, held_out: f64, seed: u64) -> (Vec<Conversation>, Vec<Conversation>) {
-    let mut numbers: HashMap<Origin, usize> = HashMap::new();
-    let row_of: Vec<usize> = conversations
+/// Parts the rows of `order`, numbers of `conversations`, into those to train on and those held out, both in the order they
+/// have. Held out are `held_out` of them, rounded down, but at least one, and one at least is left to train on; none if
+/// there is but one, or `held_out` is not above 0. Copies of one row (of a sample that repeats) stay on one side.
+pub fn split(conversations: &[Conversation], order: Vec<usize>, held_out: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
+    let mut numbers: HashMap<&Origin, usize> = HashMap::new();
+    let row_of: Vec<usize> = order
         .iter()
-        .map(|conversation| {
+        .map(|at| {
             let next = numbers.len();
-            *numbers.entry(conversation.origin.clone()).or_insert(next)
+            *numbers.entry(&conversations[*at].origin).or_insert(next)
         })
         .collect();
     let rows = numbers.len();
     if held_out.is_nan() || held_out <= 0.0 || rows < 2 {
-        return (conversations, Vec::new());
+        return (order, Vec::new());
     }
     // Above 0, as was just seen; a float beyond usize becomes its largest value.
     #[allow(clippy::cast_sign_loss)]
     let count = ((rows as f64 * held_out) as usize).clamp(1, rows - 1);
     let chosen = choose(rows, count, &mut rng(seed, Purpose::Split, 0));
-    let (held, kept): (Vec<_>, Vec<_>) = conversations.into_iter().zip(row_of).partition(|(_, row)| chosen[*row]);
-    let rows = |part: Vec<(Conversation, usize)>| part.into_iter().map(|(conversation, _)| conversation).collect();
+    let (held, kept): (Vec<_>, Vec<_>) = order.into_iter().zip(row_of).partition(|(_, row)| chosen[*row]);
+    let rows = |part: Vec<(usize, usize)>| part.into_iter().map(|(at, _)| at).collect();
     (rows(kept), rows(held))
 }
 
@@ -112,41 +100,42 @@ mod tests {
         (1..=count).map(row).collect()
     }
 
-    fn lines(rows: &[Conversation]) -> Vec<u64> {
-        rows.iter().map(|row| row.origin.line).collect()
-    }
-
-    const GOLDEN: [u64; 5] = [12, 26, 86, 91, 98];
+    /// Numbers of rows, from 0: the lines less one.
+    const GOLDEN: [usize; 5] = [11, 25, 85, 90, 97];
 
     #[test]
     fn samples_the_same_rows_for_a_seed_wherever_it_runs() {
-        assert_eq!(lines(&sample(rows(100), 5, 42, 0)), GOLDEN);
-        assert_ne!(lines(&sample(rows(100), 5, 43, 0)), GOLDEN);
-        assert_ne!(lines(&sample(rows(100), 5, 42, 1)), GOLDEN);
+        assert_eq!(sample(100, 5, 42, 0), GOLDEN);
+        assert_ne!(sample(100, 5, 43, 0), GOLDEN);
+        assert_ne!(sample(100, 5, 42, 1), GOLDEN);
     }
 
     #[test]
     fn repeats_rows_only_when_there_are_too_few() {
-        let seven = lines(&sample(rows(10), 7, 1, 0));
+        let seven = sample(10, 7, 1, 0);
         assert_eq!((seven.len(), seven.iter().collect::<HashSet<_>>().len()), (7, 7));
         assert!(seven.is_sorted());
-        let many = lines(&sample(rows(10), 23, 1, 0));
-        let times = |line| many.iter().filter(|l| **l == line).count();
+        let many = sample(10, 23, 1, 0);
+        let times = |row| many.iter().filter(|other| **other == row).count();
         assert_eq!(many.len(), 23);
-        assert_eq!((1..=10).filter(|line| times(*line) == 3).count(), 3);
-        assert!((1..=10).all(|line| (2..=3).contains(&times(line))));
-        assert_eq!(lines(&sample(rows(10), 10, 1, 0)), lines(&rows(10)));
-        assert!(sample(Vec::new(), 3, 1, 0).is_empty());
+        assert_eq!((0..10).filter(|row| times(*row) == 3).count(), 3);
+        assert!((0..10).all(|row| (2..=3).contains(&times(row))));
+        assert_eq!(sample(10, 10, 1, 0), (0..10).collect::<Vec<_>>());
+        assert!(sample(0, 3, 1, 0).is_empty());
     }
 
     #[test]
     fn every_row_is_as_likely() {
         let mut times = [0_u32; 10];
         for seed in 0..5000 {
-            lines(&sample(rows(10), 3, seed, 0)).iter().for_each(|line| times[*line as usize - 1] += 1);
+            sample(10, 3, seed, 0).iter().for_each(|row| times[*row] += 1);
         }
         // 1500 are expected, with a standard deviation of 32.
         assert!(times.iter().all(|times| (1370..1630).contains(times)), "{times:?}");
+    }
+
+    fn parted(count: usize, ratio: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
+        split(&rows(count as u64), (0..count).collect(), ratio, seed)
     }
 
     #[test]
@@ -154,21 +143,20 @@ mod tests {
         for (count, ratio, held) in
             [(100, 0.1, 10), (100, 0.001, 1), (2, 0.01, 1), (1, 0.5, 0), (100, 0.0, 0), (5, 1.0, 4), (5, f64::NAN, 0)]
         {
-            let (kept, out) = split(rows(count), ratio, 7);
-            assert_eq!((out.len(), kept.len() as u64 + out.len() as u64), (held, count), "{count} rows, {ratio}");
-            let mut all = [lines(&kept), lines(&out)].concat();
+            let (kept, out) = parted(count, ratio, 7);
+            assert_eq!((out.len(), kept.len() + out.len()), (held, count), "{count} rows, {ratio}");
+            let mut all = [kept, out].concat();
             all.sort_unstable();
-            assert_eq!(all, lines(&rows(count)));
+            assert_eq!(all, (0..count).collect::<Vec<_>>());
         }
-        assert_eq!(split(rows(50), 0.2, 3), split(rows(50), 0.2, 3));
-        assert_ne!(split(rows(50), 0.2, 3), split(rows(50), 0.2, 4));
+        assert_eq!(parted(50, 0.2, 3), parted(50, 0.2, 3));
+        assert_ne!(parted(50, 0.2, 3), parted(50, 0.2, 4));
     }
 
     #[test]
     fn copies_of_a_row_stay_on_one_side() {
-        let (kept, held) = split(sample(rows(10), 25, 5, 0), 0.3, 5);
-        let (kept, held): (HashSet<u64>, HashSet<u64>) =
-            (lines(&kept).into_iter().collect(), lines(&held).into_iter().collect());
+        let (kept, held) = split(&rows(10), sample(10, 25, 5, 0), 0.3, 5);
+        let (kept, held): (HashSet<_>, HashSet<_>) = (kept.into_iter().collect(), held.into_iter().collect());
         assert_eq!((held.len(), kept.len()), (3, 7));
         assert!(kept.is_disjoint(&held));
     }

@@ -5,6 +5,8 @@
 //! A template may leave out some of the words: thoughts, mostly. Such a turn is written as the model has to write it: the
 //! words as they are given, between what the template writes before and behind them.
 
+mod many;
+
 use std::ops::Range;
 
 use minijinja::Value;
@@ -48,6 +50,17 @@ pub(super) struct Writer<'w> {
 
 /// The text of `row`, which `chat` is, with the places of the turns that are `wanted`, in their order.
 pub(super) fn find(writer: Writer<'_>, row: &Conversation, chat: &Chat, wanted: &[Wanted<'_>]) -> Result<Found> {
+    find_by(many::are_many(wanted, chat.messages.len()), writer, row, chat, wanted)
+}
+
+/// As [`find`]; with `many`, turns are not all found one by one.
+pub(super) fn find_by(
+    many: bool,
+    writer: Writer<'_>,
+    row: &Conversation,
+    chat: &Chat,
+    wanted: &[Wanted<'_>],
+) -> Result<Found> {
     let mut given = vec![false; wanted.len()];
     let mut rounds = 0;
     loop {
@@ -56,11 +69,16 @@ pub(super) fn find(writer: Writer<'_>, row: &Conversation, chat: &Chat, wanted: 
             scene.mark(one.turn, nth);
         }
         let text = scene.render(chat.messages.len(), false)?;
+        let found = if many {
+            many::places(&scene, &text, row, wanted, &given)?
+        } else {
+            let all = wanted.iter().enumerate().map(|(nth, one)| scene.exact(&text, one.turn, nth, given[nth]));
+            all.collect::<Result<_>>()?
+        };
         let mut places = Vec::with_capacity(wanted.len());
         let mut lost = Vec::new();
-        for (nth, one) in wanted.iter().enumerate() {
-            let (words, turn) = (one.turn.words(row), one.turn);
-            let place = if given[nth] { Some(scene.around(&text, turn, nth)?) } else { scene.place(&text, turn, nth) };
+        for (nth, (one, place)) in wanted.iter().zip(found).enumerate() {
+            let words = one.turn.words(row);
             let holds = |place: &Place| given[nth] || !one.whole || place.holds(&text, words);
             match place.filter(holds) {
                 Some(place) => places.push(place),
@@ -166,6 +184,11 @@ impl Scene<'_> {
         *message = marked;
     }
 
+    /// Where `turn` is in `text`, about its mark if it is `given`; `None` if it can't be told.
+    fn exact(&self, text: &str, turn: &Turn, nth: usize, given: bool) -> Result<Option<Place>> {
+        if given { self.around(text, turn, nth).map(Some) } else { Ok(self.place(text, turn, nth)) }
+    }
+
     /// Where `turn` is in `text`; `None` if it can't be told.
     fn place(&self, text: &str, turn: &Turn, nth: usize) -> Option<Place> {
         let turn = self.grown(text, turn).or_else(|| self.marked(text, turn, nth))?;
@@ -255,6 +278,12 @@ impl Scene<'_> {
         let remedy =
             if one.whole { instead(one.turn) } else { "drop \"loss\": false from it, or drop the row".to_owned() };
         self.refused(one.turn, "does not let it be told which tokens are those of", remedy)
+    }
+
+    fn too_many(&self, one: &Wanted<'_>) -> Error {
+        let remedy =
+            "cut the conversation into rows of fewer turns, or learn the last round alone (--loss_scale last_round)";
+        self.refused(one.turn, "would have to be run too often to tell which tokens are those of", remedy.to_owned())
     }
 
     fn left_out(&self, turn: &Turn) -> Error {

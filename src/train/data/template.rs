@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -12,7 +14,7 @@ use regex::Regex;
 use serde_json::{Map, Value as Json};
 
 use super::python;
-use super::room::with_room;
+use super::room::{Trouble, with_room};
 use crate::checkpoint::read_text_if_there;
 use crate::error::{Error, Result, escaped, shown};
 
@@ -27,10 +29,16 @@ const FUEL: u64 = 1 << 22;
 /// Most bytes of a template: the largest known has a tenth. Each may be a level of nesting.
 const MOST_BYTES: usize = 256 << 10;
 
+/// How long reading a template or a rendering may take, whatever costs no fuel: the longest that are known take some
+/// milliseconds, and the most that fuel lets through a second.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A model's chat template, compiled.
 pub struct ChatTemplate {
     path: PathBuf,
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
+    /// Whether a rendering took too long: none is tried again.
+    stuck: AtomicBool,
     named: Value,
     digested: String,
 }
@@ -68,17 +76,20 @@ impl ChatTemplate {
             if text.len() > MOST_BYTES {
                 return Err(restore(format!("the chat template has {} bytes, more than {MOST_BYTES}", text.len())));
             }
-            // The name is minijinja's only hint at escaping, and the texts are no HTML.
-            let add =
-                || environment.add_template_owned(name, without_generation_tags(&text)).map_err(|e| explained(&e));
-            let added = with_room(add).map_err(Error::io("start a thread for", &path))?;
-            added.map_err(|e| restore(format!("the chat template can't be read: {e}")))?;
+            let add = move || {
+                // The name is minijinja's only hint at escaping, and the texts are no HTML.
+                let added = environment.add_template_owned(name, without_generation_tags(&text));
+                added.map(|()| environment).map_err(|e| explained(&e))
+            };
+            let added = with_room(PATIENCE, add).map_err(|trouble| troubled(&path, trouble))?;
+            environment = added.map_err(|e| restore(format!("the chat template can't be read: {e}")))?;
         }
         if environment.get_template(DEFAULT).is_err() {
             let problem = "names chat templates, but none is called \"default\"";
             return Err(Error::malformed(&path, problem, "name the one to use \"default\""));
         }
-        Ok(Self { path, environment, named: Value::from(Serde(named)), digested })
+        let environment = Arc::new(environment);
+        Ok(Self { path, environment, stuck: AtomicBool::new(false), named: Value::from(Serde(named)), digested })
     }
 
     /// The file that has it.
@@ -98,6 +109,7 @@ impl ChatTemplate {
             Some(_) if self.environment.get_template(WITH_TOOLS).is_ok() => WITH_TOOLS,
             _ => DEFAULT,
         };
+        self.if_stuck()?;
         let said = minijinja::context! {
             messages => messages,
             tools => tools,
@@ -105,15 +117,36 @@ impl ChatTemplate {
             add_generation_prompt => prompt,
             ..self.named.clone()
         };
+        let environment = Arc::clone(&self.environment);
         // An error may hold values of the template, and is dropped where they were made.
-        let render = || {
-            let rendered = self.environment.get_template(name).and_then(|template| template.render(said));
+        let render = move || {
+            let rendered = environment.get_template(name).and_then(|template| template.render(said));
             rendered.map_err(|e| explained(&e))
         };
-        with_room(render).map_err(Error::io("start a thread for", &self.path))?.map_err(|e| {
+        let rendered = with_room(PATIENCE, render).map_err(|trouble| {
+            self.stuck.fetch_or(matches!(trouble, Trouble::TooLong), Ordering::Relaxed);
+            troubled(&self.path, trouble)
+        });
+        rendered?.map_err(|e| {
             let problem = format!("the chat template of {} refuses it: {e}", shown(&self.path));
             Error::refused(problem, "change the row, or leave it out")
         })
+    }
+
+    /// An error if a rendering took too long: it is none of a row, but of the template.
+    pub(super) fn if_stuck(&self) -> Result<()> {
+        if self.stuck.load(Ordering::Relaxed) { Err(troubled(&self.path, Trouble::TooLong)) } else { Ok(()) }
+    }
+}
+
+/// A template for which there is no thread, or not enough time.
+fn troubled(path: &Path, trouble: Trouble) -> Error {
+    match trouble {
+        Trouble::NoThread(cause) => Error::io("start a thread for", path)(cause),
+        Trouble::TooLong => {
+            let problem = format!("the chat template takes longer than {} s", PATIENCE.as_secs());
+            Error::malformed(path, problem, "restore the template from the model's source")
+        }
     }
 }
 

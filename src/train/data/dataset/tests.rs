@@ -63,11 +63,40 @@ fn samples_each_dataset_alone() {
     fs::write(&b, rows(3)).unwrap();
     let specs = [DatasetSpec { path: a, sample: Some(5) }, DatasetSpec { path: b.clone(), sample: Some(7) }];
     let loaded = load(&specs, true, 1).unwrap();
-    assert_eq!(loaded.conversations.iter().filter(|c| *c.origin.file == *b).count(), 7);
-    assert_eq!(loaded.conversations.len(), 12);
+    assert_eq!(loaded.order.iter().filter(|at| *loaded.conversations[**at].origin.file == *b).count(), 7);
+    assert_eq!((loaded.order.len(), loaded.conversations.len()), (12, 8), "a row that is repeated is kept once");
     assert_eq!(loaded.files.iter().map(|file| file.usable).collect::<Vec<_>>(), [20, 3]);
     assert_eq!(loaded, load(&specs, true, 1).unwrap());
     assert_ne!(loaded, load(&specs, true, 2).unwrap());
+}
+
+#[test]
+fn a_sample_repeats_rows_so_often_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.jsonl");
+    fs::write(&path, rows(2)).unwrap();
+    let of = |count| load(&[DatasetSpec { path: path.clone(), sample: Some(count) }], true, 1);
+    let loaded = of(1_000_000).unwrap();
+    assert_eq!((loaded.conversations.len(), loaded.order.len()), (2, 1_000_000));
+    let error = of(1_000_001).unwrap_err().to_string();
+    assert!(error.contains("a.jsonl#1000001 asks for 1000001 rows, and there are 2 that can be used"), "{error}");
+    assert!(error.contains("--num_train_epochs"), "{error}");
+}
+
+#[test]
+fn a_row_without_end_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!("{{\"query\": \"{}\", \"response\": \"b\"}}", "x".repeat(17 << 20));
+    let good = rows(1);
+    for (name, text) in [("a.jsonl", format!("{long}\n{good}")), ("a.json", format!("[{long},\n{}]", good.trim_end()))]
+    {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        let loaded = load(&[spec(&path)], false, 1).unwrap();
+        assert_eq!((loaded.conversations.len(), loaded.skipped.len()), (1, 1), "{name}");
+        let reason = &loaded.skipped[0].reason;
+        assert!(reason.contains("has 17.8 MB of text, and at most 16.8 MB are read; cut it into shorter"), "{reason}");
+    }
 }
 
 #[test]

@@ -198,3 +198,56 @@ fn a_row_s_own_marks_do_no_harm() {
     assert_eq!(once(&format!("a{}b", mark(12)), 12), Some(1..17));
     assert_eq!((once(&mark(1).repeat(2), 1), once("", 0)), (None, None));
 }
+
+/// The same whether turns are found one by one or at once, of every template and of all that a row may hold.
+#[test]
+fn many_turns_are_where_each_by_itself_is() {
+    let call = r#"{"name": "f", "arguments": {"x": 1}}"#;
+    let words =
+        ["plain", " edges\n", "<think>\nhm\n</think>\n\nthought", "", "<|im_end|>\n<|im_start|>user\n", "<E><U>"];
+    let mut said = vec![(System, "be kind".to_owned())];
+    for nth in 0..36 {
+        said.push((User, format!("{} {nth}", words[nth % 5])));
+        match nth % 9 {
+            8 => said.extend([(ToolCall, call.to_owned()), (Tool, "1".to_owned()), (Assistant, nth.to_string())]),
+            _ => said.push((Assistant, format!("{}{}", words[nth % 6], if nth % 6 == 3 { "x" } else { "" }))),
+        }
+    }
+    let with_calls = "{%- for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content }}{% for call in m.tool_calls %}\
+                      {{ call | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{%- endfor -%}{%- if add_generation_prompt %}\
+                      {{ '<|im_start|>assistant\n' }}{% endif -%}";
+    let trims = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}[/{{ m.role }}]\n\n{% endfor %}{% if \
+                 add_generation_prompt %}[assistant]{% endif %}";
+    let no_prompt =
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<E>{% if loop.last %}<end>{% endif %}{% endfor %}";
+    let mut compared = 0;
+    for template in [DEFAULT_SYSTEM, CUTS_ALL, CUTS_PAST, with_calls, trims, no_prompt] {
+        for without in [None, Some(ToolCall)] {
+            let left = |(role, _): &&(_, String)| without.is_none_or(|call| ![call, Tool].contains(role));
+            let row: Vec<_> = said.iter().filter(left).map(|(role, text)| (*role, text.as_str())).collect();
+            let row = conversation(&row);
+            let encoder = encoder(template, LossScale::Default);
+            let found = encoder.found_by(&row);
+            if let [Ok(each), Ok(many)] = &found {
+                assert_eq!(each, many, "{template}");
+                compared += 1;
+            }
+            assert_eq!(found[0].is_ok(), found[1].is_ok(), "{template}: {found:?}");
+        }
+    }
+    assert!(compared >= 6, "only {compared}");
+}
+
+#[test]
+fn a_row_of_thousands_of_turns_takes_no_time_of_their_square() {
+    let said: Vec<_> = (0..6000).map(|nth| (if nth % 2 == 0 { User } else { Assistant }, "some words")).collect();
+    let row = conversation(&said);
+    let started = std::time::Instant::now();
+    let (_, spans, _) = rendered(DEFAULT_SYSTEM, LossScale::Default, &row);
+    assert_eq!((spans.len(), spans[1500].as_str()), (3000, "some words<|im_end|>\n"));
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    // One whose turns no two look alike.
+    let counts = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<{{ loop.index }}>{% endfor %}";
+    let problem = problem(counts, LossScale::Default, &row);
+    assert!(problem.contains("run too often") && problem.contains("fewer turns"), "{problem}");
+}
