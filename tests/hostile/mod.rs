@@ -3,13 +3,17 @@
 //! message must mention). Every row runs before a test fails, so that one failure hides no other.
 
 mod adapter;
+mod bounded;
 mod file;
 mod gguf;
 mod index;
 mod model;
 mod output;
+mod rows;
 mod system;
+mod template;
 mod terminal;
+mod tokenizer;
 
 use std::path::Path;
 use std::process::Command;

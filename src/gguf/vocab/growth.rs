@@ -1,5 +1,5 @@
-//! How much a tokenizer can make of a text: how many times as long its normalizers make it, and whether its model's work
-//! is bounded. Files of strangers may ask for any memory or time with a few bytes; those that do are refused here.
+//! How much a tokenizer can make of a text: how many times as long its normalizers make it, and whether the work of its
+//! other parts is bounded. Files of strangers may ask for any memory or time with a few bytes; those that do are refused here.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,6 +13,12 @@ const MOST: u64 = 256;
 const MOST_PREPENDED: usize = 64;
 /// Most characters of a word that `WordPiece` may look up, in time of their square: 100 by default.
 const MOST_WORD: u64 = 1000;
+/// The parts that work on a text one after the other, and most JSON values that they may have together: models have some
+/// dozens.
+const PARTS: [&str; 4] = ["normalizer", "pre_tokenizer", "post_processor", "decoder"];
+const MOST_VALUES: usize = 4096;
+/// Most tokens that are searched in every text. Models that speak have some ten thousand.
+const MOST_ADDED: usize = 1 << 18;
 
 /// How many times as long the normalizers of `json`, a tokenizer.json, can make a text; an error says why it is of no use.
 pub(super) fn growth(json: &Value) -> Result<u64, String> {
@@ -20,11 +26,29 @@ pub(super) fn growth(json: &Value) -> Result<u64, String> {
     if word > MOST_WORD {
         return Err(format!("its model looks up words of {word} characters; at most {MOST_WORD} are taken"));
     }
+    let parts = PARTS.iter().filter_map(|part| json.get(part));
+    let values: usize = parts.map(values).sum();
+    if values > MOST_VALUES {
+        return Err(format!("its {} have {values} values; at most {MOST_VALUES} are taken", PARTS.join(", ")));
+    }
+    let added = json.get("added_tokens").and_then(Value::as_array).map_or(0, Vec::len);
+    if added > MOST_ADDED {
+        return Err(format!("it adds {added} tokens to its model's; at most {MOST_ADDED} are taken"));
+    }
     let growth = json.get("normalizer").map_or(1, of_normalizer);
     if growth > MOST {
         return Err(format!("its normalizers can make a text {growth} times as long; at most {MOST} times is taken"));
     }
     Ok(growth)
+}
+
+/// How many values `value` is made of.
+fn values(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(values).sum::<usize>(),
+        Value::Object(members) => 1 + members.values().map(values).sum::<usize>(),
+        _ => 1,
+    }
 }
 
 fn of_normalizer(normalizer: &Value) -> u64 {
@@ -102,6 +126,8 @@ mod tests {
         assert!(of(&vec![json!({"type": "Sequence", "normalizers": [{"type": "ByteLevel"}]}); 9]).is_err());
         let map = [&0u32.to_le_bytes()[..], "y".repeat(70_000).as_bytes()].concat();
         assert!(of(&[json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(map)})]).is_err());
+        assert!(of(&vec![json!({"type": "NFC"}); 3000]).unwrap_err().contains("at most 4096"));
+        assert!(growth(&json!({"added_tokens": vec![0; 300_000]})).unwrap_err().contains("300000 tokens"));
         assert!(growth(&json!({"model": {"max_input_chars_per_word": 1_000_000}})).unwrap_err().contains("1000000"));
     }
 }

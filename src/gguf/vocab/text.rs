@@ -11,6 +11,7 @@ use super::sources::Sources;
 use super::tokenizer::{Opened, Tokenizer, guarded, open_whole};
 use crate::error::{Error, Result, shown};
 use crate::gguf::source::ModelFiles;
+use crate::size::ByteSize;
 
 /// Most bytes of a text that is tokenized in one go, which takes some 160 bytes of memory for each: a million tokens.
 const MOST_BYTES: usize = 4 << 20;
@@ -64,7 +65,8 @@ impl TextTokenizer {
     /// Where a character is several tokens, each covers the character. Longer text than [`Self::most_bytes`] is refused.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
         if text.len() > self.most_bytes {
-            let problem = format!("a text has {} bytes, and at most {} are tokenized", text.len(), self.most_bytes);
+            let most = ByteSize(self.most_bytes as u64);
+            let problem = format!("a text has {}, and at most {most} are tokenized", ByteSize(text.len() as u64));
             return Err(Error::refused(problem, "cut the row into shorter ones"));
         }
         let _turn = (text.len() > MUCH).then(|| self.turn.lock());

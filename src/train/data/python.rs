@@ -168,7 +168,16 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
             _ => {}
         }
     }
+    // It pads to any width without a look at the fuel.
+    if name == "format" && value.as_str().is_some_and(is_wide) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "a width of a format has more than 4 digits"));
+    }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// Whether a format has a number of more than four digits.
+fn is_wide(format: &str) -> bool {
+    format.as_bytes().windows(5).any(|five| five.iter().all(u8::is_ascii_digit))
 }
 
 const MONTHS: [&str; 12] = [

@@ -147,6 +147,10 @@ fn troubled(path: &Path, trouble: Trouble) -> Error {
             let problem = format!("the chat template takes longer than {} s", PATIENCE.as_secs());
             Error::malformed(path, problem, "restore the template from the model's source")
         }
+        Trouble::Panicked(words) => {
+            let problem = format!("the chat template is more than its library can take ({words})");
+            Error::malformed(path, problem, "restore the template from the model's source")
+        }
     }
 }
 
