@@ -3,10 +3,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
+use super::append::Appended;
 use super::record::{RUNTIME, Record, STEP};
 use super::{Watch, sync_dir};
 use crate::error::{Error, Result};
@@ -20,8 +21,7 @@ const LONGEST: u64 = 1 << 20;
 /// Appends records to a file.
 #[derive(Debug)]
 pub struct JsonLines {
-    file: File,
-    path: PathBuf,
+    file: Appended,
 }
 
 impl JsonLines {
@@ -32,19 +32,17 @@ impl JsonLines {
             cut(path, done)?;
         }
         let file = OpenOptions::new().append(true).create(true).open(path).map_err(Error::io("open", path))?;
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self { file: Appended::new(file, path)? })
     }
 }
 
 impl Watch for JsonLines {
     fn record(&mut self, record: &Record) -> Result<()> {
-        let line = record.line() + "\n";
-        // One write, so that a reader never meets half a line.
-        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
+        self.file.add((record.line() + "\n").as_bytes())
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("sync", &self.path))
+        self.file.finish()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Watching a run: its records, where they go (`logging.jsonl`, event files of `TensorBoard`, the loss curve), and what
 //! the host is told of its progress. Nothing is sent anywhere.
 
+mod append;
 mod curve;
 mod jsonl;
 mod record;
@@ -123,10 +124,10 @@ impl Logs {
         Self::default()
     }
 
-    /// Takes a record.
+    /// Takes a record. An error is that of a file; what it could not take, it writes before the next record.
     pub fn record(&mut self, record: &Record) -> Result<()> {
         self.history.push(record.history());
-        self.sinks.iter_mut().try_for_each(|sink| sink.record(record))
+        self.sinks.iter_mut().map(|sink| sink.record(record)).fold(Ok(()), Result::and)
     }
 
     /// All records of the run, as `log_history` of `trainer_state.json` has them.

@@ -3,11 +3,12 @@
 //! The formats: `event.proto` and `summary.proto` of tensorboard, and `record_writer.py` there.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::append::Appended;
 use super::record::Record;
 use super::{Watch, sync_dir};
 use crate::error::{Error, Result};
@@ -15,8 +16,7 @@ use crate::error::{Error, Result};
 /// Appends records to an event file.
 #[derive(Debug)]
 pub struct EventFile {
-    file: File,
-    path: PathBuf,
+    file: Appended,
 }
 
 impl EventFile {
@@ -30,7 +30,7 @@ impl EventFile {
         let name = format!("events.out.tfevents.{:010}.{}.{}.{n}", now.floor(), host(), std::process::id());
         let path = dir.join(name);
         let file = OpenOptions::new().append(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
-        let mut events = Self { file, path };
+        let mut events = Self { file: Appended::new(file, &path)? };
         events.write(&Event::version(now))?;
         if done > 0 {
             events.write(&Event::start(now, done + 1))?;
@@ -40,7 +40,7 @@ impl EventFile {
     }
 
     fn write(&mut self, event: &Event) -> Result<()> {
-        self.file.write_all(&frame(&event.0)).map_err(Error::io("write", &self.path))
+        self.file.add(&frame(&event.0))
     }
 }
 
@@ -50,7 +50,7 @@ impl Watch for EventFile {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("sync", &self.path))
+        self.file.finish()
     }
 }
 
@@ -255,7 +255,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let runs = dir.path().join("runs");
         let mut events = EventFile::create(&runs, 0).unwrap();
-        let name = events.path.file_name().unwrap().to_str().unwrap().to_owned();
+        let name = events.file.path().file_name().unwrap().to_str().unwrap().to_owned();
         let parts: Vec<&str> = name.split('.').collect();
         assert_eq!((parts.len(), &parts[..3]), (7, &["events", "out", "tfevents"][..]), "{name}");
         assert!(parts[3].len() == 10 && parts[3].parse::<u64>().unwrap() > 1_700_000_000, "{name}");
@@ -267,7 +267,7 @@ mod tests {
         events.record(&Record { at, figures: Figures::Train(Train::default()) }).unwrap();
         assert!(size() > begun);
         let resumed = EventFile::create(&runs, 7).unwrap();
-        assert!(fs::read(&resumed.path).unwrap().windows(4).any(|bytes| bytes == [2 << 3, 8, 7 << 3 | 2, 2]));
+        assert!(fs::read(resumed.file.path()).unwrap().windows(4).any(|bytes| bytes == [2 << 3, 8, 7 << 3 | 2, 2]));
         assert_eq!(fs::read_dir(&runs).unwrap().count(), 2);
     }
 }
