@@ -36,6 +36,14 @@ pub enum Error {
         /// What the reader can do.
         remedy: String,
     },
+    /// A disk has no room for what is to be written.
+    #[error("{problem}\n  remedy: {remedy}")]
+    NoSpace {
+        /// What has no room where.
+        problem: String,
+        /// What the reader can do.
+        remedy: String,
+    },
     /// A value is NaN or infinite where none may be.
     #[error(
         "tensor {}: the value at row {row}, column {column} is {value}\n  remedy: the model or the adapter holds broken or \

@@ -33,6 +33,7 @@ mod swift;
 mod tied;
 mod to_hf;
 mod train;
+mod train_disk;
 mod train_golden;
 mod train_ranks;
 mod train_resume;

@@ -181,6 +181,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         if !speaks {
             return Ok(ExitCode::SUCCESS);
         }
+        plan.space.check(&plan.destination())?;
         print(&if args.run.json { format!("{:#}\n", plan.describe()) } else { plan_text(&plan) })?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -325,6 +326,7 @@ fn plan_text(plan: &TrainPlan) -> String {
     let warmup = plan.schedule.warmup_steps;
     row("steps", format!("{} of {} rows, {warmup} to warm up{from}", progress.max_steps, plan.rows_of_a_step()));
     row("runs", shown(&plan.settings.output_dir()));
+    row("checkpoints", format!("up to {} of {}", plan.space.most, ByteSize(plan.space.each)));
     rows.extend(asked(&plan.settings));
     rows.extend(plan.notes.iter().map(|line| ["note".to_owned(), escaped(line)]));
     lines(&rows)

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::base::fingerprint;
-use super::checkpoint::{Progress, Resume, check_new, find_adapter, find_resumed, load_factors};
+use super::checkpoint::{Progress, Resume, Space, check_new, find_adapter, find_resumed, load_factors};
 use super::facts::Facts;
 use super::log::{Report, TrainProgress};
 use super::lora::{Group, Layout, initial};
 use super::model::Spec;
 use super::prepare::Prepared;
 use super::schedule::{Schedule, ScheduleKind, warmup_steps};
-use super::settings::Settings;
+use super::settings::{Settings, When, every};
 use super::trainer::State;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, shown};
@@ -51,6 +51,8 @@ pub struct TrainPlan {
     pub fresh: bool,
     /// The run's directory, if it goes on in one that is there.
     pub run: Option<PathBuf>,
+    /// What its checkpoints take, and what their disk has.
+    pub space: Space,
     /// Records of the log so far.
     pub history: Vec<serde_json::Map<String, Value>>,
     /// What the user should know.
@@ -124,6 +126,7 @@ impl TrainPlan {
             progress: beginning,
             fresh: false,
             run: None,
+            space: Space::default(),
             history: Vec::new(),
             settings,
             base,
@@ -139,7 +142,27 @@ impl TrainPlan {
         if plan.run.is_none() && !plan.settings.add_version {
             check_new(&plan.settings.output_dir())?;
         }
+        let moments = !plan.settings.save_only_model;
+        let saves = plan.saves();
+        plan.space = Space::new(&plan.destination(), plan.layout.len, moments, saves, plan.settings.save_total_limit)?;
+        plan.notes.extend(plan.space.note());
         Ok(plan)
+    }
+
+    /// The directory in which checkpoints come to lie, or that of the run in which they do.
+    pub fn destination(&self) -> PathBuf {
+        self.run.clone().unwrap_or_else(|| self.settings.output_dir())
+    }
+
+    /// How many checkpoints the steps that are left write, the last one's among them.
+    fn saves(&self) -> u64 {
+        let Progress { max_steps, global_step, epoch_len, .. } = self.progress;
+        let left = max_steps.saturating_sub(global_step);
+        match self.settings.save_strategy() {
+            When::Never => 1,
+            When::Epoch => left.saturating_mul(self.rows_of_a_step()).div_ceil(epoch_len.max(1)),
+            When::Steps(steps) => left / every(steps, max_steps) + 1,
+        }
     }
 
     /// Decides what the factors begin with: a checkpoint, another adapter, or nothing.
@@ -226,6 +249,7 @@ impl TrainPlan {
             "first_step": self.progress.global_step,
             "warmup_steps": self.schedule.warmup_steps,
             "output_dir": self.settings.output_dir(),
+            "checkpoints": self.space,
             "notes": self.notes,
         })
     }

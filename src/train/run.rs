@@ -1,11 +1,12 @@
 //! A run, from its plan to its report: step after step, with records, evaluations and checkpoints between them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
-use super::checkpoint::{SchedulerState, Snapshot, checkpoint_dir, new_run, prune, write};
+use super::checkpoint::{SchedulerState, Snapshot, checkpoint_dir, has_room, lock, new_run, prune, write};
 use super::data::{Batch, epoch_order};
 use super::engine::{CpuEngine, CudaEngine, Engine, Heads};
 use super::guard::{Guard, GuardCounts, Verdict};
@@ -137,6 +138,12 @@ struct Run<'e, E: Engine> {
     last: Option<Stepped>,
     eval_loss: Option<f64>,
     checkpoint: Option<PathBuf>,
+    /// Whether a checkpoint waits for room on the disk.
+    owes_checkpoint: bool,
+    /// Whether a record waits for a file that can't be written.
+    owes_record: bool,
+    /// Keeps other processes from the run's directory.
+    _lock: Option<File>,
 }
 
 /// What happened since some moment.
@@ -176,6 +183,10 @@ impl Since {
 impl<'e, E: Engine> Run<'e, E> {
     /// Loads the base, and opens the run's directory and logs.
     fn new(engine: &'e E, mut plan: TrainPlan, how: &How<'_>) -> Result<Self> {
+        let writes = how.ranks.rank() == 0;
+        if writes {
+            plan.space.check(&plan.destination())?;
+        }
         how.progress.phase("loading the base");
         let positions = plan.data.train.longest_sample().max(plan.data.held_out.longest_sample());
         let groups = std::mem::take(&mut plan.groups);
@@ -205,12 +216,12 @@ impl<'e, E: Engine> Run<'e, E> {
         let state = std::mem::take(&mut plan.state);
         let trainer = Trainer::new(engine, model, plan.layout.clone(), recipe, &state)?;
         drop(state);
-        let writes = how.ranks.rank() == 0;
         let dir = match (&plan.run, writes) {
             (Some(dir), _) => dir.clone(),
             (None, true) => new_run(&settings.output_dir(), settings.add_version, SystemTime::now())?,
             (None, false) => settings.output_dir(),
         };
+        let lock = if writes { Some(lock(&dir)?) } else { None };
         // The log of a run that is over stays as it is: to open it would cut the record of its end.
         let logs = if writes && plan.progress.global_step < plan.progress.max_steps {
             let events = settings.logging_dir.as_deref();
@@ -236,6 +247,9 @@ impl<'e, E: Engine> Run<'e, E> {
             last: None,
             eval_loss: None,
             checkpoint,
+            owes_checkpoint: false,
+            owes_record: false,
+            _lock: lock,
             plan,
         })
     }
@@ -269,14 +283,14 @@ impl<'e, E: Engine> Run<'e, E> {
             if evaluates || (has_held_out && last && !interrupted) {
                 self.evaluate(saves || last, how)?;
             }
-            if saves || last {
-                self.save(how)?;
+            if saves || last || self.can_pay() {
+                self.save_if_possible(last, how)?;
             }
             if interrupted {
                 break;
             }
         }
-        self.finish(interrupted)
+        self.finish(interrupted, how)
     }
 
     /// The order of the epoch's rows.
@@ -326,7 +340,7 @@ impl<'e, E: Engine> Run<'e, E> {
                 tokens_per_second: self.since.tokens_per_second(),
                 skipped,
             };
-            self.record(Figures::Train(train), how)?;
+            self.record(Figures::Train(train), how);
             self.since = Since::now();
         }
         (self.plan.progress.unlogged_steps, self.plan.progress.unlogged_loss) = (self.since.steps, self.since.losses);
@@ -357,11 +371,53 @@ impl<'e, E: Engine> Run<'e, E> {
         }
     }
 
-    fn record(&mut self, figures: Figures, how: &How<'_>) -> Result<()> {
+    fn record(&mut self, figures: Figures, how: &How<'_>) {
         let record = Record { at: self.moment(), figures };
-        self.logs.record(&record)?;
+        self.log(&record, how);
         how.progress.record(&record);
-        Ok(())
+    }
+
+    /// Logs a record. A log that can't be written is no reason to lose a run: what it lacks is written later.
+    fn log(&mut self, record: &Record, how: &How<'_>) {
+        match self.logs.record(record) {
+            Ok(()) if !self.owes_record => {}
+            Ok(()) => {
+                self.owes_record = false;
+                how.progress.note("the log is written again, with what it lacked");
+            }
+            Err(_) if self.owes_record => {}
+            Err(error) => {
+                self.owes_record = true;
+                let (problem, _) = error.split();
+                how.progress
+                    .note(&format!("{problem}; training goes on, and the log is written when that works again"));
+            }
+        }
+    }
+
+    /// Whether a checkpoint that waited for room has it now.
+    fn can_pay(&self) -> bool {
+        let moments = !self.plan.settings.save_only_model;
+        self.owes_checkpoint && has_room(&self.dir, self.trainer.layout().len, moments)
+    }
+
+    /// Saves a checkpoint. One that has no room is owed, unless it is the last: the run goes on, and saves when there is.
+    fn save_if_possible(&mut self, last: bool, how: &How<'_>) -> Result<()> {
+        match self.save(how) {
+            Err(Error::NoSpace { problem, .. }) if !last => {
+                let step = self.plan.progress.global_step;
+                how.progress.phase("training");
+                how.progress.note(&format!(
+                    "no checkpoint of step {step}: {problem}; training goes on, and saves one as soon as there is room"
+                ));
+                self.owes_checkpoint = true;
+                Ok(())
+            }
+            result => {
+                self.owes_checkpoint = false;
+                result
+            }
+        }
     }
 
     /// Looks at the held-out data. The best is the best of the steps that are `saved`: others can't be gone back to.
@@ -379,7 +435,7 @@ impl<'e, E: Engine> Run<'e, E> {
         let steps = rows.len().div_ceil(each) as u64;
         if let Some(loss) = loss {
             let seconds = start.elapsed().as_secs_f64();
-            self.record(Figures::Eval(Eval { loss, seconds, samples, steps, tokens }), how)?;
+            self.record(Figures::Eval(Eval { loss, seconds, samples, steps, tokens }), how);
             self.eval_loss = Some(loss);
             let progress = &mut self.plan.progress;
             if saved && loss.is_finite() && progress.best_metric.is_none_or(|best| loss < best) {
@@ -430,7 +486,7 @@ impl<'e, E: Engine> Run<'e, E> {
         Ok(())
     }
 
-    fn finish(mut self, interrupted: bool) -> Result<TrainReport> {
+    fn finish(mut self, interrupted: bool, how: &How<'_>) -> Result<TrainReport> {
         let seconds = self.total.at.elapsed().as_secs_f64();
         let progress = self.plan.progress.clone();
         let last_loss = self.last.map_or(f64::NAN, |done| done.loss);
@@ -445,9 +501,14 @@ impl<'e, E: Engine> Run<'e, E> {
                 total_flos: 6.0 * parameters * progress.tokens as f64,
                 skipped: progress.skipped,
             };
-            self.logs.record(&Record { at: self.moment(), figures: Figures::Last(last) })?;
+            let record = Record { at: self.moment(), figures: Figures::Last(last) };
+            self.log(&record, how);
         }
         let title = self.plan.settings.run_name.clone().unwrap_or_else(|| title(&self.dir));
+        let logs = self.logs.finish(&title).unwrap_or_else(|error| {
+            how.progress.note(&format!("the log is not whole: {}", error.split().0));
+            Finished::default()
+        });
         let best = progress.best_step.zip(progress.best_metric);
         let best = best.map(|(step, loss)| (checkpoint_dir(&self.dir, step), loss));
         Ok(TrainReport {
@@ -464,7 +525,7 @@ impl<'e, E: Engine> Run<'e, E> {
             device: self.engine.name(),
             timings: self.engine.timings()?,
             interrupted,
-            logs: self.logs.finish(&title)?,
+            logs,
             run: self.dir,
         })
     }

@@ -46,6 +46,15 @@ const LINTS: Section = section(
     "cargo clippy --workspace --all-targets -- -D warnings",
     "mend what is named above; `cargo clippy --fix --workspace --all-targets` does the simple ones",
 );
+/// Checked, not linked: that would take a C++ compiler, which makes libFuzzer itself.
+const FUZZ: Section = Section {
+    name: "fuzz targets",
+    check: Check::Line(
+        "cargo check --manifest-path fuzz/Cargo.toml --target-dir target --bins",
+        Some(("CUSTOM_LIBFUZZER_PATH", "none/libfuzzer.a")),
+    ),
+    remedy: "mend the targets of fuzz/, which use qft as other programs do",
+};
 const REPEAT: &str = "mend what failed; `cargo test NAME` repeats one test";
 /// nextest runs no doctests, so they have a section of their own; first, so that the tests' summary is the last word.
 const NEXTEST: [Section; 2] = [
@@ -66,7 +75,7 @@ const DOCUMENTATION: Section = Section {
 pub(crate) fn run(args: &[String]) -> anyhow::Result<()> {
     ensure!(args.is_empty(), "ci takes no options");
     let tests = if shell::succeeds("cargo nextest --version") { &NEXTEST[..] } else { &TESTS };
-    let sections = [&FORMAT, &KERNELS, &LINTS].into_iter().chain(tests).chain([&DOCUMENTATION]);
+    let sections = [&FORMAT, &KERNELS, &LINTS, &FUZZ].into_iter().chain(tests).chain([&DOCUMENTATION]);
     let mut timings = Vec::new();
     for section in sections {
         println!("\n== {} ==", section.name);

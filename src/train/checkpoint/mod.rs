@@ -5,6 +5,7 @@ mod adapter;
 mod prune;
 mod resume;
 mod runs;
+mod space;
 mod state;
 mod tensors;
 mod write;
@@ -12,7 +13,8 @@ mod write;
 pub use adapter::load_factors;
 pub use prune::prune;
 pub use resume::{Moments, Resume, find_adapter, find_resumed};
-pub use runs::{check_new, checkpoint_dir, new_run, step_of};
+pub use runs::{check_new, checkpoint_dir, lock, new_run, step_of};
+pub use space::{Space, has_room};
 pub use state::{Progress, SchedulerState};
 pub use write::{Snapshot, write};
 

@@ -1,6 +1,6 @@
 //! Directories of runs, `v<N>-<time>` as ms-swift names them, and of checkpoints in them.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,6 +16,20 @@ pub fn checkpoint_dir(run: &Path, step: u64) -> PathBuf {
 pub fn step_of(checkpoint: &Path) -> Option<u64> {
     let digits = checkpoint.file_name()?.to_str()?.strip_prefix("checkpoint-")?;
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
+/// Locks the directory of a run against other processes, as long as the file lives: two that write checkpoints and records
+/// there would spoil both runs.
+pub fn lock(run: &Path) -> Result<File> {
+    let dir = File::open(run).map_err(Error::io("open", run))?;
+    // A filesystem without locks is no reason to refuse.
+    if matches!(dir.try_lock(), Err(TryLockError::WouldBlock)) {
+        return Err(Error::refused(
+            format!("another process trains in {}", shown(run)),
+            "wait until it ends, or begin a run of its own with another --output_dir",
+        ));
+    }
+    Ok(dir)
 }
 
 /// Most runs that begin at the same time in one directory.
@@ -111,6 +125,16 @@ mod tests {
         assert!(check_new(&out).is_ok() && check_new(&out.join("none")).is_ok());
         fs::create_dir(out.join("checkpoint-3")).unwrap();
         assert!(check_new(&out).unwrap_err().to_string().contains("checkpoint-3"));
+    }
+
+    #[test]
+    fn a_run_is_locked_against_others_as_long_as_it_lives() {
+        let run = tempfile::tempdir().unwrap();
+        let held = lock(run.path()).unwrap();
+        let error = lock(run.path()).unwrap_err().to_string();
+        assert!(error.contains("another process trains in") && error.contains("--output_dir"), "{error}");
+        drop(held);
+        lock(run.path()).unwrap();
     }
 
     #[test]

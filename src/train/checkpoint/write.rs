@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::adapter::{card, config, entries};
 use super::runs::checkpoint_dir;
+use super::space::{SLACK, checkpoint_bytes};
 use super::state::{Progress, SchedulerState, layout_digest, trainer_state};
 use super::tensors::{self, Entry};
 use super::{ARGS, CARD, OPTIMIZER, PROGRESS, SCHEDULER, TRAINER_STATE};
@@ -37,9 +38,6 @@ pub struct Snapshot<'a> {
     pub history: &'a [Map<String, Value>],
 }
 
-/// Bytes that are kept free beside the tensors.
-const SLACK: u64 = 16 << 20;
-
 /// What to do about a full disk. A run that is resumed goes on in its own directory, whatever the destination.
 const MORE_SPACE: &str = "free some space, and go on with --resume_from_checkpoint true; or copy the newest \
                           checkpoint to another disk, and go on there with --resume_from_checkpoint COPY; a \
@@ -67,10 +65,14 @@ fn without_space(error: Error) -> Error {
         Error::Io { operation, path, cause }
             if matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
         {
-            Error::refused(format!("cannot {operation} {}: {cause}", shown(&path)), MORE_SPACE)
+            no_space(format!("cannot {operation} {}: {cause}", shown(&path)))
         }
         error => error,
     }
+}
+
+fn no_space(problem: String) -> Error {
+    Error::NoSpace { problem, remedy: MORE_SPACE.to_owned() }
 }
 
 /// Writes every file beside its place.
@@ -83,9 +85,9 @@ fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
     let staging = Staging::open(&checkpoint_dir(run, progress.global_step))?;
     let fill = || {
         staging.clear(|_| false)?;
-        let vectors = sizes.iter().flatten().count() as u64;
-        staging.check_space(vectors * 4 * layout.len as u64 + SLACK).map_err(|error| match error {
-            Error::Refused { problem, .. } => Error::refused(problem, MORE_SPACE),
+        let bytes = checkpoint_bytes(layout.len, snapshot.moments.is_some());
+        staging.check_space(bytes.saturating_add(SLACK)).map_err(|error| match error {
+            Error::Refused { problem, .. } => no_space(problem),
             error => error,
         })?;
         tensors::write(&staging.dir().join(ADAPTER_WEIGHTS), &entries(layout), parameters, &[("format", "pt")])?;
