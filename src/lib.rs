@@ -20,6 +20,7 @@ pub mod progress;
 pub mod quantized;
 pub mod rules;
 pub mod size;
+mod spelling;
 mod stream;
 pub mod swift;
 pub mod train;

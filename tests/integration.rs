@@ -38,5 +38,6 @@ mod train_golden;
 mod train_ranks;
 mod train_resume;
 mod train_rows;
+mod typed;
 mod verify;
 mod workbench;

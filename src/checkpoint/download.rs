@@ -217,7 +217,9 @@ fn failed(from: &Locator, id: &Id, what: &str, error: &ApiError) -> Error {
         _ => (
             escaped(&error.to_string()),
             format!(
-                "check the network (HF_ENDPOINT, HTTPS_PROXY) and the space in {}, then {AGAIN}; or give a directory",
+                "there is no directory {name} here{}: check the path, if one was meant; else check the network (HF_ENDPOINT, \
+                 HTTPS_PROXY) and the space in {}, then {AGAIN}",
+                instead::nearly(Path::new(name)),
                 shown(hf_cache)
             ),
         ),

@@ -90,6 +90,10 @@ impl Locator {
                 Some(what) => incomplete.push(format!("{} lacks {what}", shown(&located.dir))),
             }
         }
+        // Such as models/qwne, where there is a directory models: a name on the Hub is told from it by a revision.
+        if id.revision.is_none() && path.parent().is_some_and(|dir| !dir.as_os_str().is_empty() && dir.is_dir()) {
+            return Err(instead::no_such_directory(spec, true));
+        }
         if self.offline {
             return Err(self.not_cached(&id, &incomplete));
         }
@@ -130,7 +134,8 @@ impl Locator {
         let Id { name, .. } = id;
         let at = id.revision.map(|r| format!(" at revision {r}")).unwrap_or_default();
         let mut problem = format!(
-            "{name} is no directory, and no cache holds it complete{at}; looked in {} and {}",
+            "{name} is no directory{}, and no cache holds it complete{at}; looked in {} and {}",
+            instead::nearly(Path::new(name)),
             shown(&self.hf_cache),
             shown(&self.modelscope)
         );
@@ -164,8 +169,7 @@ impl<'a> Id<'a> {
     fn parse(spec: &'a str) -> Result<Self> {
         let (name, revision) = spec.split_once('@').map_or((spec, None), |(name, revision)| (name, Some(revision)));
         if spec.starts_with(['.', '/', '~']) || spec.contains('\\') || name.matches('/').count() > 1 {
-            let remedy = "check the path, or give a Hub id: org/name or org/name@revision";
-            return Err(Error::refused(format!("no such directory: {}", escaped(spec)), remedy));
+            return Err(instead::no_such_directory(spec, false));
         }
         if !name.split('/').chain(revision.iter().flat_map(|r| r.split('/'))).all(is_part) {
             let problem = format!("{:?} is neither a directory nor a Hub id", escaped(spec));

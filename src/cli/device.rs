@@ -1,5 +1,7 @@
 //! The flags that choose the device, shared by the commands that merge and encode.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use qft::export::CardUse;
 use qft::gpu::{Cards, Device, Effort, Fault};
@@ -52,9 +54,40 @@ pub(super) fn text(used: &CardUse) -> String {
         0 => String::new(),
         left => format!(", {left} left to the processor"),
     };
-    if used.names.is_empty() {
+    let mut kinds: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    used.cards.values().for_each(|card| kinds.entry(&card.name).or_default().push(card.made));
+    let names = kinds.iter().map(|(name, made)| match made.len() {
+        1 => (*name).to_owned(),
+        n => format!("{n} x {name}"),
+    });
+    let names: Vec<String> = names.collect();
+    // In the order of the names: of several cards, who made what.
+    let each: Vec<String> = kinds.values().flatten().map(u64::to_string).collect();
+    let each = if each.len() > 1 { format!(" ({})", each.join(" + ")) } else { String::new() };
+    if names.is_empty() {
         String::new()
     } else {
-        format!("on {}: {} blocks{left}\n", used.names.join(", "), used.made)
+        format!("on {}: {} blocks{each}{left}\n", names.join(", "), used.made)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qft::export::CardShare;
+
+    #[test]
+    fn cards_of_one_kind_are_counted() {
+        let of = |cards: &[(&str, u64)]| {
+            let share =
+                |(i, (name, made)): (usize, &(&str, u64))| (i, CardShare { name: (*name).to_owned(), made: *made });
+            let made = cards.iter().map(|card| card.1).sum();
+            text(&CardUse { cards: cards.iter().enumerate().map(share).collect(), made, left: 3, ..CardUse::default() })
+        };
+        assert_eq!(of(&[]), "");
+        assert_eq!(of(&[("H200", 7)]), "on H200: 7 blocks, 3 left to the processor\n");
+        assert_eq!(of(&[("H200", 7), ("H200", 5)]), "on 2 x H200: 12 blocks (7 + 5), 3 left to the processor\n");
+        let mixed = of(&[("L4", 1), ("H200", 7), ("L4", 2)]);
+        assert_eq!(mixed, "on H200, 2 x L4: 10 blocks (7 + 1 + 2), 3 left to the processor\n");
     }
 }

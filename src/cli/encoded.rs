@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use qft::error::{escaped, shown};
-use qft::export::{EncodedTensor, GgufOutput, QualityReport, Report};
+use qft::export::{EncodedTensor, GgufOutput, QualityReport, Report, Timings};
 use qft::size::ByteSize;
 use serde_json::{Value, json};
 
@@ -107,6 +107,27 @@ pub(super) fn report_text(outputs: &[GgufOutput], report: &Report) -> String {
     let seconds = report.seconds.max(1e-3);
     let _ = writeln!(text, "wrote {}: {} in {seconds:.1} s", shown(&report.out), size(report.bytes));
     text
+}
+
+/// Where the time went.
+pub(super) fn timings_text(t: &Timings) -> String {
+    let stages = [
+        ("fill on the processor", t.fill),
+        ("read for the cards", t.read),
+        ("upload", t.upload),
+        ("kernels", t.kernel),
+        ("download", t.download),
+        ("lanes of cards, all", t.lanes),
+        ("idle, lanes of cards", t.lane_idle),
+        ("digest", t.digest),
+        ("digest of inputs", t.input_digest),
+        ("idle, workers", t.idle),
+        ("write", t.write),
+        ("sync", t.sync),
+    ];
+    let rows: Vec<[String; 2]> = stages.iter().map(|(name, s)| [(*name).to_owned(), format!("{s:.2} s")]).collect();
+    let lines = columns(&rows, [false, true]);
+    lines.iter().fold("seconds of all threads:\n".to_owned(), |text, line| format!("{text}  {line}\n"))
 }
 
 /// A line for each file, and one for each output.

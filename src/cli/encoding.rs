@@ -1,15 +1,37 @@
 //! The flags of GGUF types, which `export`, `gguf` and `quantize` share, and what they say of a run's GGUF files.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use clap::Args;
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::{Arg, Args, Command};
 use qft::export::GgufOptions;
 use qft::gguf::TensorType;
 use qft::gguf::imatrix::Imatrix;
 use qft::gguf::mixture::{Choices, FileType, TypeOverride};
 use qft::gpu::Effort;
 use qft::size::ByteSize;
+
+/// The mixtures as people type them.
+static NAMES: LazyLock<Vec<String>> =
+    LazyLock::new(|| FileType::all().map(|mixture| mixture.name().to_lowercase()).collect());
+
+/// Reads a mixture, and tells shells which there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mixtures;
+
+impl TypedValueParser for Mixtures {
+    type Value = FileType;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<FileType, clap::Error> {
+        str::parse::<FileType>.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(NAMES.iter().map(|name| PossibleValue::new(name.as_str()))))
+    }
+}
 
 /// Which tensors get which types.
 #[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]

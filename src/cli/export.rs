@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::bars::Bars;
 use super::device::{self, DeviceArgs};
 use super::encoded;
-use super::encoding::{ConversionArgs, EncodingArgs, encoding_effort};
+use super::encoding::{ConversionArgs, EncodingArgs, Mixtures, encoding_effort};
 use super::models::{AdapterSpec, Found, find_adapters, find_base, overwrite};
 use super::quality::{QualityArgs, quality};
 use super::swift::SwiftArgs;
@@ -59,7 +59,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, alias = "max-shard-size", value_name = "SIZE")]
     max_shard: Option<ByteSize>,
     /// Write GGUF files of these types, from the same read of the base: q4_k_m, q8_0, bf16, ...
-    #[arg(long, value_name = "TYPE,...", value_delimiter = ',')]
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = Mixtures, hide_possible_values = true)]
     gguf: Vec<FileType>,
     /// Cast the weights: bf16, f16 or f32 [default: the base's own types].
     #[arg(long, alias = "torch-dtype", value_name = "TYPE")]
@@ -123,7 +123,7 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         plan.warnings.iter().for_each(|warning| note(&format!("warning: {}", escaped(warning))));
     }
     handle_signals();
-    let bars = Bars::default();
+    let bars = Bars::of(job(args));
     let vector = Vector::detect();
     let how = Run { jobs, vector, cards: &cards, resume: args.resume, cancel: &CANCEL, progress: &bars };
     let report = export::run(&plan, &how);
@@ -139,6 +139,15 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     })?;
     page?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the export does, in two words.
+fn job(args: &ExportArgs) -> &'static str {
+    match (args.merge_lora, args.gguf.is_empty()) {
+        (true, _) => "merge",
+        (false, true) => "reshard",
+        (false, false) => "encode",
+    }
 }
 
 /// Most tensor bytes of a safetensors file, unless the user says otherwise.
@@ -236,7 +245,9 @@ fn default_out(found: &[Found], base: &Path, provenance: &Provenance) -> PathBuf
 fn plan_text(plan: &ExportPlan, description: &Value) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
-    let base = format!("{}: {}", source_name(plan), totals(plan.base.tensors.len(), plan.base.tensor_bytes()));
+    // Of its files, as of those that are written: another figure for the same weights would puzzle.
+    let bytes = plan.base.files.iter().map(|file| file.bytes().len() as u64).sum();
+    let base = format!("{}: {}", source_name(plan), totals(plan.base.tensors.len(), bytes));
     row("base", base);
     for adapter in &plan.adapters {
         let tensors = count(adapter.file.header().tensors.len(), "tensor");
@@ -345,24 +356,7 @@ fn report_text(plan: &ExportPlan, report: &Report, timings: bool) -> String {
         let _ = writeln!(text, "{} taken over from the interrupted run", count(report.resumed, "shard"));
     }
     if timings {
-        let t = report.timings;
-        let stages = [
-            ("fill on the processor", t.fill),
-            ("read for the cards", t.read),
-            ("upload", t.upload),
-            ("kernels", t.kernel),
-            ("download", t.download),
-            ("lanes of cards, all", t.lanes),
-            ("idle, lanes of cards", t.lane_idle),
-            ("digest", t.digest),
-            ("digest of inputs", t.input_digest),
-            ("idle, workers", t.idle),
-            ("write", t.write),
-            ("sync", t.sync),
-        ];
-        let rows: Vec<[String; 2]> = stages.iter().map(|(name, s)| [(*name).to_owned(), format!("{s:.2} s")]).collect();
-        let _ = writeln!(text, "seconds of all threads:");
-        columns(&rows, [false, true]).iter().for_each(|line| text.push_str(&format!("  {line}\n")));
+        text.push_str(&encoded::timings_text(&report.timings));
     }
     text
 }

@@ -11,8 +11,8 @@ use qft::merge::{Overflow, Vector};
 
 use super::bars::Bars;
 use super::device::{self, DeviceArgs};
-use super::encoded::{plan_json, plan_text, report_json, report_text};
-use super::encoding::{EncodingArgs, encoding_effort};
+use super::encoded::{plan_json, plan_text, report_json, report_text, timings_text};
+use super::encoding::{EncodingArgs, Mixtures, encoding_effort};
 use super::quality::{QualityArgs, quality};
 use super::{CANCEL, handle_signals, jobs, note, print};
 
@@ -21,7 +21,7 @@ use super::{CANCEL, handle_signals, jobs, note, print};
 #[derive(Debug, Args)]
 pub(super) struct FileJobArgs {
     /// The type: f32, f16, bf16, q8_0, q4_k_m, q5_k_m, q6_k, iq4_xs, ...
-    #[arg(long = "type", value_name = "TYPE")]
+    #[arg(long = "type", value_name = "TYPE", value_parser = Mixtures, hide_possible_values = true)]
     mixture: FileType,
     /// The file to write.
     #[arg(long, value_name = "FILE")]
@@ -41,6 +41,9 @@ pub(super) struct FileJobArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Print where the time went.
+    #[arg(long)]
+    timings: bool,
     /// Worker threads [default: one a core]. The bytes don't depend on it.
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
@@ -57,6 +60,11 @@ impl FileJobArgs {
     pub(super) fn options(&self, allow_requantize: bool) -> qft::Result<GgufOptions> {
         let options = self.encoding.options(&[self.mixture], allow_requantize)?;
         Ok(GgufOptions { measure: self.quality.wanted(), ..options })
+    }
+
+    /// The type, as it may be typed.
+    pub(super) fn type_name(&self) -> String {
+        self.mixture.name().to_lowercase()
     }
 
     /// The cards for reading that many bytes of that many weights.
@@ -86,7 +94,7 @@ impl FileJobArgs {
             return Ok(ExitCode::SUCCESS);
         }
         handle_signals();
-        let bars = Bars::default();
+        let bars = Bars::of(format!("encode {}", self.mixture));
         let (jobs, vector) = (jobs(self.jobs), Vector::detect());
         let report = run(&Run { jobs, vector, cards, resume: self.resume, cancel: &CANCEL, progress: &bars });
         bars.clear();
@@ -98,7 +106,8 @@ impl FileJobArgs {
             report_json(outputs, &report, measured.as_ref())
         } else {
             let quality = measured.as_ref().map_or(String::new(), |quality| self.quality.text(quality));
-            quality + &report_text(outputs, &report)
+            let timings = if self.timings { timings_text(&report.timings) } else { String::new() };
+            quality + &report_text(outputs, &report) + &device::text(&report.cards) + &timings
         })?;
         page?;
         Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use qft::error::{Error, quoted, shown};
 use qft::export::{QuantizePlan, quantize};
 use qft::gguf::{GgufModel, TensorType};
 
@@ -24,6 +25,9 @@ pub(crate) struct QuantizeArgs {
 pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let job = &args.job;
     job.quality.check(&[&args.model], job.overwrite)?;
+    if args.model.is_dir() {
+        return Err(no_file(args).into());
+    }
     let model = GgufModel::open(&args.model)?;
     // What is quantized already is decoded on the processor, whatever the device.
     let floats = [TensorType::F32, TensorType::F16, TensorType::BF16];
@@ -33,4 +37,21 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let cards = job.open_cards(input, weights);
     let plan = QuantizePlan::new(model, &job.out, &job.options(args.allow_requantize)?, job.overflow(), job.overwrite)?;
     job.carry_out(std::slice::from_ref(&plan.output), &plan.warnings, &cards, |how| quantize(&plan, how))
+}
+
+/// Says what to do with a directory: a model for transformers, or one that holds GGUF files.
+fn no_file(args: &QuantizeArgs) -> Error {
+    let dir = &args.model;
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let first = files.filter(|path| path.extension().is_some_and(|ending| ending == "gguf")).min();
+    let remedy = match first {
+        Some(file) if !dir.join("config.json").exists() => format!("give a file in it, such as {}", shown(&file)),
+        _ => format!(
+            "of a model's directory, make a GGUF file with qft gguf {} --type {} --out {}",
+            quoted(dir),
+            args.job.type_name(),
+            quoted(&args.job.out)
+        ),
+    };
+    Error::refused(format!("{} is a directory, and no GGUF file", shown(dir)), remedy)
 }

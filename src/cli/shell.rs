@@ -44,3 +44,21 @@ pub(super) fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shells_know_the_types_of_gguf() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "qft", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            assert!(script.contains("q4_k_m") && script.contains("iq4_xs"), "{shell}");
+        }
+        let mut help = Cli::command();
+        let help = help.find_subcommand_mut("quantize").unwrap().render_long_help().to_string();
+        assert!(!help.contains("ossible values"), "{help}");
+    }
+}

@@ -78,7 +78,7 @@ pub(super) fn run(args: &ToHfArgs) -> anyhow::Result<ExitCode> {
         plan.warnings.iter().for_each(|warning| note(&format!("warning: {}", escaped(warning))));
     }
     handle_signals();
-    let bars = Bars::default();
+    let bars = Bars::of("decode");
     let cards = Cards::none();
     let how = Run {
         jobs: jobs(args.jobs),

@@ -17,9 +17,16 @@ pub(super) struct TrainBar {
     bar: Mutex<Option<ProgressBar>>,
 }
 
-const STYLE: &str = "{prefix:10} {wide_bar} {pos:>6} of {len:6} {msg} {eta:>4} left";
+/// All but the bar takes 74 columns at most, for runs of up to 9999 steps.
+const STYLE: &str = "{prefix:10!} {wide_bar} {pos} of {len} {msg} {eta:>4} left";
 
 impl TrainBar {
+    /// The bar of a run of `max_steps` steps, `done` of which are done.
+    fn drawn(max_steps: u64, done: u64) -> ProgressBar {
+        let style = ProgressStyle::with_template(STYLE).unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(max_steps).with_style(style).with_prefix("training").with_position(done)
+    }
+
     fn with(&self, change: impl FnOnce(&ProgressBar)) {
         if let Some(bar) = &*self.bar.lock().unwrap_or_else(PoisonError::into_inner) {
             change(bar);
@@ -45,8 +52,7 @@ impl TrainProgress for TrainBar {
         if !stderr().is_terminal() {
             return;
         }
-        let style = ProgressStyle::with_template(STYLE).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(max_steps).with_style(style).with_prefix("training").with_position(done);
+        let bar = Self::drawn(max_steps, done);
         // Steps that were done before took none of this process's time.
         bar.reset_eta();
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -110,6 +116,7 @@ fn sentence(record: &Record) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bars::screen::Screen;
     use super::*;
     use qft::train::log::Moment;
 
@@ -136,7 +143,17 @@ mod tests {
     }
 
     #[test]
-    fn the_style_is_one() {
-        assert!(ProgressStyle::with_template(STYLE).is_ok());
+    fn the_bar_fits_a_terminal() {
+        let screen = Screen::new(80);
+        let bar = TrainBar::drawn(9999, 1234);
+        bar.set_draw_target(screen.target());
+        bar.set_message(figures(12.3456, 1.25e-4, 13_646.4));
+        bar.tick();
+        let lines = screen.lines();
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:?}");
+        let shown = lines.iter().find(|line| line.contains("loss 12.3456")).unwrap();
+        for mention in ["training", "1234 of 9999", "13646 tokens/s", " left"] {
+            assert!(shown.contains(mention), "{mention}: {lines:?}");
+        }
     }
 }

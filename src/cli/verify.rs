@@ -68,7 +68,7 @@ fn check(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let inputs = args.audit.then(|| Inputs::find(args)).transpose()?;
     handle_signals();
-    let bars = Bars::default();
+    let bars = Bars::of("digest");
     let jobs = jobs(args.jobs);
     let result = verify(&args.dir, jobs, &CANCEL, &bars);
     bars.clear();
@@ -205,7 +205,7 @@ impl Inputs {
         jobs: usize,
     ) -> qft::Result<Option<Difference>> {
         let run = |compare: &dyn Fn(&Run<'_>) -> qft::Result<Option<Difference>>| {
-            let bars = Bars::default();
+            let bars = Bars::of("audit");
             let cards = Cards::none();
             let vector = Vector::detect();
             let found = compare(&Run { jobs, vector, cards: &cards, resume: false, cancel: &CANCEL, progress: &bars });

@@ -49,7 +49,7 @@ use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
 use crate::gguf::Quality;
 use crate::parallel::both;
-pub use crate::stream::{CardUse, Overwrite, Run, Timings};
+pub use crate::stream::{CardShare, CardUse, Overwrite, Run, Timings};
 use crate::stream::{Input, InputDigest, Produced, Production, Staging, Work, produce};
 use block::ShardWork;
 use encoded::GgufWork;

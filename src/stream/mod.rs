@@ -22,7 +22,7 @@ pub(crate) use foreign::files_of_model;
 pub(crate) use inputs::{Input, InputDigest};
 pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
 pub(crate) use workers::BLOCK_LEN;
-pub use workers::{CardUse, Timings};
+pub use workers::{CardShare, CardUse, Timings};
 
 use crate::digest::Hex;
 use crate::error::{Error, Result};

@@ -74,14 +74,23 @@ pub struct Timings {
 /// What cards had to do with a job.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct CardUse {
-    /// Names of the cards that helped.
-    pub names: Vec<String>,
+    /// The cards that helped, by their places among those that could.
+    pub cards: BTreeMap<usize, CardShare>,
     /// Blocks that they made.
     pub made: u64,
     /// Blocks that they left to the processor.
     pub left: u64,
     /// What went wrong with them.
     pub warnings: Vec<String>,
+}
+
+/// What one card had to do with a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct CardShare {
+    /// Its name.
+    pub name: String,
+    /// Blocks that it made.
+    pub made: u64,
 }
 
 /// What came out.
@@ -238,20 +247,20 @@ impl<'a> Stream<'_, 'a> {
         let Ok(cards) = self.job.cards.wait() else { return self.expect_no_lanes() };
         // Lanes are threads that read: more of them than there are workers would only get in each other's way.
         let most = self.job.jobs.max(LEAST_LANES).div_ceil(cards.len().max(1));
-        for card in cards.iter().take_while(|_| !self.is_over()) {
+        for (number, card) in cards.iter().enumerate().take_while(|_| !self.is_over()) {
             scope.spawn(move || {
                 let _guard = PanicGuard(self);
                 // Until its kernels are compiled, the workers fill.
                 card.prepare(self.job.kinds);
                 for _ in 0..card.lanes().min(most) {
-                    scope.spawn(|| self.run_lane(card));
+                    scope.spawn(move || self.run_lane(number, card));
                 }
             });
         }
     }
 
-    /// One lane: fills segments until there are none left, something failed, or its card is lost.
-    fn run_lane(&self, card: &Card) {
+    /// One lane of card `number` of those that are used: fills segments until there are none left, something failed, or its card is lost.
+    fn run_lane(&self, number: usize, card: &Card) {
         let _guard = PanicGuard(self);
         if self.is_over() {
             return;
@@ -262,9 +271,7 @@ impl<'a> Stream<'_, 'a> {
         };
         let mut state = self.lock();
         state.lanes += 1;
-        if !state.cards.names.iter().any(|name| name == card.name()) {
-            state.cards.names.push(card.name().to_owned());
-        }
+        state.cards.cards.entry(number).or_default().name = card.name().to_owned();
         drop(state);
         let mut timings = Timings::default();
         while assist.lost().is_none() {
@@ -291,6 +298,7 @@ impl<'a> Stream<'_, 'a> {
         timings.download += stages.download;
         let mut state = self.lock();
         state.cards.made += made;
+        state.cards.cards.entry(number).or_default().made += made;
         state.cards.left += left;
         state.timings.add(timings);
         drop(state);

@@ -8,6 +8,7 @@ use super::Settings;
 use super::table::{find, flags};
 use crate::checkpoint::read_text;
 use crate::error::{Error, Result, escaped};
+use crate::spelling::edits;
 use crate::swift::{Fate, Flag, SECRETS};
 
 /// Values that were given, in their one form, by the flag's name.
@@ -91,19 +92,6 @@ fn nearest(key: &str) -> Option<&'static str> {
     let names = flags().flat_map(|flag| flag.aliases.iter().chain([&flag.name]).map(|alias| (*alias, flag.name)));
     let (distance, name) = names.map(|(alias, name)| (edits(&key, alias), name)).min()?;
     (distance <= key.len().div_ceil(3)).then_some(name)
-}
-
-/// Insertions, deletions and substitutions between two names (Levenshtein, 1966).
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let cheapest = (corner + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            corner = std::mem::replace(&mut row[j + 1], cheapest);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
