@@ -10,6 +10,7 @@
     missing_docs
 )]
 
+mod audit;
 mod blocks;
 mod brought;
 mod brought_bases;

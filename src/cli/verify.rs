@@ -11,13 +11,13 @@ use qft::adapter::{ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Adapter};
 use qft::checkpoint::{Checkpoint, INDEX_FILE, Locator, SINGLE_FILE, TokenizerChoice, read_text};
 use qft::digest::sha256;
 use qft::error::{escaped, shown};
-use qft::export::{Audit, Difference, MANIFEST, Run, audit, audit_gguf};
+use qft::export::{Audit, CHECKSUMS, Difference, MANIFEST, Provenance, Run, audit, audit_files, audit_gguf};
 use qft::gguf::GgufModel;
 use qft::gguf::imatrix::Imatrix;
 use qft::gpu::Cards;
 use qft::merge::{Float, Overflow, Vector};
 use qft::size::ByteSize;
-use qft::verify::{Verification, verify};
+use qft::verify::{Problem, Verification, verify};
 use serde_json::{Value, json};
 
 use super::bars::Bars;
@@ -27,7 +27,8 @@ use super::{CANCEL, EXIT_DIFFERENT, EXIT_INTERRUPTED, handle_signals, jobs, note
 
 /// Check a release: every digest, and every rule of the formats of its weights, safetensors and GGUF.
 ///
-/// With --audit, also recompute every tensor from the base and the adapters and compare byte for byte.
+/// With --audit, also recompute every tensor from the base and the adapters and compare byte for byte; and of a release
+/// with a manifest every other file, the keys of GGUF files, and the manifest's own entries. What nothing tells is named.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// The release, or one .gguf file.
@@ -91,6 +92,8 @@ fn check(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 
 /// What the manifest says of how the release was made. It may lie: the audit finds out.
 struct Recipe {
+    /// All of it.
+    manifest: Option<Value>,
     dtype: Option<Float>,
     overflow: Overflow,
     tokenizer: TokenizerChoice,
@@ -103,9 +106,10 @@ impl Recipe {
     fn read(release: &Path) -> Self {
         let file = release.file_name().filter(|_| release.is_file()).map(|name| name.to_string_lossy());
         let manifest = if file.is_some() { release.with_file_name(MANIFEST) } else { release.join(MANIFEST) };
-        let manifest: Option<Value> = read_text(&manifest).ok().and_then(|text| serde_json::from_str(&text).ok());
+        let whole: Option<Value> = read_text(&manifest).ok().and_then(|text| serde_json::from_str(&text).ok());
         let lists = |manifest: &Value| file.as_ref().is_none_or(|file| manifest["files"].get(file.as_ref()).is_some());
-        let manifest = manifest.filter(lists).unwrap_or_default();
+        let whole = whole.filter(lists);
+        let manifest = whole.clone().unwrap_or_default();
         let options = &manifest["options"];
         let adapter = |entry: &Value| {
             let names = [ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH];
@@ -117,6 +121,7 @@ impl Recipe {
             overflow: if options["overflow"] == "clamp" { Overflow::Clamp } else { Overflow::Refuse },
             tokenizer: serde_json::from_value(options["tokenizer"].clone()).unwrap_or_default(),
             adapters: manifest["adapters"].as_array().map(|list| list.iter().map(adapter).collect()),
+            manifest: whole,
         }
     }
 }
@@ -125,6 +130,7 @@ impl Recipe {
 struct Inputs {
     recipe: Recipe,
     base: Checkpoint,
+    provenance: Provenance,
     adapters: Vec<Adapter>,
     imatrix: Option<Imatrix>,
     /// In what the adapters are not those of the manifest.
@@ -147,13 +153,13 @@ impl Inputs {
             }
             listed => default_adapters(&locator, &args.dir, listed.as_deref())?,
         };
-        let (base, _) = find_base(&locator, args.base.as_deref(), &found)?;
+        let (base, provenance) = find_base(&locator, args.base.as_deref(), &found)?;
         let base = Checkpoint::open(&base)?;
         let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
         let mut notes = recipe.adapters.as_ref().map(|listed| deviations(&adapters, listed)).unwrap_or_default();
         notes.extend(alone);
         let imatrix = args.imatrix.as_deref().map(Imatrix::read).transpose()?;
-        Ok(Self { recipe, base, adapters, imatrix, notes })
+        Ok(Self { recipe, base, provenance, adapters, imatrix, notes })
     }
 
     /// Audits `release` after its verification, which it adds to.
@@ -174,15 +180,34 @@ impl Inputs {
             }
         };
         let Recipe { dtype, overflow, tokenizer, .. } = self.recipe;
-        let files = self.recipe.adapters.is_some();
-        if !files && !is_file {
-            result.notes.push(format!("without a {MANIFEST}, the audit compares tensors, and no file beside them"));
+        let manifest = self.recipe.manifest.as_ref();
+        let files = manifest.is_some() && !is_file;
+        if manifest.is_none() && !is_file {
+            result.notes.push(format!(
+                "not checked: the files beside the weights, and the keys of GGUF files; there is no {MANIFEST} that says how \
+                 the release was made"
+            ));
+            // What qft makes has both, so that one was taken away.
+            if release.join(CHECKSUMS).exists() {
+                let problem =
+                    format!("is missing: qft writes one beside {CHECKSUMS}, and what it says can't be audited");
+                result.problems.push(Problem { file: MANIFEST.to_owned(), problem });
+            }
         }
-        let inputs = Audit { base: &self.base, adapters: &self.adapters, dtype, overflow, tokenizer, files };
-        let found = self.compare(safetensors.as_ref(), &gguf, &inputs, jobs);
-        match found {
-            Ok(None) => Ok(Audited::Agrees),
-            Ok(Some(difference)) => Ok(Audited::Differs(difference)),
+        let inputs = Audit {
+            base: &self.base,
+            provenance: &self.provenance,
+            adapters: &self.adapters,
+            dtype,
+            overflow,
+            tokenizer,
+            manifest,
+        };
+        match self.compare(release, safetensors.as_ref(), gguf, &inputs, jobs) {
+            Ok((difference, unchecked)) => {
+                result.notes.extend(unchecked.into_iter().map(|line| format!("not checked: {line}")));
+                Ok(difference.map_or(Audited::Agrees { files }, Audited::Differs))
+            }
             Err(error @ Error::Interrupted { .. }) => Err(error),
             // An audit clamps where the manifest says that the export did.
             Err(error @ Error::Overflow { .. }) => {
@@ -196,34 +221,47 @@ impl Inputs {
         }
     }
 
-    /// The first difference in the safetensors, and then in each GGUF model.
+    /// The first difference in the safetensors, then in each GGUF model, then in all other files of a directory; and what
+    /// could not be checked.
     fn compare(
         &self,
+        release: &Path,
         safetensors: Option<&Checkpoint>,
-        gguf: &[GgufModel],
+        gguf: Vec<GgufModel>,
         inputs: &Audit<'_>,
         jobs: usize,
-    ) -> qft::Result<Option<Difference>> {
-        let run = |compare: &dyn Fn(&Run<'_>) -> qft::Result<Option<Difference>>| {
-            let bars = Bars::of("audit");
-            let cards = Cards::none();
-            let vector = Vector::detect();
-            let found = compare(&Run { jobs, vector, cards: &cards, resume: false, cancel: &CANCEL, progress: &bars });
-            bars.clear();
-            found
-        };
-        if let Some(release) = safetensors
-            && let Some(difference) = run(&|how| audit(release, inputs, how))?
+    ) -> qft::Result<(Option<Difference>, Vec<String>)> {
+        if let Some(safetensors) = safetensors
+            && let Some(difference) = run_with(jobs, |how| audit(safetensors, inputs, how))?
         {
-            return Ok(Some(difference));
+            return Ok((Some(difference), Vec::new()));
         }
+        let mut unchecked = Vec::new();
+        let mut models = Vec::new();
         for model in gguf {
-            if let Some(difference) = run(&|how| audit_gguf(model, self.imatrix.as_ref(), inputs, how))? {
-                return Ok(Some(difference));
+            let mut found = run_with(jobs, |how| audit_gguf(&model, self.imatrix.as_ref(), inputs, how))?;
+            unchecked.append(&mut found.unchecked);
+            if found.difference.is_some() {
+                return Ok((found.difference, unchecked));
             }
+            models.push((model, found));
         }
-        Ok(None)
+        if release.is_file() {
+            return Ok((None, unchecked));
+        }
+        let found = run_with(jobs, |how| audit_files(release, &models, inputs, how))?;
+        unchecked.extend(found.unchecked);
+        Ok((found.difference, unchecked))
     }
+}
+
+/// Calls `compare` with a bar to show its progress.
+fn run_with<T>(jobs: usize, compare: impl FnOnce(&Run<'_>) -> qft::Result<T>) -> qft::Result<T> {
+    let bars = Bars::of("audit");
+    let (cards, vector) = (Cards::none(), Vector::detect());
+    let found = compare(&Run { jobs, vector, cards: &cards, resume: false, cancel: &CANCEL, progress: &bars });
+    bars.clear();
+    found
 }
 
 /// The adapters that the manifest lists, where they need no name: none, or the newest checkpoint below `./output`.
@@ -276,7 +314,10 @@ fn deviations(adapters: &[Adapter], listed: &[(f64, Option<String>)]) -> Vec<Str
 
 /// How an audit ended.
 enum Audited {
-    Agrees,
+    Agrees {
+        /// Whether all files were compared, and not tensors alone.
+        files: bool,
+    },
     Differs(Difference),
     /// The release can't be opened.
     LeftOut,
@@ -289,7 +330,7 @@ const LEFT_OUT: &str = "left out: the release can't be opened";
 impl Audited {
     fn json(&self) -> Value {
         match self {
-            Self::Agrees => json!({"first_difference": null}),
+            Self::Agrees { .. } => json!({"first_difference": null}),
             Self::Differs(difference) => json!({"first_difference": difference}),
             Self::LeftOut => json!({"left_out": LEFT_OUT}),
             Self::Failed(error) => json!({"failed": error.to_string()}),
@@ -298,7 +339,10 @@ impl Audited {
 
     fn text(&self) -> String {
         match self {
-            Self::Agrees => "every tensor is what the base and the adapters give, byte for byte".to_owned(),
+            Self::Agrees { files } => {
+                let what = if *files { "every tensor and every file" } else { "every tensor" };
+                format!("{what} is what the base and the adapters give, byte for byte")
+            }
             Self::Differs(difference) => describe(difference),
             Self::LeftOut => LEFT_OUT.to_owned(),
             Self::Failed(_) => "failed".to_owned(),

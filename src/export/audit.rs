@@ -1,23 +1,23 @@
 //! The audit: recompute every tensor of a release from base and adapters, and compare byte for byte.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use serde_json::Value;
+
 use super::Run;
-use super::beside::Beside;
 use super::block::MergedTensor;
-use super::manifest::{CHECKSUMS, MANIFEST};
 use super::merged::Merged;
+use super::plan::Provenance;
 use super::shard::{self, PlacedTensor, Shard};
 use crate::adapter::Adapter;
-use crate::checkpoint::{Checkpoint, INDEX_FILE, Tensor, TokenizerChoice, read_small};
+use crate::checkpoint::{Checkpoint, Tensor, TokenizerChoice};
 use crate::error::{Error, Result};
 use crate::gpu::Assist;
 use crate::merge::{Float, Overflow};
-use crate::stream::{BLOCK_LEN, files_of_model};
+use crate::stream::BLOCK_LEN;
 
 /// Some bytes of one tensor.
 pub(super) struct Block {
@@ -92,55 +92,21 @@ pub struct Audit<'a> {
     pub dtype: Option<Float>,
     /// What happened to a finite value beyond the output type.
     pub overflow: Overflow,
-    /// Whether the files beside the weights are compared, too: those of a release that qft made.
-    pub files: bool,
+    /// Where the base comes from.
+    pub provenance: &'a Provenance,
+    /// The manifest of a release that qft made, whose files are compared, too.
+    pub manifest: Option<&'a Value>,
 }
 
-/// Compares `release` with what its inputs give. `None` if every byte agrees. Nothing is resumed, whatever `how` says.
+/// Compares the tensors of `release` with what its inputs give. `None` if every byte agrees. Nothing is resumed, whatever
+/// `how` says.
 pub fn audit(release: &Checkpoint, inputs: &Audit<'_>, how: &Run<'_>) -> Result<Option<Difference>> {
     let merged = Merged::new(inputs.base, inputs.adapters, inputs.dtype)?;
     let expected = whole(shard::split(merged.tensors, u64::MAX))?;
-    let difference = match compare_forms(release, &expected) {
-        None => compare_values(release, inputs, &expected, how)?,
-        difference => difference,
-    };
-    match difference {
-        None if inputs.files => compare_files(release, inputs, merged.config.as_deref()),
+    match compare_forms(release, &expected) {
+        None => compare_values(release, inputs, &expected, how),
         difference => Ok(difference),
     }
-}
-
-/// Compares what lies beside the weights with what the inputs give, byte for byte. What verify reads itself is left to it:
-/// the lists, and the weights of both forms.
-fn compare_files(release: &Checkpoint, inputs: &Audit<'_>, config: Option<&str>) -> Result<Option<Difference>> {
-    let beside = Beside::new(inputs.base, inputs.adapters, config, inputs.tokenizer)?;
-    let differs =
-        |file: &str, problem: &str| Ok(Some(Difference::File { file: file.to_owned(), problem: problem.to_owned() }));
-    let texts: BTreeMap<&str, &str> = beside.texts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
-    let copies: BTreeMap<&str, &Path> =
-        beside.companions.iter().map(|companion| (companion.name.as_str(), companion.path.as_path())).collect();
-    let names: BTreeSet<&str> = texts.keys().chain(copies.keys()).copied().collect();
-    for name in &names {
-        let Some(found) = bytes_if_there(&release.dir.join(name))? else { return differs(name, "is missing") };
-        let expected = match (texts.get(name), copies.get(name)) {
-            (Some(text), _) => Some(text.as_bytes().to_vec()),
-            (None, Some(path)) => bytes_if_there(path)?,
-            (None, None) => None,
-        };
-        if expected.is_some_and(|expected| expected != found) {
-            return differs(name, "is not what the base and the adapters give");
-        }
-    }
-    let weights = |name: &str| [".safetensors", ".gguf"].iter().any(|ending| name.ends_with(ending));
-    let lists = [CHECKSUMS, MANIFEST, INDEX_FILE];
-    let extra = files_of_model(&release.dir)?;
-    let extra =
-        extra.iter().find(|name| !names.contains(name.as_str()) && !weights(name) && !lists.contains(&name.as_str()));
-    extra.map_or(Ok(None), |name| differs(name, "comes from neither the base nor the adapters"))
-}
-
-fn bytes_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
-    if path.symlink_metadata().is_err() { Ok(None) } else { read_small(path).map(Some) }
 }
 
 /// The one shard that holds a model of any size.

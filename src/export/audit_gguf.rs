@@ -1,44 +1,60 @@
 //! The audit of a GGUF file: encode every tensor anew from base and adapters, in the type that the file gives it, and
-//! compare byte for byte; and the keys that say what the model computes and how it cuts texts. Which types a mixture
-//! chooses is not audited; neither are names and lineage.
+//! compare byte for byte. Its keys are held next door, in `audit_keys`, where a manifest says that qft wrote them.
 
 use std::collections::BTreeMap;
 
 use super::Run;
 use super::audit::{Audit, Block, Difference, blocks, compare_blocks};
+use super::audit_keys::{Keys, Source, compare_keys};
 use super::encoded::{EncodedTensor, Encoder};
-use super::gguf::{hf_tensors, values_of, vocabulary};
+use super::gguf::{hf_tensors, values_of};
 use super::merged::Merged;
-use super::plan::small_files;
+use super::plan::{Provenance, lineage, small_files};
 use super::shard::OutputTensor;
 use crate::checkpoint::companions;
 use crate::error::{Error, Result, escaped, shown};
-use crate::gguf::arch::Conversion;
+use crate::gguf::arch::{self, Conversion};
 use crate::gguf::imatrix::{FILE_KEY, Imatrix};
-use crate::gguf::{GgufModel, GgufTensor, Metadata, ModelFiles, ModelTensor, Value, arch, trimmed};
+use crate::gguf::mixture::{Candidate, Choices, Facts, FileType, choose, order};
+use crate::gguf::{GgufModel, GgufTensor, Metadata, ModelFiles, ModelTensor, Quality, trimmed};
 use crate::gpu::Assist;
 use crate::stream::BLOCK_LEN;
 
-/// Compares `model` with what its inputs give; `imatrix` weighed the errors of its columns, if one did. `None` if every
-/// byte agrees.
+/// What the audit of a GGUF model found.
+#[derive(Debug, Default)]
+pub struct GgufFound {
+    /// The first way in which it is not what its inputs give.
+    pub difference: Option<Difference>,
+    /// What could not be checked.
+    pub unchecked: Vec<String>,
+    /// Whether it names another base than the manifest.
+    pub(super) contradicts: bool,
+    /// Its mixture; `None` where keys are not compared.
+    pub(super) mixture: Option<FileType>,
+    /// How good the encoding of each tensor is.
+    pub(super) quality: BTreeMap<String, Quality>,
+}
+
+/// Compares `model` with what its inputs give; `imatrix` weighed the errors of its columns, if one did.
 pub fn audit_gguf(
     model: &GgufModel,
     imatrix: Option<&Imatrix>,
     inputs: &Audit<'_>,
     how: &Run<'_>,
-) -> Result<Option<Difference>> {
+) -> Result<GgufFound> {
+    let first = model.files.first().map(|file| file.path().to_owned()).unwrap_or_default();
     let weighted = model.metadata.get(FILE_KEY).is_some();
     if weighted && imatrix.is_none() {
-        let path = model.files.first().map(|file| shown(file.path())).unwrap_or_default();
         return Err(Error::refused(
-            format!("{path} was made with an imatrix, which the audit needs too"),
+            format!("{} was made with an imatrix, which the audit needs too", shown(&first)),
             "give it with --imatrix, as it was given to export",
         ));
     }
     let Merged { tensors: merged, config, .. } = Merged::new(inputs.base, inputs.adapters, inputs.dtype)?;
     let dirs: Vec<_> = inputs.adapters.iter().map(|adapter| adapter.dir.as_path()).collect();
+    let dir = first.parent().and_then(|dir| dir.canonicalize().ok()).unwrap_or_default();
     let files = ModelFiles {
-        directory: String::new(),
+        directory: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         config: config.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
         paths: small_files(
             inputs.base,
@@ -47,20 +63,32 @@ pub fn audit_gguf(
         )?,
     };
     let all: Vec<&OutputTensor> = merged.iter().collect();
-    let conversion = arch::convert(&files, &hf_tensors(&all), &arch::Options::default())?;
-    if inputs.files
-        && let Some(problem) = compare_keys(&model.metadata, &files, &conversion)?
-    {
-        let path = model.files.first().map(|file| file.path().to_owned()).unwrap_or_default();
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok(Some(Difference::File { file, problem }));
+    let tensors = hf_tensors(&all);
+    let conversion = arch::convert(&files, &tensors, &arch::Options::default())?;
+    let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), t)).collect();
+    let mut result = GgufFound::default();
+    if let Some(manifest) = inputs.manifest {
+        let text = |key: &str| manifest["base"][key].as_str().map(str::to_owned);
+        let claimed = Provenance { repo: text("repo"), revision: text("revision") };
+        let lineages = [&claimed, inputs.provenance].map(|provenance| lineage(provenance, inputs.adapters));
+        let source = Source { files: &files, tensors: &tensors, lineages };
+        let Keys { problem, unchecked, mixture, contradicts, expected } = compare_keys(model, &source)?;
+        let file = first.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let told = unchecked.into_iter().map(|line| format!("{}: {}", escaped(&file), escaped(&line)));
+        (result.unchecked, result.mixture, result.contradicts) = (told.collect(), mixture, contradicts);
+        if let Some(problem) = problem {
+            return Ok(GgufFound { difference: Some(Difference::File { file, problem }), ..result });
+        }
+        if let Some(mixture) = mixture {
+            let others = chosen_otherwise(model, &conversion, &by_name, &expected, mixture, weighted)?;
+            result.unchecked.extend(others.map(|line| format!("{}: {line}", escaped(&file))));
+        }
     }
     let stored: BTreeMap<&str, &ModelTensor> =
         model.tensors.iter().map(|tensor| (tensor.info().name.as_str(), tensor)).collect();
     if let Some(difference) = compare_forms(&stored, &conversion.tensors) {
-        return Ok(Some(difference));
+        return Ok(GgufFound { difference: Some(difference), ..result });
     }
-    let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), t)).collect();
     let expected = conversion.tensors.into_iter().map(|tensor| {
         let info = stored[tensor.name.as_str()].info();
         let (_, values) = values_of(tensor.rows, &by_name)?;
@@ -80,30 +108,41 @@ pub fn audit_gguf(
         })
     });
     let expected = expected.collect::<Result<Vec<_>>>()?;
-    let encoder = |t| Encoder::new(t, (t.len as usize).div_ceil(BLOCK_LEN), false, inputs.overflow, how.vector);
+    let measured = inputs.manifest.is_some();
+    let encoder = |t| Encoder::new(t, (t.len as usize).div_ceil(BLOCK_LEN), measured, inputs.overflow, how.vector);
     let encoders = expected.iter().map(encoder).collect::<Result<Vec<_>>>()?;
-    compare_blocks(&blocks(expected.iter().map(|t| t.len)), how, |block, buffer| {
+    result.difference = compare_blocks(&blocks(expected.iter().map(|t| t.len)), how, |block, buffer| {
         let (tensor, encoder) = (&expected[block.tensor], &encoders[block.tensor]);
         compare(tensor, encoder, stored[tensor.name.as_str()], block, buffer)
-    })
+    })?;
+    let qualities = expected.iter().zip(&encoders);
+    result.quality = qualities.filter_map(|(t, encoder)| Some((t.name.clone(), encoder.quality()?))).collect();
+    Ok(result)
 }
 
-/// Beginnings of keys that depend on more than base and adapters: names, lineage, the mixture, and parts.
-const APART: [&str; 4] = ["general.", "qft.", "quantize.", "split."];
-
-/// What of `found` is not what the inputs give. How texts are cut is named by the user, and so by the file.
-fn compare_keys(found: &Metadata, files: &ModelFiles, conversion: &Conversion) -> Result<Option<String>> {
-    let pre = found.get("tokenizer.ggml.pre").and_then(Value::as_str);
-    let vocabulary = vocabulary(files, pre)?;
-    let sections = [conversion.before_vocab.clone(), vocabulary.keys, conversion.after_vocab.clone()];
-    let expected: Metadata = sections.into_iter().flatten().collect();
-    let compared = |key: &str| !APART.iter().any(|beginning| key.starts_with(beginning));
-    let other = expected.iter().find(|(key, value)| compared(key) && found.get(key) != Some(*value));
-    if let Some((key, _)) = other {
-        return Ok(Some(format!("has another {} than the base and the adapters give", escaped(key))));
+/// Says how many tensors have another type than `mixture` chooses by itself: any of them may have been asked for.
+fn chosen_otherwise(
+    model: &GgufModel,
+    conversion: &Conversion,
+    merged: &BTreeMap<&str, &OutputTensor>,
+    keys: &Metadata,
+    mixture: FileType,
+    weighted: bool,
+) -> Result<Option<String>> {
+    let names: Vec<&str> = conversion.tensors.iter().map(|t| t.name.as_str()).collect();
+    let mut candidates = Vec::new();
+    for tensor in order(&names).into_iter().map(|i| &conversion.tensors[i]) {
+        let (source, _) = values_of(tensor.rows.clone(), merged)?;
+        let GgufTensor { name, shape, always_f32, .. } = tensor;
+        candidates.push(Candidate { name, shape, source, always_f32: *always_f32 });
     }
-    let extra = found.iter().find(|(key, _)| compared(key) && expected.get(key).is_none());
-    Ok(extra.map(|(key, _)| format!("has a key that comes from neither the base nor the adapters: {}", escaped(key))))
+    let chosen = choose(&candidates, &Facts::of(keys)?, &Choices::of(mixture), weighted)?;
+    let kinds: BTreeMap<&str, _> = model.tensors.iter().map(|t| (t.info().name.as_str(), t.info().kind)).collect();
+    let other =
+        candidates.iter().zip(&chosen).filter(|(c, choice)| kinds.get(c.name).is_some_and(|k| *k != choice.kind));
+    let count = other.count();
+    Ok((count > 0)
+        .then(|| format!("the types of {count} of its tensors, which {mixture} alone does not choose: flags may have")))
 }
 
 /// Names and shapes.

@@ -181,15 +181,7 @@ impl Work for GgufWork<'_> {
 
     /// Quality by tensor, where it was measured.
     fn record(&self) -> Value {
-        let measured = |encoder: &Encoder<'_>| {
-            let sums = encoder.sums.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-            // In the order of the tensor's bytes, so that the sums don't depend on who came first.
-            let all = sums.values().fold(ErrorSums::default(), |all, part| all.and(*part));
-            // A tensor that was copied has no errors, and one with values that aren't finite has no figures.
-            let quality =
-                Some(all).filter(|all| !all.is_empty()).map(|all| all.quality()).filter(Quality::is_finite)?;
-            Some((encoder.tensor.name.clone(), json!(quality)))
-        };
+        let measured = |encoder: &Encoder<'_>| Some((encoder.tensor.name.clone(), json!(encoder.quality()?)));
         Value::Object(self.encoders.iter().filter_map(measured).collect())
     }
 }
@@ -244,6 +236,15 @@ impl<'a> Encoder<'a> {
         let unit = if tensor.importance.is_some() { tensor.columns() } else { block };
         let sums = (measured && tensor.kind != source && tensor.kind != TensorType::F32).then(Mutex::default);
         Ok(Self { tensor, reader, unit, overflow, vector, sums, importance: Resident::default() })
+    }
+
+    /// How good what was encoded so far is, if that was measured.
+    pub(super) fn quality(&self) -> Option<Quality> {
+        let sums = self.sums.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        // In the order of the tensor's bytes, so that the sums don't depend on who came first.
+        let all = sums.values().fold(ErrorSums::default(), |all, part| all.and(*part));
+        // A tensor that was copied has no errors, and one with values that aren't finite has no figures.
+        Some(all).filter(|all| !all.is_empty()).map(|all| all.quality()).filter(Quality::is_finite)
     }
 
     /// Writes bytes `range` of the tensor to `out`.

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::encoded::EncodedTensor;
 use super::plan::{ExportPlan, Provenance};
 use super::report::QualityReport;
-use super::shard::OutputTensor;
+use super::shard::{OutputTensor, Shard};
 use crate::adapter::{ADAPTER_CONFIG, Adapter, TensorSource};
-use crate::checkpoint::CompanionSource;
+use crate::checkpoint::{Checkpoint, CompanionSource};
 use crate::digest::{Hex, of_model};
 use crate::gguf::Quality;
 
@@ -41,43 +41,63 @@ pub(crate) fn dtype_name(dtype: Dtype) -> String {
     json!(dtype).as_str().unwrap_or_default().to_owned()
 }
 
+/// What a manifest describes, but for GGUF files.
+pub(super) struct Described<'a> {
+    pub(super) base: &'a Checkpoint,
+    pub(super) provenance: &'a Provenance,
+    pub(super) adapters: &'a [Adapter],
+    pub(super) merged: &'a [OutputTensor],
+    pub(super) shards: &'a [Shard],
+    pub(super) config_changes: &'a [String],
+}
+
 /// The manifest's text.
 pub(super) fn manifest(plan: &ExportPlan, digests: &Digests) -> String {
-    let placed = plan.shards.iter().flat_map(|shard| shard.tensors.iter().map(move |t| (t.name.as_str(), &shard.name)));
-    let placed: BTreeMap<&str, &String> = placed.collect();
-    let tensors: BTreeMap<&str, Value> =
-        plan.merged.iter().map(|t| (t.name.as_str(), describe(placed.get(t.name.as_str()).copied(), t))).collect();
-    let files: BTreeMap<&str, Value> = digests
-        .files
-        .iter()
-        .map(|(name, (size, sha256))| (name.as_str(), json!({"size": size, "sha256": sha256})))
-        .collect();
-    let adapters: Vec<Value> = plan
-        .adapters
-        .iter()
-        .zip(&digests.adapters)
-        .map(|(adapter, digests)| describe_adapter(adapter, digests))
-        .collect();
-    let mut manifest = json!({
-        "format": FORMAT,
-        "qft": env!("CARGO_PKG_VERSION"),
-        "options": {
-            "max_shard": plan.options.max_shard.map(|size| size.0),
-            "dtype": plan.options.dtype.map(crate::merge::Float::name),
-            "overflow": plan.options.overflow,
-            "tokenizer": plan.options.tokenizer,
-        },
-        "base": describe_base(plan, digests),
-        "adapters": adapters,
-        "config_changes": plan.config_changes,
-        "files": files,
-        "tensors": tensors,
+    let options = json!({
+        "max_shard": plan.options.max_shard.map(|size| size.0),
+        "dtype": plan.options.dtype.map(crate::merge::Float::name),
+        "overflow": plan.options.overflow,
+        "tokenizer": plan.options.tokenizer,
     });
+    let of = Described {
+        base: &plan.base,
+        provenance: &plan.base_provenance,
+        adapters: &plan.adapters,
+        merged: &plan.merged,
+        shards: &plan.shards,
+        config_changes: &plan.config_changes,
+    };
+    let mut manifest = described(&of, &options, digests);
     if !plan.gguf.is_empty() {
         manifest["gguf"] = describe_gguf(plan, digests);
         manifest["gguf_quality"] = QualityReport::new(&plan.gguf, &digests.quality).to_json();
     }
     format!("{manifest:#}\n")
+}
+
+/// The manifest without its GGUF files.
+pub(super) fn described(of: &Described<'_>, options: &Value, digests: &Digests) -> Value {
+    let placed = of.shards.iter().flat_map(|shard| shard.tensors.iter().map(move |t| (t.name.as_str(), &shard.name)));
+    let placed: BTreeMap<&str, &String> = placed.collect();
+    let tensors: BTreeMap<&str, Value> =
+        of.merged.iter().map(|t| (t.name.as_str(), describe(placed.get(t.name.as_str()).copied(), t))).collect();
+    let files: BTreeMap<&str, Value> = digests
+        .files
+        .iter()
+        .map(|(name, (size, sha256))| (name.as_str(), json!({"size": size, "sha256": sha256})))
+        .collect();
+    let described = of.adapters.iter().zip(&digests.adapters);
+    let adapters: Vec<Value> = described.map(|(adapter, digests)| describe_adapter(adapter, digests)).collect();
+    json!({
+        "format": FORMAT,
+        "qft": env!("CARGO_PKG_VERSION"),
+        "options": options,
+        "base": describe_base(of, digests),
+        "adapters": adapters,
+        "config_changes": of.config_changes,
+        "files": files,
+        "tensors": tensors,
+    })
 }
 
 /// The GGUF files, and of each tensor in them its type and how good that is.
@@ -101,16 +121,16 @@ fn describe_gguf(plan: &ExportPlan, digests: &Digests) -> Value {
     Value::Object(files)
 }
 
-fn describe_base(plan: &ExportPlan, digests: &Digests) -> Value {
-    let Provenance { repo, revision } = &plan.base_provenance;
-    let lines = plan.base.tensors.iter().filter_map(|(name, tensor)| {
+fn describe_base(of: &Described<'_>, digests: &Digests) -> Value {
+    let Provenance { repo, revision } = of.provenance;
+    let lines = of.base.tensors.iter().filter_map(|(name, tensor)| {
         Some((name.as_str(), dtype_name(tensor.dtype()), tensor.shape(), digests.base.get(name)?.as_str()))
     });
     json!({
         "repo": repo,
         "revision": revision,
-        "tensors": plan.base.tensors.len(),
-        "bytes": plan.base.tensor_bytes(),
+        "tensors": of.base.tensors.len(),
+        "bytes": of.base.tensor_bytes(),
         "model_blake3": of_model(lines),
         "config_sha256": digests.base_config,
         "tensor_blake3": digests.base,

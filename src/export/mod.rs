@@ -1,7 +1,10 @@
 //! The main job: plan an export, stream it to a staging directory, publish it. Prints nothing.
 
 mod audit;
+mod audit_files;
 mod audit_gguf;
+mod audit_keys;
+mod audit_manifest;
 mod beside;
 mod block;
 mod classifier;
@@ -25,7 +28,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub use audit::{Audit, Difference, audit};
-pub use audit_gguf::audit_gguf;
+pub use audit_files::{FilesFound, audit_files};
+pub use audit_gguf::{GgufFound, audit_gguf};
 pub use describe::describe_plan;
 pub use encoded::{EncodedTensor, GgufPart, Values};
 pub use gguf::{GgufOptions, GgufOutput};

@@ -110,7 +110,10 @@ impl ExportPlan {
             Merged::new(&base, &adapters, options.dtype)?;
         let Beside { mut texts, mut companions, left_out, turn_end, changes } =
             Beside::new(&base, &adapters, config.as_deref(), options.tokenizer)?;
-        config_changes.extend(changes);
+        // GGUF files alone have no generation_config.json that could be changed.
+        if options.max_shard.is_some() {
+            config_changes.extend(changes);
+        }
         let shards = match options.max_shard {
             Some(max) => shard::split(merged.clone(), max.0),
             None => Vec::new(),
@@ -272,7 +275,7 @@ fn in_converters_order<'m>(merged: &'m [OutputTensor], shards: &[Shard], as_base
 }
 
 /// What a GGUF file says of its model's descent. Reads the adapters' files.
-fn lineage(base: &Provenance, adapters: &[Adapter]) -> Vec<Lineage> {
+pub(super) fn lineage(base: &Provenance, adapters: &[Adapter]) -> Vec<Lineage> {
     let of = |adapter: &Adapter| Lineage {
         base: base.repo.clone().or_else(|| adapter.config.base_model.clone()),
         base_revision: base.revision.clone(),

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use super::encoded::EncodedTensor;
 use super::gguf::GgufOutput;
 use crate::error::{Error, Result, shown};
-use crate::gguf::{Quality, TensorType};
+use crate::gguf::mixture::FileType;
+use crate::gguf::{GgufModel, Quality, TensorInfo, TensorType};
 use crate::stream::{Staging, check_file_of};
 use kind::place;
 pub use markup::{cosine, percent, scientific};
@@ -100,6 +101,31 @@ impl OutputQuality {
         }
     }
 
+    /// Of `model`, which is that `mixture`, with the figures of `quality` by tensor.
+    pub(super) fn of_model(model: &GgufModel, mixture: FileType, quality: &BTreeMap<String, Quality>) -> Self {
+        let row = |info: &TensorInfo| {
+            let (layer, kind) = place(&info.name);
+            QualityRow {
+                name: info.name.clone(),
+                layer,
+                kind,
+                encoding: info.kind,
+                instead_of: None,
+                imatrix: false,
+                shape: info.shape.clone(),
+                bytes: info.len as u64,
+                quality: quality.get(&info.name).copied(),
+            }
+        };
+        Self {
+            file: model.files.first().map_or(String::new(), |file| file.name()),
+            files: model.files.len(),
+            bytes: model.files.iter().map(|file| file.all_bytes().len() as u64).sum(),
+            mixture: mixture.name(),
+            rows: model.tensors.iter().map(|tensor| row(tensor.info())).collect(),
+        }
+    }
+
     /// All tensors together.
     pub fn total(&self) -> Summary {
         Summary::of("all", &self.rows)
@@ -146,7 +172,7 @@ impl OutputQuality {
     }
 
     /// The sums and the worst, for programs. The figures of each tensor are elsewhere.
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let worst = |row: &&QualityRow| {
             let q = row.quality;
             json!({"tensor": row.name, "type": row.encoding.name(), "relative": q.map(|q| q.relative()),
