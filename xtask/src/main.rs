@@ -33,7 +33,7 @@ const TASKS: [Task; 8] = [
     Task {
         words: &["demo"],
         options: "[MODEL.gguf]",
-        about: "make a tiny model and a LoRA in ./demo, then export, verify and inspect; and the same from a GGUF file",
+        about: "train a tiny model in ./demo, then export, verify and inspect it; and the same from a GGUF file",
         run: demo::run,
     },
     Task {

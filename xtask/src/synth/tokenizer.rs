@@ -9,6 +9,10 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 const START_OF_TURN: &str = "<|im_start|>";
 const END_OF_TURN: &str = "<|im_end|>";
 
+/// ChatML, with the generation of answers behind `add_generation_prompt`.
+const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
+                        {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
 /// `tokenizer.json`.
 pub(super) fn tokenizer() -> Value {
     let merged = MERGES.iter().map(|pair| pair.concat());
@@ -51,6 +55,7 @@ pub(super) fn config() -> Value {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TURN,
         "pad_token": END_OF_TEXT,
+        "chat_template": TEMPLATE,
         "clean_up_tokenization_spaces": false,
     })
 }
