@@ -42,9 +42,10 @@ pub(super) fn no_directory(file: &Path) -> Error {
 /// Says that there is no directory `spec`, and which are called nearly so. It may be a Hub id, too.
 pub(super) fn no_such_directory(spec: &str, may_be_id: bool) -> Error {
     let near = nearly(Path::new(spec));
-    let remedy = match may_be_id {
-        true => format!("check the path; or, for the model of that name on the Hub, give {}@main", escaped(spec)),
-        false => "check the path, or give a Hub id: org/name or org/name@revision".to_owned(),
+    let remedy = if may_be_id {
+        format!("check the path; or, for the model of that name on the Hub, give {}@main", escaped(spec))
+    } else {
+        "check the path, or give a Hub id: org/name or org/name@revision".to_owned()
     };
     Error::refused(format!("no such directory: {}{near}", escaped(spec)), remedy)
 }
@@ -147,7 +148,7 @@ mod tests {
         assert_eq!(names("modle"), ["model", "modem"]);
         assert_eq!(names("MODEL"), ["model", "modem"]);
         assert_eq!(names("elsewhere"), [""; 0]);
-        assert_eq!(near(Path::new("no/such/parent")), [PathBuf::new(); 0]);
+        assert!(near(Path::new("no/such/parent")).is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use qft::size::ByteSize;
 
 /// Shows the progress of a job.
 pub(super) struct Bars {
-    /// What is done: "merge", "encode Q4_K_M".
+    /// What is done: "merge", "encode `Q4_K_M`".
     job: String,
     multi: MultiProgress,
     state: Mutex<State>,
@@ -45,9 +45,14 @@ fn bar(length: u64, template: &str, message: String) -> ProgressBar {
             let _ = write!(out, "{:8}", ByteSize(state.len().unwrap_or(0)).to_string());
         })
         .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
-            let _ = write!(out, "{:>11}", format!("{}/s", ByteSize(state.per_sec() as u64)));
+            let _ = write!(out, "{:>11}", format!("{}/s", ByteSize(rate(state.per_sec()))));
         });
     ProgressBar::new(length).with_style(style).with_message(message)
+}
+
+#[expect(clippy::cast_sign_loss, reason = "a rate is not negative")]
+fn rate(per_second: f64) -> u64 {
+    per_second as u64
 }
 
 impl Bars {

@@ -106,10 +106,12 @@ fn compare_files(
         return Ok(Some(differs(name, format!("is missing, though {MANIFEST} describes it"))));
     }
     let extra = found.difference(&expected).find(|name| ![CHECKSUMS, MANIFEST].contains(name));
-    Ok(extra.map(|name| match name.ends_with(".gguf") {
-        true => differs(name, format!("is one too many: {MANIFEST} does not describe it")),
-        false => differs(name, "comes from neither the base nor the adapters"),
-    }))
+    let one_too_many = |name: &&str| {
+        let undescribed = format!("is one too many: {MANIFEST} does not describe it");
+        let stray = || "comes from neither the base nor the adapters".to_owned();
+        differs(name, if name.ends_with(".gguf") { undescribed } else { stray() })
+    };
+    Ok(extra.map(one_too_many))
 }
 
 fn bytes_if_there(path: &Path) -> Result<Option<Vec<u8>>> {

@@ -53,13 +53,12 @@ pub(super) fn compare_keys(model: &GgufModel, source: &Source<'_>) -> Result<Key
         let problem = Some(format!("has no {FILE_TYPE} that qft writes"));
         return Ok(Keys { problem, unchecked, mixture: None, contradicts: false, expected: Metadata::default() });
     };
-    let vocabulary = match vocabulary(source.files, None) {
-        Ok(vocabulary) => vocabulary.keys,
+    let vocabulary = if let Ok(vocabulary) = vocabulary(source.files, None) {
+        vocabulary.keys
+    } else {
         // It is no tokenizer that qft recognizes: the user named it.
-        Err(_) => {
-            unchecked.push(format!("{PRE}: qft does not recognize the tokenizer, so --pre named it"));
-            super::gguf::vocabulary(source.files, found.get(PRE).and_then(Value::as_str))?.keys
-        }
+        unchecked.push(format!("{PRE}: qft does not recognize the tokenizer, so --pre named it"));
+        vocabulary(source.files, found.get(PRE).and_then(Value::as_str))?.keys
     };
     let expect = |name: Option<&str>, lineage: &[Lineage]| {
         let (file_type, name) = (mixture.file_type_id(), name.map(str::to_owned));

@@ -253,7 +253,7 @@ fn members(path: &str, expected: &Value, found: &Value) -> Option<String> {
 /// Whether two numbers are one: figures of quality need be close only.
 fn same(path: &str, a: Option<f64>, b: Option<f64>) -> bool {
     let (Some(a), Some(b)) = (a, b) else { return false };
-    a == b || path.starts_with("gguf") && (a - b).abs() <= CLOSE * a.abs().max(b.abs())
+    a.to_bits() == b.to_bits() || path.starts_with("gguf") && (a - b).abs() <= CLOSE * a.abs().max(b.abs())
 }
 
 #[cfg(test)]

@@ -271,7 +271,7 @@ impl<'a> Stream<'_, 'a> {
         };
         let mut state = self.lock();
         state.lanes += 1;
-        state.cards.cards.entry(number).or_default().name = card.name().to_owned();
+        card.name().clone_into(&mut state.cards.cards.entry(number).or_default().name);
         drop(state);
         let mut timings = Timings::default();
         while assist.lost().is_none() {
