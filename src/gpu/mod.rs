@@ -37,3 +37,5 @@ pub(crate) use memory::{DeviceMemory, wait_for};
 #[cfg(test)]
 pub(crate) use ptx::threads as ptx_threads;
 pub(crate) use resident::Resident;
+#[cfg(test)]
+pub(crate) use simulated::SimulatedCard;

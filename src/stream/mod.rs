@@ -8,6 +8,8 @@ mod journal;
 mod schedule;
 mod sink;
 mod staging;
+#[cfg(test)]
+mod tests;
 mod workers;
 
 use std::collections::BTreeMap;
