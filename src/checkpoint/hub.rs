@@ -357,27 +357,8 @@ mod tests {
     fn hostile_ids_are_refused() {
         let root = tempfile::tempdir().unwrap();
         let long = format!("o/{}", "n".repeat(97));
-        for spec in [
-            "",
-            "o/",
-            "o/..",
-            "o/.n",
-            "-o/n",
-            "o/-n",
-            "o/a..b",
-            "o/n?x",
-            "o/n%2e",
-            "o/n\0",
-            "o/n m",
-            "ö/n",
-            "o/n@",
-            "o/n@..",
-            "o/n@a/../b",
-            "o/n@/etc",
-            "o/n@a@b",
-            "http:o",
-            &long,
-        ] {
+        let words = "o/ o/.. o/.n -o/n o/-n o/a..b o/n?x o/n%2e ö/n o/n@ o/n@.. o/n@a/../b o/n@/etc o/n@a@b http:o";
+        for spec in words.split(' ').chain(["", "o/n\0", "o/n m", &long]) {
             let text = refusal(root.path(), spec);
             assert!(text.contains("neither a directory nor a Hub id"), "{spec:?}: {text}");
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use qft::export::CardUse;
-use qft::gpu::{Cards, Device, Effort, Fault};
+use qft::gpu::{CardNeeds, Cards, Device, Effort, Fault};
 use qft::size::ByteSize;
 
 use super::note;
@@ -33,6 +33,18 @@ impl DeviceArgs {
             Device::Auto if !pays => Cards::none(),
             device => Cards::open(device, self.device_memory, self.inject_fault),
         }
+    }
+}
+
+impl DeviceArgs {
+    /// What a card would take of its memory and of the machine's, where one would be used.
+    pub(super) fn needs(&self, jobs: usize, effort: &Effort) -> Option<CardNeeds> {
+        let used = match self.device {
+            Device::Cpu => false,
+            Device::Auto => effort.pays(jobs) && Cards::count() > 0,
+            _ => true,
+        };
+        CardNeeds::of(self.device_memory).filter(|_| used)
     }
 }
 

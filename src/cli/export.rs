@@ -116,6 +116,9 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         if !plan.gguf.is_empty() {
             description["gguf"] = encoded::describe(&plan.gguf);
         }
+        if let Some(needs) = args.device.needs(jobs, &effort(args, &plan.base, plan.adapters.iter())) {
+            description["needs"]["card"] = json!(needs);
+        }
         print(&if args.json { format!("{description:#}\n") } else { plan_text(&plan, &description) })?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -181,8 +184,11 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
     let found = if args.merge_lora { find_adapters(&locator, &args.adapter)? } else { Vec::new() };
     let (dir, provenance) = find_base(&locator, args.base.as_deref(), &found)?;
     let base = Checkpoint::open(&dir)?;
-    let cards =
-        if args.dry_run { Cards::none() } else { args.device.open(jobs(args.jobs), &effort(args, &base, &found)) };
+    let cards = if args.dry_run {
+        Cards::none()
+    } else {
+        args.device.open(jobs(args.jobs), &effort(args, &base, found.iter().map(|found| &found.adapter)))
+    };
     let out = args.out.clone().unwrap_or_else(|| default_out(&found, &dir, &provenance));
     let inputs: Vec<&Path> = found.iter().map(|found| found.adapter.dir.as_path()).chain([dir.as_path()]).collect();
     args.quality.check(&inputs, args.overwrite)?;
@@ -213,10 +219,9 @@ fn max_shard(args: &ExportArgs) -> Option<ByteSize> {
 }
 
 /// What the export will take.
-fn effort(args: &ExportArgs, base: &Checkpoint, found: &[Found]) -> Effort {
-    let ranks = found.iter().map(|found| found.adapter.config.uniform_rank().unwrap_or(UNEVEN_RANK));
+fn effort<'a>(args: &ExportArgs, base: &Checkpoint, adapters: impl Iterator<Item = &'a Adapter>) -> Effort {
     Effort {
-        rank: (!found.is_empty()).then(|| ranks.sum()),
+        rank: adapters.map(|adapter| adapter.config.uniform_rank().unwrap_or(UNEVEN_RANK)).reduce(|a, b| a + b),
         shard: max_shard(args).map(|size| size.0),
         ..encoding_effort(base.tensor_bytes(), base.weights(), &args.gguf, &args.encoding)
     }
@@ -284,6 +289,13 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
         "needs",
         format!("{} of disk, up to {} of memory, {} workers", size("disk_bytes"), size("memory_bytes"), needs["jobs"]),
     );
+    if let Some(card) = needs.get("card") {
+        let size = |key: &str| ByteSize(card[key].as_u64().unwrap_or(0));
+        row(
+            "",
+            format!("on a card: up to {} of its memory, and {} more of memory", size("card_bytes"), size("lane_bytes")),
+        );
+    }
     plan.warnings.iter().for_each(|warning| row("warning", escaped(warning)));
     let text = columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n");
     text + &encoded::plan_text(&plan.gguf)

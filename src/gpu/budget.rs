@@ -1,6 +1,9 @@
 //! How the memory that a card may use is dealt out: half to lanes, each with buffers for a block of some most elements,
 //! and half to what stays on the card while a tensor is being made.
 
+use super::card::MEMORY;
+use crate::size::ByteSize;
+
 /// Most elements of a block where there is memory for it, and the least that a lane is worth having for.
 const CAPACITY: (usize, usize) = (4 << 20, 256 << 10);
 /// Lanes that keep a card busy: one computes and one copies each way, while others are filled and emptied.
@@ -97,9 +100,38 @@ impl Budget {
     }
 }
 
+/// What a card takes at most while it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct CardNeeds {
+    /// Bytes of its own memory.
+    pub card_bytes: u64,
+    /// Bytes of the machine's memory, pinned for its lanes.
+    pub lane_bytes: u64,
+}
+
+impl CardNeeds {
+    /// Where up to `memory` of the card is used; `None` if that is too little for it to be of use.
+    pub fn of(memory: Option<ByteSize>) -> Option<Self> {
+        let card_bytes = memory.map_or(MEMORY, |asked| asked.0);
+        let Budget { capacity, lanes, .. } = Budget::within(card_bytes as usize)?;
+        let Regions { base, answer, .. } = Regions::of(capacity);
+        Some(Self { card_bytes, lane_bytes: (lanes * (base.len + answer.len)) as u64 })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_needs_what_its_lanes_pin() {
+        let needs = CardNeeds::of(None).unwrap();
+        assert_eq!(needs.card_bytes, 2 << 30);
+        let inputs = (LANES * (4 * CAPACITY.0 + ROWS_BESIDE)) as u64;
+        assert!(needs.lane_bytes > inputs && needs.lane_bytes < inputs + (1 << 20), "{needs:?}");
+        assert!(CardNeeds::of(Some(ByteSize(64 << 20))).unwrap().lane_bytes < needs.lane_bytes);
+        assert_eq!(CardNeeds::of(Some(ByteSize(1))), None);
+    }
 
     #[test]
     fn regions_lie_one_after_another() {

@@ -17,7 +17,7 @@ use crate::gguf::TensorType;
 use crate::size::ByteSize;
 
 /// Bytes of a card that are used unless more or less is asked for, and the part of its free memory that may be.
-const MEMORY: u64 = 2 << 30;
+pub(super) const MEMORY: u64 = 2 << 30;
 const OF_FREE: (u64, u64) = (4, 5);
 
 /// A card that blocks can be made on.

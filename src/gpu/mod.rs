@@ -24,6 +24,7 @@ mod upload;
 
 pub(crate) use assist::{Assist, Tally};
 pub(crate) use block::{Block, Encoding, Importance, Measured, Source, source_row};
+pub use budget::CardNeeds;
 pub(crate) use card::Card;
 pub use cards::Cards;
 pub use choice::Device;

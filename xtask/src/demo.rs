@@ -65,7 +65,7 @@ const STEPS: [Step; 7] = [
                   --out demo/gguf --overwrite",
     },
     Step {
-        why: "Check that, too. A note names what nobody can check: here, that --pre was right.",
+        why: "Check that, too. Notes name what nobody can check: that --pre was right, and who chose the name.",
         command: "verify demo/gguf --audit --base demo/base --adapter demo/run/checkpoint-20",
     },
     Step { why: "Look at the file: its keys and tensors.", command: "inspect demo/gguf/model-Q4_K_M.gguf" },
