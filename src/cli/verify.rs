@@ -187,10 +187,10 @@ impl Inputs {
                 "not checked: the files beside the weights, and the keys of GGUF files; there is no {MANIFEST} that says how \
                  the release was made"
             ));
-            // What qft makes has both, so that one was taken away.
+            // An export writes both, so that one was taken away.
             if release.join(CHECKSUMS).exists() {
                 let problem =
-                    format!("is missing: qft writes one beside {CHECKSUMS}, and what it says can't be audited");
+                    format!("is missing: an export writes one beside {CHECKSUMS}, and what it says can't be audited");
                 result.problems.push(Problem { file: MANIFEST.to_owned(), problem });
             }
         }
