@@ -21,7 +21,8 @@ pub struct Space {
     pub each: u64,
     /// How many there are at a time, with the one that is being written.
     pub most: u64,
-    /// Bytes that are free on their disk.
+    /// Bytes that are free on their disk. No part of what a plan says to machines: it is no fact of the inputs.
+    #[serde(skip)]
     pub free: u64,
 }
 
