@@ -121,6 +121,12 @@ pub enum Error {
         /// Shards of the whole export.
         shards: usize,
     },
+    /// The same, of a process of several that waited for the others.
+    #[error("interrupted while {waits}; nothing was trained")]
+    Unjoined {
+        /// Who waits for what.
+        waits: String,
+    },
 }
 
 /// Shorthand for results of this library.

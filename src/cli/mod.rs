@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use signals::{CANCEL, handle_signals};
+use signals::{CANCEL, STOP, handle_signals, unasked};
 
 /// Turn a LoRA fine-tune into a release: merge, reshard, check, publish.
 #[derive(Debug, Parser)]
@@ -104,7 +104,8 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    let interrupted = matches!(error.downcast_ref(), Some(qft::Error::Interrupted { .. }));
+    let interrupted =
+        matches!(error.downcast_ref(), Some(qft::Error::Interrupted { .. } | qft::Error::Unjoined { .. }));
     let line = if interrupted { format!("qft: {error}") } else { format!("error: {error}") };
     let _ = writeln!(io::stderr(), "{line}");
     if interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::FAILURE }

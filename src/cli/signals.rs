@@ -12,7 +12,20 @@ use super::{EXIT_INTERRUPTED, note};
 /// Set by the first signal.
 pub(super) static CANCEL: AtomicBool = AtomicBool::new(false);
 
-/// From here on, signals ask the job to stop. Called after downloads, which can't be asked.
+/// Set with it, and by what else makes a preparation vain.
+pub(super) static STOP: AtomicBool = AtomicBool::new(false);
+/// Set while nobody looks at [`CANCEL`].
+static UNASKED: AtomicBool = AtomicBool::new(false);
+
+/// Does work that can't be asked to stop, such as a download: the first signal ends the process at once.
+pub(super) fn unasked<T>(work: impl FnOnce() -> T) -> T {
+    UNASKED.store(true, Ordering::SeqCst);
+    let done = work();
+    UNASKED.store(false, Ordering::SeqCst);
+    done
+}
+
+/// From here on, signals ask the job to stop. Called after downloads, or these are [`unasked`].
 pub(super) fn handle_signals() {
     let ignored = fs::read_to_string("/proc/self/status").map_or(0, |status| ignored(&status));
     let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
@@ -26,7 +39,8 @@ pub(super) fn handle_signals() {
 
 fn wait_for(mut signals: Signals) {
     for _ in signals.forever() {
-        if CANCEL.swap(true, Ordering::SeqCst) {
+        STOP.store(true, Ordering::SeqCst);
+        if CANCEL.swap(true, Ordering::SeqCst) || UNASKED.load(Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
         note("\nstopping; once more to stop at once");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
+use std::sync::atomic::Ordering;
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -12,7 +13,7 @@ use qft::error::{escaped, shown};
 use qft::gpu::{Cards, Device};
 use qft::size::ByteSize;
 use qft::train::log::{TrainProgress, Unwatched, quoted};
-use qft::train::ranks::{self, Launch};
+use qft::train::ranks::{Joining, Launch, Patience, Waiting};
 use qft::train::settings::{Fate, Flag, GROUPS, Given, Kind, Settings, find, flags};
 use qft::train::{self, How, TrainPlan, TrainReport};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use super::models::OUTPUT;
 use super::swift::{Names, hidden, last_value, usage};
 use super::table::columns;
 use super::train_bar::TrainBar;
-use super::{CANCEL, EXIT_INTERRUPTED, handle_signals, note, print};
+use super::{CANCEL, EXIT_INTERRUPTED, STOP, handle_signals, note, print, unasked};
 
 const ABOUT: &str =
     "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` merges the newest";
@@ -158,39 +159,38 @@ impl FromArgMatches for TrainArgs {
 }
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let mut settings = args.settings()?;
-    // A dry run leaves no tokens behind.
-    settings.load_from_cache_file &= !args.run.dry_run;
     let launch = Launch::from_env()?;
     let speaks = launch.rank == 0;
-    settings.device = own_device(settings.device()?, &launch).to_string();
-    let locator = Locator::from_env();
-    let located = locator.model(&settings.model_spec(), &mut downloading)?;
-    // An adapter that is no directory is on the Hub.
-    for adapter in settings.adapters.iter_mut().filter(|adapter| !Path::new(adapter).exists()) {
-        *adapter = locator.model(adapter, &mut downloading)?.dir.to_string_lossy().into_owned();
-    }
     handle_signals();
     let bar = TrainBar::default();
     let progress: &dyn TrainProgress = if speaks { &bar } else { &Unwatched };
-    let jobs = super::jobs(args.run.jobs);
-    let plan = TrainPlan::new(settings, &located.dir, launch.count as u64, jobs, &CANCEL, progress);
+    // The others are looked for meanwhile: a rank that can't prepare tells them.
+    let joining = if args.run.dry_run { None } else { Some(Joining::begin(&launch, Patience::default(), &STOP)?) };
+    let plan = prepare(args, &launch, progress);
     bar.clear();
-    let plan = plan?;
-    if args.run.dry_run {
-        if !speaks {
-            return Ok(ExitCode::SUCCESS);
+    let (plan, joining) = match (plan, joining) {
+        (Ok(plan), joining) => (plan, joining),
+        (Err(error), joining) => {
+            let others = joining.and_then(|joining| joining.fail(&error.split().0));
+            // What stopped this rank was not the user, but another rank.
+            let in_vain = matches!(error, qft::Error::Interrupted { .. }) && !CANCEL.load(Ordering::SeqCst);
+            return Err(others.filter(|_| in_vain).unwrap_or(error).into());
         }
-        plan.space.check(&plan.destination())?;
-        print(&if args.run.json { format!("{:#}\n", plan.describe()) } else { plan_text(&plan) })?;
+    };
+    let Some(joining) = joining else {
+        if speaks {
+            plan.space.check(&plan.destination())?;
+            print(&if args.run.json { format!("{:#}\n", plan.describe()) } else { plan_text(&plan) })?;
+        }
         return Ok(ExitCode::SUCCESS);
-    }
+    };
     if !args.run.json && speaks {
         note(plan_text(&plan).trim_end());
         launch.note.iter().for_each(|line| note(&format!("note: {line}")));
     }
     let settings = plan.settings.clone();
-    let mut ranks = ranks::join(&launch, || plan.digest())?;
+    let waiting = Waiting { cancel: &CANCEL, say: &|line| note(&escaped(line)) };
+    let mut ranks = joining.finish(plan.digest(), waiting)?;
     let mut how = How { cancel: &CANCEL, progress, ranks: &mut *ranks, timings: args.run.timings };
     let report = train::run(plan, &mut how);
     bar.clear();
@@ -199,6 +199,25 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         print(&if args.run.json { report_json(&report) } else { report_text(&report, &settings) })?;
     }
     Ok(if report.interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// The plan of the run, with what it needs from the Hub.
+fn prepare(args: &TrainArgs, launch: &Launch, progress: &dyn TrainProgress) -> qft::Result<TrainPlan> {
+    let mut settings = args.settings()?;
+    // A dry run leaves no tokens behind.
+    settings.load_from_cache_file &= !args.run.dry_run;
+    settings.device = own_device(settings.device()?, launch).to_string();
+    let locator = Locator::from_env();
+    let located = unasked(|| {
+        let located = locator.model(&settings.model_spec(), &mut downloading)?;
+        // An adapter that is no directory is on the Hub.
+        for adapter in settings.adapters.iter_mut().filter(|adapter| !Path::new(adapter).exists()) {
+            *adapter = locator.model(adapter, &mut downloading)?.dir.to_string_lossy().into_owned();
+        }
+        qft::Result::Ok(located)
+    })?;
+    let jobs = super::jobs(args.run.jobs);
+    TrainPlan::new(settings, &located.dir, launch.count as u64, jobs, &STOP, progress)
 }
 
 /// Of several processes on one host, each has a card of its own.
@@ -240,7 +259,9 @@ fn report_text(report: &TrainReport, settings: &Settings) -> String {
     if let Some(command) = &report.logs.command {
         row("swanlab", command.clone());
     }
-    row("next", if report.interrupted { go_on(report, settings) } else { merge(report, settings) });
+    // What was interrupted may have been the last look at the held-out data.
+    let unfinished = report.interrupted && steps < max_steps;
+    row("next", if unfinished { go_on(report, settings) } else { merge(report, settings) });
     lines(&rows) + &timings_text(report)
 }
 
@@ -257,7 +278,8 @@ fn merge(report: &TrainReport, settings: &Settings) -> String {
 
 /// How to go on behind an interruption: with the checkpoint's factors and data, not with those that the run began with.
 fn go_on(report: &TrainReport, settings: &Settings) -> String {
-    let from = report.checkpoint.as_ref().map_or("true".to_owned(), |dir| quoted(&dir.to_string_lossy()));
+    let Some(checkpoint) = &report.checkpoint else { return "the same command: no step was done".to_owned() };
+    let from = quoted(&checkpoint.to_string_lossy());
     let given = [
         (!settings.adapters.is_empty(), "--adapters"),
         (settings.resume_only_model && !settings.save_only_model, "--resume_only_model"),

@@ -87,7 +87,7 @@ impl CardRanks {
         if let Err(error) = self.tcp.watch() {
             return error;
         }
-        self.tcp.close();
+        self.tcp.give_up(&format!("it could not sum gradients on its card: {why}"));
         Error::refused(
             format!("rank {} could not sum gradients on the cards: {why}", self.tcp.rank()),
             format!(
@@ -160,6 +160,10 @@ impl Ranks for CardRanks {
             self.cards = self.connect()?;
         }
         Ok(matches!(self.cards, Cards::Connected(..)).then_some(self as &mut dyn CardSum))
+    }
+
+    fn give_up(&mut self, why: &str) {
+        self.tcp.give_up(why);
     }
 
     fn transport(&self) -> String {

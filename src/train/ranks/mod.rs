@@ -1,20 +1,27 @@
 //! Several processes that train together, each on its share of the data: what they must agree on is summed over all of
 //! them. Which process is which is told by the variables that launchers set (`RANK`, `WORLD_SIZE`, ...): `launch` reads
-//! them, `meet` brings the processes together, `tcp` sums over the connections, and `cards` on cards by `nccl`.
+//! them, `joining` and `meet` bring the processes together, `tcp` sums over the connections, and `cards` on cards by
+//! `nccl`.
 
 pub mod cards;
+mod joining;
 pub mod launch;
 mod meet;
 mod nccl;
+mod reception;
+mod talk;
 pub mod tcp;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod waiting;
 mod wire;
 
 pub use cards::CardRanks;
+pub use joining::{Joining, Waiting};
 pub use launch::Launch;
 pub use tcp::{Patience, TcpRanks};
+pub use wire::understood;
 
 use std::ffi::c_void;
 
@@ -39,6 +46,8 @@ pub trait Ranks {
     fn on_card(&mut self) -> Result<Option<&mut dyn CardSum>> {
         Ok(None)
     }
+    /// Tells the others why this rank goes, so that they end too, and name it.
+    fn give_up(&mut self, _why: &str) {}
     /// How gradients travel, for people, and why not by NCCL. It is known once [`Self::on_card`] was called.
     fn transport(&self) -> String;
 }
@@ -86,13 +95,4 @@ impl Ranks for Alone {
     fn transport(&self) -> String {
         "one process".to_owned()
     }
-}
-
-/// The processes that `launch` says there are; `run` is a digest of what they must have in common (settings, data,
-/// model), so that two runs that were given one port can't mix.
-pub fn join(launch: &Launch, run: impl FnOnce() -> [u8; 32]) -> Result<Box<dyn Ranks>> {
-    if launch.count == 1 {
-        return Ok(Box::new(Alone));
-    }
-    Ok(Box::new(CardRanks::new(TcpRanks::join(launch, run(), Patience::default())?)))
 }

@@ -5,27 +5,36 @@
 //! nobody adds what another has added, and each rank sends and receives `2 (n - 1) / n` of the values, as around a ring.
 //! Small things go through rank 0.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::ErrorKind;
+use std::net::TcpStream;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Scope};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::meet::{self, Peers};
-use super::trouble::Trouble;
+use super::meet::Peers;
+use super::talk::{self, expect, look, receive, receive_values, send, send_values};
+use super::trouble::{INTERRUPTED, PANICKED, Stage, Trouble};
+use super::waiting::PAUSE;
 use super::wire::{self, Frame, Kind, SEGMENT};
-use super::{Launch, Ranks};
+use super::{Joining, Launch, Ranks, Waiting};
 use crate::error::Result;
 
-/// How long the last words of a rank that gives up may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long is waited for ranks that prepare before that is said.
+const QUIET: Duration = Duration::from_secs(5);
+/// Where no rank is named.
+const NONE: [u8; 4] = [0xff; 4];
 
 /// How long a rank waits for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// Until all have come.
+    /// Until all have come, from the beginning of the process.
     pub meeting: Duration,
+    /// Until rank 0 answers a greeting, which it does at once.
+    pub greeting: Duration,
+    /// Until the name of rank 0's host is known.
+    pub name: Duration,
     /// For an answer: longer than the slowest step, and than rank 0 takes to write a checkpoint. A connection that is
     /// closed is noticed at once.
     pub answer: Duration,
@@ -33,7 +42,12 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { meeting: Duration::from_mins(10), answer: Duration::from_mins(30) }
+        Self {
+            meeting: Duration::from_mins(10),
+            greeting: Duration::from_secs(30),
+            name: Duration::from_mins(2),
+            answer: Duration::from_mins(30),
+        }
     }
 }
 
@@ -47,6 +61,7 @@ pub struct TcpRanks {
     number: u32,
     /// Why nothing works any more.
     trouble: Option<Trouble>,
+    stage: Stage,
 }
 
 /// What one rank owns of `len` values.
@@ -56,23 +71,90 @@ fn share(len: usize, rank: usize, count: usize) -> Range<usize> {
 }
 
 impl TcpRanks {
-    /// Meets the others of the run; `run` is a digest of what all must have in common.
+    /// Meets the others of the run, without a way to stop it; `run` is a digest of what all must have in common.
     pub fn join(launch: &Launch, run: [u8; 32], patience: Patience) -> Result<Self> {
-        let peers = meet::meet(launch, run, patience.meeting)?;
-        let mut ranks = Self { rank: launch.rank, peers, patience: patience.meeting, number: 0, trouble: None };
-        ranks.wait_at_most(patience.meeting)?;
-        ranks.barrier()?;
-        ranks.wait_at_most(patience.answer)?;
-        Ok(ranks)
+        static IN_VAIN: AtomicBool = AtomicBool::new(false);
+        let never = AtomicBool::new(false);
+        Joining::begin(launch, patience, &IN_VAIN)?.connect(run, Waiting { cancel: &never, say: &|_| () })
     }
 
-    fn wait_at_most(&mut self, patience: Duration) -> Result<()> {
-        self.patience = patience;
-        let set = |stream: &TcpStream| {
-            stream.set_read_timeout(Some(patience)).and_then(|()| stream.set_write_timeout(Some(patience)))
-        };
-        let troubles = self.others().map(|(rank, stream)| set(stream).map_err(|error| Trouble::of(rank, &error)));
-        troubles.collect::<Result<(), _>>().map_err(|trouble| trouble.error(patience))
+    /// Over connections that are there. Others still prepare.
+    pub(super) fn over(rank: usize, peers: Peers, patience: Duration) -> Self {
+        Self { rank, peers, patience, number: 0, trouble: None, stage: Stage::Meeting }
+    }
+
+    /// From here on, there is something to go on with.
+    pub(super) fn begin(&mut self) {
+        self.stage = Stage::Training;
+    }
+
+    /// Holds the ranks' digests against rank 0's: the first rank that has another one, the same on all. Where others
+    /// are not ready, this waits as long as for an answer, unless it is stopped.
+    pub(super) fn exchange_runs(&mut self, run: [u8; 32], waiting: Waiting<'_>) -> Result<Option<usize>, Trouble> {
+        let mut mine = [0; 36];
+        mine[..32].copy_from_slice(&run);
+        mine[32..].copy_from_slice(&NONE);
+        let all = self.attempt(|ranks| {
+            let frame = ranks.frame(Kind::Run, mine.len());
+            for (rank, stream) in ranks.others() {
+                let set = stream.set_read_timeout(Some(ranks.patience));
+                let set = set.and_then(|()| stream.set_write_timeout(Some(ranks.patience)));
+                set.map_err(|error| Trouble::of(rank, &error))?;
+            }
+            if let Some(first) = &ranks.peers[0] {
+                send(0, first, &frame, &mine)?;
+                ranks.await_words(&[0], waiting)?;
+                return receive(0, first, &frame);
+            }
+            let others: Vec<usize> = (1..ranks.peers.len()).collect();
+            ranks.await_words(&others, waiting)?;
+            let mut all = mine;
+            for (rank, stream) in ranks.others() {
+                let theirs: [u8; 36] = receive(rank, stream, &frame)?;
+                if theirs[..32] != all[..32] && all[32..] == NONE {
+                    all[32..].copy_from_slice(&(rank as u32).to_le_bytes());
+                }
+            }
+            for (rank, stream) in ranks.others() {
+                send(rank, stream, &frame, &all)?;
+            }
+            Ok(all)
+        })?;
+        let other: [u8; 4] = [all[32], all[33], all[34], all[35]];
+        Ok((other != NONE).then(|| u32::from_le_bytes(other) as usize))
+    }
+
+    /// Waits until each of `whom` has said something; any rank's last words end that, too.
+    fn await_words(&self, whom: &[usize], waiting: Waiting<'_>) -> Result<(), Trouble> {
+        let (start, mut said) = (Instant::now(), false);
+        loop {
+            let mut silent = Vec::new();
+            for (rank, stream) in self.others() {
+                let awaited = whom.contains(&rank);
+                match look(rank, stream) {
+                    Ok(false) if awaited => silent.push(rank.to_string()),
+                    Err(trouble) if awaited || trouble.is_failure() => return Err(trouble),
+                    // Others may have ended a run in which nothing was left to do.
+                    Ok(_) | Err(_) => {}
+                }
+            }
+            let Some(first) = silent.first() else { return Ok(()) };
+            if waiting.cancel.load(Ordering::SeqCst) {
+                return Err(Trouble::failed(self.rank, INTERRUPTED));
+            }
+            if start.elapsed() > self.patience {
+                return Err(Trouble::of(first.parse().unwrap_or_default(), &ErrorKind::TimedOut.into()));
+            }
+            if !said && start.elapsed() > QUIET {
+                said = true;
+                let text = match self.rank {
+                    0 => format!("rank 0 waits for ranks that still prepare: {}", silent.join(", ")),
+                    rank => format!("rank {rank} waits for other ranks that still prepare"),
+                };
+                (waiting.say)(&text);
+            }
+            thread::sleep(PAUSE);
+        }
     }
 
     fn others(&self) -> impl Iterator<Item = (usize, &TcpStream)> {
@@ -86,10 +168,10 @@ impl TcpRanks {
 
     /// Looks, without waiting, whether all others are still there.
     pub(super) fn watch(&mut self) -> Result<()> {
-        let seen = self.others().try_for_each(|(rank, stream)| look(rank, stream));
+        let seen = self.others().try_for_each(|(rank, stream)| look(rank, stream).map(|_| ()));
         seen.map_err(|trouble| {
-            self.give_up(&trouble);
-            self.trouble.insert(trouble).error(self.patience)
+            self.tell(&trouble);
+            self.trouble.insert(trouble).error(self.patience, self.stage)
         })
     }
 
@@ -104,30 +186,31 @@ impl TcpRanks {
     }
 
     /// Does what all ranks do now. After the first trouble, nothing is done any more, and the others hear of it.
-    fn together<T>(&mut self, work: impl FnOnce(&Self) -> Result<T, Trouble>) -> Result<T> {
+    fn attempt<T>(&mut self, work: impl FnOnce(&Self) -> Result<T, Trouble>) -> Result<T, Trouble> {
         let worked = match self.trouble.clone() {
             Some(trouble) => Err(trouble),
-            None => work(self).inspect_err(|trouble| self.give_up(trouble)),
+            None => work(self).map_err(|trouble| self.reason(trouble)).inspect_err(|trouble| self.tell(trouble)),
         };
         self.number = self.number.wrapping_add(1);
-        worked.map_err(|trouble| self.trouble.insert(trouble).error(self.patience))
+        worked.inspect_err(|trouble| self.trouble = Some(trouble.clone()))
     }
 
-    fn give_up(&self, trouble: &Trouble) {
-        for (_, mut stream) in self.others() {
-            // Whether it arrives does not matter: that the connection is closed tells enough.
-            let _ = stream.set_write_timeout(Some(LAST_WORDS));
-            let _ = stream.write_all(&trouble.frame().bytes());
-        }
-        self.close();
+    /// The same, told to the user.
+    fn together<T>(&mut self, work: impl FnOnce(&Self) -> Result<T, Trouble>) -> Result<T> {
+        self.attempt(work).map_err(|trouble| trouble.error(self.patience, self.stage))
     }
 
-    /// Ends all connections: nobody is to wait for this rank.
-    pub(super) fn close(&self) {
-        for (_, stream) in self.others() {
-            // It may be closed already.
-            let _ = stream.shutdown(Shutdown::Both);
+    /// A rank that has hung up may have said why: that is still to be read where sending to it failed.
+    fn reason(&self, trouble: Trouble) -> Trouble {
+        let stream = self.peers.get(trouble.rank).and_then(Option::as_ref).filter(|_| trouble.is_closed());
+        match stream.map(|stream| look(trouble.rank, stream)) {
+            Some(Err(why)) if why.is_failure() => why,
+            _ => trouble,
         }
+    }
+
+    fn tell(&self, trouble: &Trouble) {
+        self.others().for_each(|(_, stream)| talk::give_up(stream, trouble));
     }
 
     fn frame(&self, kind: Kind, len: usize) -> Frame {
@@ -252,8 +335,24 @@ impl Ranks for TcpRanks {
         Ok(any != [0])
     }
 
+    fn give_up(&mut self, why: &str) {
+        if self.trouble.is_none() {
+            let trouble = Trouble::failed(self.rank, why);
+            self.tell(&trouble);
+            self.trouble = Some(trouble);
+        }
+    }
+
     fn transport(&self) -> String {
         "TCP".to_owned()
+    }
+}
+
+impl Drop for TcpRanks {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.give_up(PANICKED);
+        }
     }
 }
 
@@ -280,60 +379,31 @@ impl<'r> Watch<'r> {
     }
 
     fn see(&self, done: Result<(), Trouble>) {
-        if let Err(trouble) = done {
-            self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(trouble);
-            self.ranks.close();
+        let Err(trouble) = done else { return };
+        // The others' troubles follow from the first, unless they say more about it.
+        let better = |known: &Option<Trouble>, new: &Trouble| match known {
+            Some(known) => known.is_closed() && new.is_failure(),
+            None => true,
+        };
+        let lock = || self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = lock();
+        let is_first = first.is_none();
+        if better(&first, &trouble) {
+            *first = Some(trouble.clone());
+        }
+        drop(first);
+        if is_first {
+            let reason = self.ranks.reason(trouble);
+            let mut first = lock();
+            if better(&first, &reason) {
+                *first = Some(reason.clone());
+            }
+            drop(first);
+            self.ranks.tell(&reason);
         }
     }
 
     fn end(self) -> Result<(), Trouble> {
         self.first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
-}
-
-/// Whether a rank is still there, as far as can be seen without reading.
-fn look(rank: usize, stream: &TcpStream) -> Result<(), Trouble> {
-    let mut bytes = [0; Frame::LEN];
-    let seen = stream.set_nonblocking(true).and_then(|()| {
-        let peeked = stream.peek(&mut bytes);
-        stream.set_nonblocking(false).and(peeked)
-    });
-    match seen {
-        Ok(0) => Err(Trouble::of(rank, &ErrorKind::UnexpectedEof.into())),
-        Ok(Frame::LEN) if Frame::parse(&bytes).kind == Some(Kind::GivenUp) => {
-            let frame = Frame::parse(&bytes);
-            Err(Trouble::unexpected(rank, &frame, &frame))
-        }
-        Err(error) if error.kind() != ErrorKind::WouldBlock => Err(Trouble::of(rank, &error)),
-        _ => Ok(()),
-    }
-}
-
-fn expect(rank: usize, mut stream: &TcpStream, frame: &Frame) -> Result<(), Trouble> {
-    let mut bytes = [0; Frame::LEN];
-    stream.read_exact(&mut bytes).map_err(|error| Trouble::of(rank, &error))?;
-    let found = Frame::parse(&bytes);
-    if found == *frame { Ok(()) } else { Err(Trouble::unexpected(rank, &found, frame)) }
-}
-
-fn send(rank: usize, mut stream: &TcpStream, frame: &Frame, payload: &[u8]) -> Result<(), Trouble> {
-    stream.write_all(&[&frame.bytes(), payload].concat()).map_err(|error| Trouble::of(rank, &error))
-}
-
-fn receive<const N: usize>(rank: usize, mut stream: &TcpStream, frame: &Frame) -> Result<[u8; N], Trouble> {
-    expect(rank, stream, frame)?;
-    let mut bytes = [0; N];
-    stream.read_exact(&mut bytes).map_err(|error| Trouble::of(rank, &error))?;
-    Ok(bytes)
-}
-
-fn send_values(rank: usize, stream: &TcpStream, frame: &Frame, values: &[f32]) -> Result<(), Trouble> {
-    send(rank, stream, frame, &[])?;
-    wire::send_values(stream, values).map_err(|error| Trouble::of(rank, &error))
-}
-
-fn receive_values(rank: usize, stream: &TcpStream, frame: &Frame, values: &mut [f32]) -> Result<(), Trouble> {
-    expect(rank, stream, frame)?;
-    wire::receive_values(stream, &mut Vec::new(), values, |value, theirs| *value = theirs)
-        .map_err(|error| Trouble::of(rank, &error))
 }

@@ -1,9 +1,11 @@
 //! Ranks in threads, over loopback.
 
 mod cards;
+mod meeting;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,14 @@ use super::wire::{Frame, Hello, VERSION};
 use super::*;
 
 const RUN: [u8; 32] = [7; 32];
-const SHORT: Patience = Patience { meeting: Duration::from_secs(20), answer: Duration::from_secs(20) };
+/// Nobody looks at it.
+static IN_VAIN: AtomicBool = AtomicBool::new(false);
+const SHORT: Patience = Patience {
+    meeting: Duration::from_secs(20),
+    greeting: Duration::from_secs(20),
+    name: Duration::from_secs(20),
+    answer: Duration::from_secs(20),
+};
 
 /// A port that nobody listens at.
 fn port() -> u16 {
@@ -182,119 +191,50 @@ fn ranks_that_do_different_things_are_told_so() {
     });
     for (rank, message) in messages.iter().enumerate() {
         let out_of_step = format!("a sum of values of length {}, this rank at", 11 - rank);
-        assert!(message.contains(&out_of_step) || message.contains("has ended"), "{message}");
+        let told = format!("rank {rank} is out of step");
+        assert!([&out_of_step, "has ended", &told].iter().any(|end| message.contains(*end)), "{message}");
     }
     assert!(messages.iter().any(|message| message.contains("out of step")), "{messages:?}");
 }
 
+/// A rank's own failure, and a panic, are told to the others with their cause.
 #[test]
-fn runs_that_differ_do_not_mix() {
-    type Change = fn(&mut Launch, &mut [u8; 32]);
-    let start = Instant::now();
-    let cases: [(&str, Change); 3] = [
-        ("other settings, data or another model", |_, run| run[31] = 1),
-        ("another WORLD_SIZE", |launch, _| launch.count = 3),
-        ("a rank that is already here", |launch, _| launch.rank = 0),
-    ];
-    for (problem, change) in cases {
-        let port = port();
-        let (mut strange, mut run) = (launch(1, 2, port), RUN);
-        change(&mut strange, &mut run);
-        thread::scope(|scope| {
-            let first = scope.spawn(|| TcpRanks::join(&launch(0, 2, port), RUN, SHORT).unwrap_err().to_string());
-            let other = if strange.rank == 0 {
-                let hello = Hello { version: VERSION, count: 2, rank: 0, port: 1, run, token: 0 };
-                say(port, &hello.bytes());
-                String::new()
-            } else {
-                TcpRanks::join(&strange, run, SHORT).unwrap_err().to_string()
-            };
-            let first = first.join().unwrap();
-            assert!(first.contains(problem) && first.contains("MASTER_PORT"), "{first}");
-            assert!(other.is_empty() || other.contains(problem) && other.contains("MASTER_PORT"), "{other}");
-        });
-    }
-    assert!(start.elapsed() < SHORT.meeting, "nobody waits for the missing rank");
-}
-
-/// Says something to a port, once somebody listens there, and reads what comes until the end.
-fn say(port: u16, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = loop {
-        match TcpStream::connect(("127.0.0.1", port)) {
-            Ok(stream) if stream.local_addr().unwrap().port() != port => break stream,
-            _ => thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    stream.write_all(bytes).unwrap();
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    answer
-}
-
-#[test]
-fn strangers_are_turned_away() {
-    let port = port();
-    thread::scope(|scope| {
-        let join = |rank| move || TcpRanks::join(&launch(rank, 2, port), RUN, SHORT).map(|ranks| ranks.rank());
-        let first = scope.spawn(join(0));
-        assert!(say(port, &[b'x'; 100]).is_empty());
-        let second = scope.spawn(join(1));
-        assert_eq!(first.join().unwrap().unwrap(), 0);
-        assert_eq!(second.join().unwrap().unwrap(), 1);
-    });
-}
-
-#[test]
-fn ranks_come_back_if_rank_0_was_not_there_yet() {
-    let port = port();
-    let before = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    thread::scope(|scope| {
-        let join = |rank| {
-            move || {
-                let mut ranks = TcpRanks::join(&launch(rank, 3, port), RUN, SHORT).unwrap();
-                ranks.sum_numbers([rank as f64, 1.0]).unwrap().map(f64::to_bits)
+fn a_rank_that_fails_is_named_with_its_cause() {
+    let causes = [("cannot write checkpoint-20: no space left", false), ("it panicked", true)];
+    for (cause, panics) in causes {
+        let start = Instant::now();
+        let errors = each(3, |rank, port| {
+            let mut ranks = TcpRanks::join(&launch(rank, 3, port), RUN, SHORT).unwrap();
+            ranks.barrier().unwrap();
+            if rank != 1 {
+                return ranks.sum(&mut values(rank, 100_000)).unwrap_err().to_string();
             }
-        };
-        let others = [scope.spawn(join(1)), scope.spawn(join(2))];
-        for _ in 0..2 {
-            drop(before.accept().unwrap());
-        }
-        drop(before);
-        let sums = [3f64.to_bits(); 2];
-        assert_eq!(join(0)(), sums);
-        assert!(others.into_iter().all(|other| other.join().unwrap() == sums));
-    });
-}
-
-#[test]
-fn waiting_for_those_who_do_not_come_ends() {
-    let patience = Patience { meeting: Duration::from_millis(200), ..SHORT };
-    let first = TcpRanks::join(&launch(0, 3, port()), RUN, patience).unwrap_err().to_string();
-    assert!(first.contains("these ranks have not come: 1, 2"), "{first}");
-    let other = TcpRanks::join(&launch(1, 3, port()), RUN, patience).unwrap_err().to_string();
-    assert!(other.contains("rank 1 did not reach rank 0 at 127.0.0.1:"), "{other}");
-}
-
-#[test]
-fn what_is_no_qft_is_told_apart() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
-            let _ = stream.read(&mut [0; Hello::LEN]);
+            if panics {
+                let panicked = thread::spawn(move || {
+                    let _ranks = ranks;
+                    std::panic::resume_unwind(Box::new(()));
+                });
+                assert!(panicked.join().is_err());
+            } else {
+                ranks.give_up(cause);
+            }
+            String::new()
         });
-        let error = TcpRanks::join(&launch(1, 2, port), RUN, SHORT).unwrap_err().to_string();
-        assert!(error.contains("is no qft") && error.contains("MASTER_PORT"), "{error}");
-        let error = TcpRanks::join(&launch(0, 2, port), RUN, SHORT).unwrap_err().to_string();
-        assert!(error.contains("in use") && error.contains("MASTER_PORT"), "{error}");
-    });
+        for rank in [0, 2] {
+            assert!(
+                errors[rank].contains("can't go on: rank 1 has failed: ") && errors[rank].contains(cause),
+                "{errors:?}"
+            );
+            assert!(errors[rank].contains("--resume_from_checkpoint true"), "{errors:?}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
 }
 
 #[test]
 fn one_process_needs_nobody() {
-    let mut ranks = join(&Launch::default(), || RUN).unwrap();
+    let waiting = Waiting { cancel: &AtomicBool::new(true), say: &|line| panic!("{line}") };
+    let mut ranks = Joining::begin(&Launch::default(), SHORT, &IN_VAIN).unwrap().finish(RUN, waiting).unwrap();
     let mut values = [1.0, -0.0];
     ranks.sum(&mut values).unwrap();
     ranks.barrier().unwrap();

@@ -1,19 +1,32 @@
-//! What can go wrong with another rank: told to the rest, so that all name the same one, and to the user.
+//! What can go wrong with another rank, or with this one: told to the rest, so that all name the same one, and to the
+//! user.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use super::wire::{Frame, Kind};
-use crate::error::Error;
+use super::wire::{Frame, LastWords};
+use crate::error::{Error, escaped};
 
 /// How to go on from what the ranks have saved: another beginning must not be asked for as well.
-pub(super) const AGAIN: &str =
-    "start all ranks again with --resume_from_checkpoint true, without --adapters and --resume_only_model";
+pub(super) const AGAIN: &str = "start all ranks again (where a checkpoint was written: with --resume_from_checkpoint true, \
+                                without --adapters and --resume_only_model)";
+/// Why a rank goes that was stopped from outside.
+pub(super) const INTERRUPTED: &str = "it was interrupted";
+/// Why a rank goes that ends in a panic.
+pub(super) const PANICKED: &str = "it panicked, which is a defect of qft";
+
+/// How far the ranks have come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing is trained yet.
+    Meeting,
+    Training,
+}
 
 /// What went wrong with which rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trouble {
-    rank: usize,
+    pub(super) rank: usize,
     cause: Cause,
     /// Which rank saw it, if not this one.
     seen_by: Option<usize>,
@@ -25,6 +38,8 @@ enum Cause {
     Silent,
     Lost(String),
     OutOfStep(String),
+    /// It says so itself, and why.
+    Failed(String),
 }
 
 impl Trouble {
@@ -39,53 +54,76 @@ impl Trouble {
         Self { rank, cause, seen_by: None }
     }
 
-    /// `rank` sent something else than this rank expects; or it tells of another's trouble.
+    /// `rank`, which is this one, can't go on.
+    pub(super) fn failed(rank: usize, why: &str) -> Self {
+        Self { rank, cause: Cause::Failed(why.to_owned()), seen_by: None }
+    }
+
+    /// Whether the rank itself says so.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(self.cause, Cause::Failed(_))
+    }
+
+    /// Whether all that is known is that it hung up.
+    pub(super) fn is_closed(&self) -> bool {
+        self.cause == Cause::Closed && self.seen_by.is_none()
+    }
+
+    /// `rank` sent something else than this rank expects.
     pub(super) fn unexpected(rank: usize, found: &Frame, expected: &Frame) -> Self {
-        if found.kind == Some(Kind::GivenUp) {
-            return Self::told(found, rank);
-        }
         let what = format!("it is at {}, this rank at {}", found.shown(), expected.shown());
         Self { rank, cause: Cause::OutOfStep(what), seen_by: None }
     }
 
     /// Tells other ranks.
-    pub(super) fn frame(&self) -> Frame {
-        let cause = match self.cause {
-            Cause::Closed => 0,
-            Cause::Silent => 1,
-            Cause::OutOfStep(_) => 2,
-            Cause::Lost(_) => 3,
+    pub(super) fn words(&self) -> LastWords {
+        let (code, text) = match &self.cause {
+            Cause::Closed => (0, ""),
+            Cause::Silent => (1, ""),
+            Cause::OutOfStep(_) => (2, ""),
+            Cause::Lost(text) => (3, text.as_str()),
+            Cause::Failed(text) => (4, text.as_str()),
         };
-        Frame { kind: Some(Kind::GivenUp), number: self.rank as u32, len: cause }
+        LastWords { rank: self.rank as u32, code, text: text.to_owned() }
     }
 
-    fn told(frame: &Frame, by: usize) -> Self {
-        let cause = match frame.len {
+    /// What rank `by` told.
+    pub(super) fn told(words: &LastWords, by: usize) -> Self {
+        let text = escaped(&words.text);
+        let cause = match words.code {
             0 => Cause::Closed,
             1 => Cause::Silent,
             2 => Cause::OutOfStep("it does something else than the others".to_owned()),
-            _ => Cause::Lost("its connection failed".to_owned()),
+            4 => Cause::Failed(text),
+            _ => Cause::Lost(if text.is_empty() { "its connection failed".to_owned() } else { text }),
         };
-        Self { rank: frame.number as usize, cause, seen_by: Some(by) }
+        let rank = words.rank as usize;
+        Self { rank, cause, seen_by: Some(by).filter(|by| *by != rank) }
     }
 
     /// Tells the user; `patience` is how long answers were waited for.
-    pub(super) fn error(&self, patience: Duration) -> Error {
+    pub(super) fn error(&self, patience: Duration, stage: Stage) -> Error {
         let Self { rank, cause, seen_by } = self;
         let seen = seen_by.map(|by| format!(" (as rank {by} saw)")).unwrap_or_default();
-        let again = format!("then {AGAIN}");
+        let (cannot, again) = match stage {
+            Stage::Meeting => ("begin", "start all ranks again"),
+            Stage::Training => ("go on", AGAIN),
+        };
         let (problem, remedy) = match cause {
-            Cause::Closed => ("has ended".to_owned(), format!("see why in its last message; {again}")),
+            Cause::Closed => ("has ended".to_owned(), format!("see why in its last message; then {again}")),
             Cause::Silent => (
                 format!("has said nothing for {} s", patience.as_secs_f32()),
-                format!("see whether its process hangs or its host is out of reach; {again}"),
+                format!("see whether its process hangs or its host is out of reach; then {again}"),
             ),
-            Cause::Lost(error) => (format!("was lost: {error}"), format!("see to the network; {again}")),
+            Cause::Lost(error) => (format!("was lost: {error}"), format!("see to the network; then {again}")),
             Cause::OutOfStep(what) => (
                 format!("is out of step: {what}"),
                 "start all ranks with the same qft and the same command; if they were, please report this".to_owned(),
             ),
+            Cause::Failed(why) => {
+                (format!("has failed: {why}"), format!("its own message says what to do about that; then {again}"))
+            }
         };
-        Error::refused(format!("the ranks can't go on: rank {rank} {problem}{seen}"), remedy)
+        Error::refused(format!("the ranks can't {cannot}: rank {rank} {problem}{seen}"), remedy)
     }
 }
