@@ -79,11 +79,16 @@ pub(crate) fn series(log: &[Value], key: &str) -> Vec<(u64, f64)> {
     log.iter().filter_map(|line| Some((line["step"].as_u64().unwrap(), line.get(key)?.as_f64().unwrap()))).collect()
 }
 
-/// The files of a checkpoint that must not depend on it either: all but those that name its directory.
+/// The files of a checkpoint that must not depend on it either: all but those that name its directory, and without
+/// where the run has left others behind.
 pub(crate) fn state(bench: &Bench, checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = bench.files(&checkpoint.to_string_lossy());
     assert_eq!(files.keys().map(String::as_str).collect::<Vec<_>>(), FILES);
     files.retain(|name, _| !["args.json", "trainer_state.json"].contains(&name.as_str()));
+    let place = files.get_mut("qft_state.json").unwrap();
+    let mut text: serde_json::Map<String, Value> = serde_json::from_slice(place).unwrap();
+    assert!(text.remove("branch").is_some() && text.remove("branched_at").is_some());
+    *place = Value::from(text).to_string().into_bytes();
     files
 }
 

@@ -174,6 +174,95 @@ fn a_run_goes_on_over_its_own_base_alone() {
     bench.ok(&format!("{resume} --resume_only_model true"));
 }
 
+/// A flipped bit in a factor or a moment looks like any other: it is seen by the file's digest.
+#[test]
+fn a_flipped_bit_is_seen_before_a_run_goes_on() {
+    let bench = bench("qwen2");
+    let line = RUN.replace("_epochs 2", "_epochs 1").replace("--save_steps 10", "--save_steps 4");
+    bench.ok(&format!("{line} --out out"));
+    let run = run_of(&bench, "out");
+    let resume = format!("{line} --out out --resume_from_checkpoint {}/checkpoint-12", run.display());
+    for name in ["adapter_model.safetensors", "optimizer.safetensors"] {
+        let path = bench.path(run.join("checkpoint-12").join(name));
+        let whole = fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        let middle = bytes.len() * 3 / 4;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let remedy = format!("--resume_from_checkpoint {}/checkpoint-8", run.display());
+        let said = bench.refuses(&resume, &[name, "is not what was written", &remedy]);
+        assert!(!said.err.contains("from step"), "{}", said.err);
+        fs::write(&path, whole).unwrap();
+    }
+    bench.ok(&resume);
+}
+
+/// A run that goes on from an earlier checkpoint than its newest: what it writes then is the newest, whatever its
+/// number, for a resume and for an export; and what it has left behind goes first.
+#[test]
+fn later_checkpoints_are_left_behind_by_a_run_that_goes_on_from_an_earlier_one() {
+    let bench = bench("qwen2");
+    bench.ok(&format!("{RUN} --out output"));
+    let run = run_of(&bench, "output");
+    let earlier = format!("--resume_from_checkpoint {}/checkpoint-10 --max_steps 14", run.display());
+    let branched = bench.ok(&format!("{RUN} --out output {earlier}"));
+    assert!(branched.err.contains("checkpoint-20 to -30 of"), "{}", branched.err);
+    assert_eq!(checkpoints(&bench, &run), [10, 14, 20, 30], "they stay");
+    let next =
+        bench.ok(&format!("{RUN} --out output --resume_from_checkpoint true --max_steps 15 --save_total_limit 2"));
+    assert!(next.err.contains("from step 14"), "{}", next.err);
+    assert!(next.out.contains("checkpoint-15"), "{}", next.out);
+    assert_eq!(checkpoints(&bench, &run), [14, 15], "the limit takes what was left behind first");
+    let merged = bench.ok("export --merge-lora --dry-run");
+    assert!(
+        merged.out.contains("checkpoint-15") || merged.err.contains("checkpoint-15"),
+        "{}{}",
+        merged.out,
+        merged.err
+    );
+}
+
+/// A checkpoint of a card goes on on the processor, which is told.
+#[test]
+fn another_device_is_noted() {
+    let bench = bench("qwen2");
+    let line = RUN.replace("--num_train_epochs 2", "--max_steps 2");
+    bench.ok(&format!("{line} --out out"));
+    let resume = line.replace("--max_steps 2", "--max_steps 3") + " --out out --resume_from_checkpoint true";
+    let state = run_of(&bench, "out").join("checkpoint-2/qft_state.json");
+    let mut record = bench.json(&state);
+    assert_eq!(record["device"], "cpu in f32");
+    record["device"] = "NVIDIA H200 in bf16".into();
+    bench.write(&state, record.to_string());
+    let said = bench.ok(&resume);
+    let note = "the last step was computed on NVIDIA H200 in bf16; from here on it is cpu in f32";
+    assert_eq!(said.err.matches(note).count(), 1, "{}", said.err);
+    let again = bench.ok(&resume.replace("--max_steps 3", "--max_steps 4"));
+    assert!(!again.err.contains("the last step was computed on"), "{}", again.err);
+}
+
+/// A long look at the held-out data is cut short, the step before it saved; a run that goes on looks again.
+#[test]
+fn a_signal_ends_an_evaluation() {
+    let bench = bench("qwen2");
+    bench.write("data.jsonl", rows(300));
+    let line = RUN.replace("_ratio 0.1", "_ratio 0.9").replace("--num_train_epochs 2", "--max_steps 6");
+    let line = line.replace("--save_steps 10", "--save_steps 5");
+    let mut child = start(&bench, &format!("{line} --out out"));
+    assert!(wait_for_lines(&bench, &mut child, "out", 5), "the run was over before it could be interrupted");
+    signal(&child, "-TERM");
+    let asked = Instant::now();
+    let ended = said(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(130), "{}{}", ended.out, ended.err);
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    let run = run_of(&bench, "out");
+    assert_eq!(checkpoints(&bench, &run), [5], "{}", ended.out);
+    assert!(series(&log(&bench, &run), "eval_loss").is_empty(), "the evaluation was over before it was interrupted");
+    bench.ok(&format!("{line} --out out --resume_from_checkpoint true"));
+    let steps: Vec<u64> = series(&log(&bench, &run), "eval_loss").into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [5, 6], "what was cut short is done");
+}
+
 /// As nohup starts it: a terminal that closes does not end the run.
 #[test]
 fn a_signal_that_was_ignored_stays_ignored() {

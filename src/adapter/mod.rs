@@ -24,6 +24,7 @@ pub use config::AdapterConfig;
 pub use heads::embedding_among;
 pub use resolve::{Resolution, resolve};
 pub use runs::newest_checkpoint;
+pub(crate) use runs::{Place, RUN_STATE};
 pub use tied::head_apart;
 
 use crate::checkpoint::{SafetensorsFile, WeightFiles};

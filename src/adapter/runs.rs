@@ -4,11 +4,42 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
+use serde::Deserialize;
+
 use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, WHOLE_MODEL, is_whole_model};
+use crate::checkpoint::read_text;
 use crate::error::{Error, Result, shown};
 
+/// Where a run of qft stands, in each of its checkpoints.
+pub(crate) const RUN_STATE: &str = "qft_state.json";
+
+/// The place of a checkpoint among those of its run, which may have gone on from an earlier one than its newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub(crate) struct Place {
+    /// How often the run has done that; 0 for what is not qft's.
+    #[serde(default)]
+    pub(crate) branch: u64,
+    /// The step that it last went on from.
+    #[serde(default)]
+    pub(crate) branched_at: u64,
+}
+
+impl Place {
+    /// That of a checkpoint.
+    pub(crate) fn of(checkpoint: &Path) -> Self {
+        let text = read_text(&checkpoint.join(RUN_STATE)).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    /// Whether the run has left this checkpoint, of step `step`, behind: one of `others` is of a later branch, which
+    /// began before that step.
+    pub(crate) fn is_left(self, step: u64, others: &[Self]) -> bool {
+        others.iter().any(|other| other.branch > self.branch && other.branched_at < step)
+    }
+}
+
 /// The newest checkpoint below a training's output directory: of the run whose newest checkpoint was written last, the
-/// one with the highest number that is a complete adapter. Runs lie at most two directories below `output`.
+/// one of its last branch with the highest number that is a complete adapter. Runs lie at most two directories below `output`.
 pub fn newest_checkpoint(output: &Path) -> Result<PathBuf> {
     let newest = |written: Written| -> Result<Option<PathBuf>> {
         let runs = if output.is_dir() {
@@ -35,8 +66,9 @@ type Written = fn(&Path) -> Option<SystemTime>;
 fn runs_below(dir: &Path, depth: usize, written: Written) -> io::Result<Vec<(SystemTime, PathBuf)>> {
     let dirs = fs::read_dir(dir)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
     let (checkpoints, others): (Vec<_>, Vec<_>) = dirs.partition(|path| step(path).is_some());
-    let newest = checkpoints.into_iter().filter_map(|path| Some((step(&path)?, written(&path)?, path))).max();
-    let mut runs: Vec<_> = newest.map(|(_, time, path)| (time, path)).into_iter().collect();
+    let place = |path: PathBuf| Some((Place::of(&path).branch, step(&path)?, written(&path)?, path));
+    let newest = checkpoints.into_iter().filter_map(place).max();
+    let mut runs: Vec<_> = newest.map(|(_, _, time, path)| (time, path)).into_iter().collect();
     if depth > 0 {
         // A directory that can't be listed, such as lost+found, holds no run of this user.
         runs.extend(others.iter().flat_map(|path| runs_below(path, depth - 1, written).unwrap_or_default()));
@@ -95,6 +127,26 @@ mod tests {
         assert_eq!(newest(), Path::new("checkpoint-3"));
         checkpoint(root.path(), "a/b/c/checkpoint-9", 0);
         assert_eq!(newest(), Path::new("checkpoint-3"), "too deep to be a run of this output");
+    }
+
+    /// A run went on from checkpoint-20 although it had later ones: what it writes then is newer, whatever its number.
+    #[test]
+    fn what_a_run_has_left_behind_is_not_its_newest() {
+        let root = tempfile::tempdir().unwrap();
+        for (step, state) in
+            [(20, "{}"), (30, "{\"branch\": 0}"), (40, "no JSON"), (25, "{\"branch\":1,\"branched_at\":20}")]
+        {
+            let place = format!("v0/checkpoint-{step}");
+            // Copied in whatever order: their times say nothing.
+            checkpoint(root.path(), &place, 100 - step);
+            fs::write(root.path().join(place).join(RUN_STATE), state).unwrap();
+        }
+        assert!(newest_checkpoint(root.path()).unwrap().ends_with("v0/checkpoint-25"));
+        fs::remove_dir_all(root.path().join("v0/checkpoint-25")).unwrap();
+        assert!(newest_checkpoint(root.path()).unwrap().ends_with("v0/checkpoint-40"));
+        let (old, new) = (Place::default(), Place { branch: 1, branched_at: 20 });
+        assert_eq!([20, 21].map(|step| old.is_left(step, &[old, new])), [false, true]);
+        assert!(!new.is_left(40, &[old, new]));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::base::fingerprint;
-use super::checkpoint::{Progress, Resume, Space, check_new, find_adapter, find_resumed, load_factors};
+use super::checkpoint::{Progress, Resume, Space, check_new, find_adapter, find_resumed, load_factors, run_of};
 use super::facts::Facts;
 use super::log::{Report, TrainProgress};
 use super::lora::{Group, Layout, initial};
@@ -255,18 +255,6 @@ impl TrainPlan {
     }
 }
 
-/// The directory of the run that a checkpoint belongs to, also where it was named from within: `checkpoint-20`, `.`.
-fn run_of(checkpoint: &Path) -> Result<PathBuf> {
-    if checkpoint.file_name().is_some() {
-        match checkpoint.parent() {
-            Some(run) if !run.as_os_str().is_empty() => return Ok(run.to_owned()),
-            _ => return Ok(PathBuf::from(".")),
-        }
-    }
-    let whole = checkpoint.canonicalize().map_err(Error::io("look for", checkpoint))?;
-    Ok(whole.parent().unwrap_or(&whole).to_owned())
-}
-
 /// Optimizer steps of a run: as the HF Trainer counts them, the last step of an epoch may be short.
 fn max_steps(settings: &Settings, rows: u64, rows_of_a_step: u64) -> u64 {
     if let Some(steps) = settings.max_steps {
@@ -281,14 +269,6 @@ fn max_steps(settings: &Settings, rows: u64, rows_of_a_step: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_checkpoint_may_be_named_from_within_its_run() {
-        assert_eq!(run_of(Path::new("a/v0/checkpoint-20/")).unwrap(), Path::new("a/v0"));
-        assert_eq!(run_of(Path::new("checkpoint-20")).unwrap(), Path::new("."));
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(run_of(Path::new(".")).unwrap(), here.canonicalize().unwrap().parent().unwrap());
-    }
 
     #[test]
     fn steps_are_counted_as_the_trainer_does() {

@@ -16,7 +16,7 @@ use super::plan::TrainPlan;
 use super::prepare::Rows;
 use super::ranks::Ranks;
 use super::settings::{Compute, When};
-use super::trainer::{Recipe, Stepped, Trainer};
+use super::trainer::{Evaluated, Recipe, Stepped, Trainer};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 
@@ -67,8 +67,12 @@ pub struct TrainReport {
     pub logs: Finished,
 }
 
-/// Runs the plan on the device that its settings ask for.
+/// Runs the plan on the device that its settings ask for. Where that fails, the other ranks are told.
 pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
+    on_device(plan, how).inspect_err(|error| how.ranks.give_up(&error.split().0))
+}
+
+fn on_device(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     let device = plan.settings.device()?;
     if let Some(card) = open_card(device, plan.settings.compute(), plan.spec.heads, how.progress)? {
         let run = Run::new(&card, plan, how).map_err(|error| card_failed(error, "run again"))?;
@@ -216,6 +220,12 @@ impl<'e, E: Engine> Run<'e, E> {
         let state = std::mem::take(&mut plan.state);
         let trainer = Trainer::new(engine, model, plan.layout.clone(), recipe, &state)?;
         drop(state);
+        let device = format!("{} in {}", engine.name(), E::TYPE);
+        let was = std::mem::replace(&mut plan.progress.device, device.clone());
+        if !was.is_empty() && was != device {
+            how.progress.note(&format!("the last step was computed on {was}; from here on it is {device}"));
+        }
+        let settings = &plan.settings;
         let dir = match (&plan.run, writes) {
             (Some(dir), _) => dir.clone(),
             (None, true) => new_run(&settings.output_dir(), settings.add_version, SystemTime::now())?,
@@ -261,10 +271,12 @@ impl<'e, E: Engine> Run<'e, E> {
         how.progress.phase("training");
         let mut order = self.order();
         let mut interrupted = false;
-        if self.plan.settings.eval_on_start && self.plan.progress.global_step < max_steps {
-            self.evaluate(false, how)?;
+        let due = self.plan.progress.evaluation_due;
+        if (self.plan.settings.eval_on_start || due) && self.plan.progress.global_step < max_steps {
+            interrupted = self.evaluate(due, how)?;
+            self.plan.progress.evaluation_due = due && interrupted;
         }
-        while self.plan.progress.global_step < max_steps {
+        while self.plan.progress.global_step < max_steps && !interrupted {
             if self.plan.progress.position >= self.plan.progress.epoch_len {
                 self.plan.progress.epoch += 1;
                 self.plan.progress.position = 0;
@@ -277,17 +289,16 @@ impl<'e, E: Engine> Run<'e, E> {
             let step = self.plan.progress.global_step;
             let ends_epoch = self.plan.progress.position >= self.plan.progress.epoch_len;
             interrupted = how.ranks.any(how.cancel.load(Ordering::SeqCst))?;
-            let last = step == max_steps || interrupted;
+            let ends = step == max_steps;
             let [saves, evaluates] = strategies.map(|when| when.falls_on(step, max_steps, ends_epoch));
             let has_held_out = !self.plan.data.held_out.rows.is_empty() && strategies[1] != When::Never;
-            if evaluates || (has_held_out && last && !interrupted) {
-                self.evaluate(saves || last, how)?;
+            self.plan.progress.evaluation_due = false;
+            if evaluates || (has_held_out && ends && !interrupted) {
+                interrupted = interrupted || self.evaluate(saves || ends, how)?;
+                self.plan.progress.evaluation_due = interrupted;
             }
-            if saves || last || self.can_pay() {
-                self.save_if_possible(last, how)?;
-            }
-            if interrupted {
-                break;
+            if saves || ends || interrupted || self.can_pay() {
+                self.save_if_possible(ends || interrupted, how)?;
             }
         }
         self.finish(interrupted, how)
@@ -420,8 +431,9 @@ impl<'e, E: Engine> Run<'e, E> {
         }
     }
 
-    /// Looks at the held-out data. The best is the best of the steps that are `saved`: others can't be gone back to.
-    fn evaluate(&mut self, saved: bool, how: &mut How<'_>) -> Result<()> {
+    /// Looks at the held-out data; whether that was interrupted. The best is the best of the steps that are `saved`:
+    /// others can't be gone back to.
+    fn evaluate(&mut self, saved: bool, how: &mut How<'_>) -> Result<bool> {
         how.progress.phase("evaluating");
         let start = Instant::now();
         let Rows { rows, samples, .. } = &self.plan.data.held_out;
@@ -430,10 +442,11 @@ impl<'e, E: Engine> Run<'e, E> {
         let (rank, count) = (how.ranks.rank(), how.ranks.count());
         let of_rank = numbers.chunks(each).skip(rank).step_by(count);
         let batches: Vec<Batch> = of_rank.map(|rows| self.plan.data.held_out.batch(rows)).collect();
-        let loss = self.trainer.evaluate(&batches, how.ranks)?;
+        let rounds = numbers.len().div_ceil(each).div_ceil(count);
+        let evaluated = self.trainer.evaluate(&batches, rounds, how.cancel, how.ranks)?;
         let (samples, tokens) = (*samples as u64, self.plan.data.held_out.tokens());
         let steps = rows.len().div_ceil(each) as u64;
-        if let Some(loss) = loss {
+        if let Evaluated::Loss(loss) = evaluated {
             let seconds = start.elapsed().as_secs_f64();
             self.record(Figures::Eval(Eval { loss, seconds, samples, steps, tokens }), how);
             self.eval_loss = Some(loss);
@@ -447,7 +460,7 @@ impl<'e, E: Engine> Run<'e, E> {
         // The time of an evaluation is not the training's.
         self.since.at += start.elapsed();
         self.total.at += start.elapsed();
-        Ok(())
+        Ok(evaluated == Evaluated::Cut)
     }
 
     fn save(&mut self, how: &How<'_>) -> Result<()> {

@@ -1,6 +1,8 @@
 //! One optimizer step after another over a model on a device: accumulation, clipping, AdamW, and evaluation. Knows no
 //! file and no schedule: `run` decides what is fed, at which rate, and what is kept.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::data::Batch;
 use super::dropout::Dropout;
 use super::engine::{AdamW, Engine};
@@ -63,6 +65,17 @@ pub struct Stepped {
     pub tokens: u64,
     /// Whether the factors were updated.
     pub verdict: Verdict,
+}
+
+/// What a look at held-out data gave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Evaluated {
+    /// Mean loss.
+    Loss(f64),
+    /// No token is trained.
+    Nothing,
+    /// It was stopped from outside.
+    Cut,
 }
 
 /// A model with its adapter and its optimizer.
@@ -172,16 +185,27 @@ impl<'e, E: Engine> Trainer<'e, E> {
         self.model.bind(self.engine, &self.parameters)
     }
 
-    /// Mean loss per trained token over `batches`, without dropout; `None` if no token is trained.
-    pub fn evaluate(&self, batches: &[Batch], ranks: &mut dyn Ranks) -> Result<Option<f64>> {
+    /// Mean loss per trained token over `batches`, without dropout, in `rounds` of at most one of them on each rank.
+    /// Between rounds, any rank's `cancel` ends it on all.
+    pub fn evaluate(
+        &self,
+        batches: &[Batch],
+        rounds: usize,
+        cancel: &AtomicBool,
+        ranks: &mut dyn Ranks,
+    ) -> Result<Evaluated> {
         let mut loss = 0.0;
-        for batch in batches {
+        for round in 0..rounds {
+            if ranks.any(cancel.load(Ordering::SeqCst))? {
+                return Ok(Evaluated::Cut);
+            }
+            let Some(batch) = batches.get(round) else { continue };
             let placed = self.engine.place(batch)?;
             let pass = Pass { model: &self.model, engine: self.engine, batch: &placed, dropout: None };
             loss += self.total(&[pass.losses()?])?;
         }
         let [loss, weight] = ranks.sum_numbers([loss, batches.iter().map(Batch::weight).sum()])?;
-        Ok((weight > 0.0).then(|| loss / weight))
+        Ok(if weight > 0.0 { Evaluated::Loss(loss / weight) } else { Evaluated::Nothing })
     }
 
     /// The gradients of the last step, before clipping.

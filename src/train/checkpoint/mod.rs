@@ -13,7 +13,7 @@ mod write;
 pub use adapter::load_factors;
 pub use prune::prune;
 pub use resume::{Moments, Resume, find_adapter, find_resumed};
-pub use runs::{check_new, checkpoint_dir, lock, new_run, step_of};
+pub use runs::{check_new, checkpoint_dir, lock, new_run, run_of, step_of};
 pub use space::{Space, has_room};
 pub use state::{Progress, SchedulerState};
 pub use write::{Snapshot, write};
@@ -30,7 +30,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 /// The learning rate's schedule.
 const SCHEDULER: &str = "scheduler.json";
 /// Where the run stands, in qft's words.
-const PROGRESS: &str = "qft_state.json";
+const PROGRESS: &str = crate::adapter::RUN_STATE;
 /// Where the run stands, in the HF Trainer's.
 const TRAINER_STATE: &str = "trainer_state.json";
 /// The model card.

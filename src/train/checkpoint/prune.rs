@@ -1,12 +1,12 @@
-//! Deleting checkpoints beyond `--save_total_limit`: the oldest first, never the newest or the best, never what qft did
-//! not write.
+//! Deleting checkpoints beyond `--save_total_limit`: those that the run has left behind and the oldest first, never the
+//! newest or the best, never what qft did not write.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::runs::{checkpoint_dir, step_of};
 use super::{ARGS, CARD, OPTIMIZER, PROGRESS, SCHEDULER, TRAINER_STATE};
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Place};
 use crate::error::{Error, Result, escaped, shown};
 
 /// Everything that a checkpoint holds.
@@ -29,7 +29,11 @@ pub fn prune(run: &Path, limit: Option<u64>, best: Option<u64>) -> Result<Vec<St
         .filter(|path| is_dir(path) && path.join(PROGRESS).is_file())
         .filter_map(|path| step_of(path))
         .collect();
-    steps.sort_unstable();
+    let places: Vec<Place> = steps.iter().map(|step| Place::of(&checkpoint_dir(run, *step))).collect();
+    let mut order: Vec<(bool, u64)> =
+        steps.iter().zip(&places).map(|(step, place)| (!place.is_left(*step, &places), *step)).collect();
+    order.sort_unstable();
+    steps = order.into_iter().map(|(_, step)| step).collect();
     let newest = steps.last().copied();
     let kept = |step: &u64| Some(*step) == newest || Some(*step) == best;
     let stay = (limit as usize).max(steps.iter().filter(|step| kept(step)).count());
@@ -114,6 +118,20 @@ mod tests {
         assert_eq!(pruned(&[5, 10], Some(1), Some(7)), [10], "the best may be gone");
         assert_eq!(pruned(&[5, 10], None, None), [5, 10]);
         assert_eq!(pruned(&[5, 10], Some(0), None), [5, 10]);
+    }
+
+    #[test]
+    fn what_the_run_has_left_behind_goes_first() {
+        let run = tempfile::tempdir().unwrap();
+        make(run.path(), &[10, 20, 25, 30, 40]);
+        let state = checkpoint_dir(run.path(), 25).join(PROGRESS);
+        fs::write(state, "{\"branch\": 1, \"branched_at\": 20}").unwrap();
+        prune(run.path(), Some(4), None).unwrap();
+        assert_eq!(left(run.path()), [10, 20, 25, 40]);
+        prune(run.path(), Some(2), None).unwrap();
+        assert_eq!(left(run.path()), [20, 25]);
+        prune(run.path(), Some(1), None).unwrap();
+        assert_eq!(left(run.path()), [25]);
     }
 
     #[test]

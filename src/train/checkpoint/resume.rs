@@ -1,18 +1,21 @@
 //! Reading a checkpoint back: every tensor held against the layout, every setting against what is asked now.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::adapter::load_factors;
+use super::runs::{checkpoint_dir, run_of, step_of, steps};
 use super::state::{Progress, SchedulerState, layout_digest};
 use super::tensors::Source;
 use super::write::{Record, moment_entries};
 use super::{ARGS, OPTIMIZER, PROGRESS, SCHEDULER, TRAINER_STATE, member};
-use crate::adapter::{ADAPTER_CONFIG, newest_checkpoint};
-use crate::checkpoint::{member_if_there, read_text};
-use crate::error::{Error, Result, escaped, shown};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Place, newest_checkpoint};
+use crate::checkpoint::{Mapping, member_if_there, read_text};
+use crate::digest::{Hex, sha256};
+use crate::error::{Error, Result, escaped, quoted, shown};
 use crate::train::lora::Layout;
 use crate::train::settings::Settings;
 
@@ -98,7 +101,7 @@ impl Resume {
             return Err(Error::refused(problem, NO_STATE));
         };
         let path = member(dir, PROGRESS, NO_STATE)?;
-        let record: Record = parse(&path)?;
+        let mut record: Record = parse(&path)?;
         if let Some(problem) = record.progress.problem() {
             return Err(Error::malformed(&path, problem, DAMAGED));
         }
@@ -119,7 +122,9 @@ impl Resume {
                 "give the --model, --target_modules and --target_regex of its args.json",
             ));
         }
+        check_digests(dir, &record.digests)?;
         let parameters = load_factors(dir, layout)?;
+        notes.extend(branch(dir, &mut record.progress)?);
         let state_path = member(dir, TRAINER_STATE, NO_STATE)?;
         let mut state: Map<String, Value> = parse(&state_path)?;
         let Some(Ok(history)) = state.remove("log_history").map(serde_json::from_value) else {
@@ -135,6 +140,52 @@ impl Resume {
             notes,
         })
     }
+}
+
+/// Refuses files of tensors that are not what was written: a flipped bit in a factor looks like any other factor.
+fn check_digests(dir: &Path, digests: &BTreeMap<String, Hex>) -> Result<()> {
+    for name in [ADAPTER_WEIGHTS, OPTIMIZER] {
+        // Whoever reads a file that is missing says so.
+        let (Some(digest), Some(path)) = (digests.get(name), member_if_there(dir, name)?) else { continue };
+        if sha256(Mapping::open(&path)?.bytes()) == *digest {
+            continue;
+        }
+        let remedy = match earlier(dir)? {
+            Some(earlier) => format!("go on from the one before it: --resume_from_checkpoint {}", quoted(&earlier)),
+            None => "train from the start: the run has no earlier checkpoint".to_owned(),
+        };
+        let problem = format!("is not what was written: its SHA-256 is another than {PROGRESS} says; it was damaged");
+        return Err(Error::malformed(&path, problem, remedy));
+    }
+    Ok(())
+}
+
+/// The last checkpoint of the run before this one that can be resumed.
+fn earlier(dir: &Path) -> Result<Option<PathBuf>> {
+    let run = run_of(dir)?;
+    let own = step_of(&dir.canonicalize().unwrap_or_else(|_| dir.to_owned()));
+    let before = steps(&run).into_iter().filter(|step| own.is_some_and(|own| *step < own));
+    let mut dirs = before.map(|step| checkpoint_dir(&run, step));
+    let whole = |dir: &PathBuf| [OPTIMIZER, PROGRESS, ADAPTER_WEIGHTS].iter().all(|name| dir.join(name).is_file());
+    Ok(dirs.rfind(whole))
+}
+
+/// Where the run has checkpoints behind this one, they are another branch's from here on: what is new is told from
+/// them by the branch's number. Gives a note.
+fn branch(dir: &Path, progress: &mut Progress) -> Result<Option<String>> {
+    let run = run_of(dir)?;
+    let all = steps(&run);
+    let later: Vec<u64> = all.iter().copied().filter(|step| *step > progress.global_step).collect();
+    let (Some(first), Some(last)) = (later.first(), later.last()) else { return Ok(None) };
+    let highest = all.iter().map(|step| Place::of(&checkpoint_dir(&run, *step)).branch).max();
+    progress.branch = highest.unwrap_or(0).saturating_add(1);
+    progress.branched_at = progress.global_step;
+    let which = if first == last { format!("checkpoint-{first}") } else { format!("checkpoint-{first} to -{last}") };
+    Ok(Some(format!(
+        "{which} of {} are behind step {}: they stay until this run is there, but are not its newest any more",
+        shown(&run),
+        progress.global_step
+    )))
 }
 
 fn parse<T: DeserializeOwned>(path: &Path) -> Result<T> {
@@ -263,16 +314,71 @@ mod tests {
             let error = case.resume(&dir).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("remedy"), "{error}");
             fs::write(path, bytes).unwrap();
-            // A flipped bit may go unseen in a factor; it must not end in a panic.
+            // In settings and counts, a flipped bit may go unseen; it must not end in a panic.
             for at in (0..bytes.len()).step_by(bytes.len().div_ceil(97)) {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= 0x20;
                 fs::write(path, &flipped).unwrap();
-                let _ = case.resume(&dir);
+                let resumed = case.resume(&dir);
+                if name.ends_with(".safetensors") {
+                    let error = resumed.unwrap_err().to_string();
+                    assert!(error.contains(name) && error.contains("train from the start"), "{name} at {at}: {error}");
+                }
             }
             fs::write(path, bytes).unwrap();
         }
         assert!(case.resume(&dir).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_names_the_one_before() {
+        let run = tempfile::tempdir().unwrap();
+        let mut case = Case::new(false);
+        for step in [3, 7, 20] {
+            case.progress.global_step = step;
+            (case.progress.optimizer_steps, case.progress.best_step) = (step, None);
+            case.write(run.path());
+        }
+        // One that lacks its optimizer can't be gone on from.
+        fs::remove_file(run.path().join("checkpoint-7").join(OPTIMIZER)).unwrap();
+        let dir = run.path().join("checkpoint-20");
+        let weights = dir.join(ADAPTER_WEIGHTS);
+        let mut bytes = fs::read(&weights).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&weights, bytes).unwrap();
+        let error = case.resume(&dir).unwrap_err().to_string();
+        let remedy = format!("--resume_from_checkpoint {}", run.path().join("checkpoint-3").display());
+        assert!(
+            error.contains("adapter_model.safetensors: is not what was written") && error.contains(&remedy),
+            "{error}"
+        );
+        // A checkpoint of before has no digests.
+        let state = dir.join(PROGRESS);
+        let mut record: Map<String, Value> = serde_json::from_str(&fs::read_to_string(&state).unwrap()).unwrap();
+        assert_eq!(record.remove("digests").unwrap().as_object().unwrap().len(), 2);
+        fs::write(&state, Value::from(record).to_string()).unwrap();
+        assert!(case.resume(&dir).is_ok());
+    }
+
+    #[test]
+    fn later_checkpoints_are_another_branch() {
+        let run = tempfile::tempdir().unwrap();
+        let mut case = Case::new(false);
+        let mut write = |step, branch, branched_at| {
+            case.progress.global_step = step;
+            (case.progress.optimizer_steps, case.progress.best_step) = (step, None);
+            (case.progress.branch, case.progress.branched_at) = (branch, branched_at);
+            case.write(run.path())
+        };
+        (1..5).for_each(|tens| drop(write(10 * tens, 0, 0)));
+        write(25, 1, 20);
+        let resumed = |step| case.resume(&checkpoint_dir(run.path(), step)).unwrap();
+        let newest = resumed(40);
+        assert_eq!((newest.progress.branch, newest.notes), (0, Vec::new()));
+        let earlier = resumed(20);
+        assert_eq!((earlier.progress.branch, earlier.progress.branched_at), (2, 20));
+        assert!(earlier.notes[0].starts_with("checkpoint-25 to -40 of "), "{:?}", earlier.notes);
+        assert_eq!(newest_checkpoint(run.path()).unwrap(), checkpoint_dir(run.path(), 25));
     }
 
     #[test]

@@ -18,6 +18,26 @@ pub fn step_of(checkpoint: &Path) -> Option<u64> {
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
+/// The directory of the run that a checkpoint belongs to, also where it was named from within: `checkpoint-20`, `.`.
+pub fn run_of(checkpoint: &Path) -> Result<PathBuf> {
+    if checkpoint.file_name().is_some() {
+        match checkpoint.parent() {
+            Some(run) if !run.as_os_str().is_empty() => return Ok(run.to_owned()),
+            _ => return Ok(PathBuf::from(".")),
+        }
+    }
+    let whole = checkpoint.canonicalize().map_err(Error::io("look for", checkpoint))?;
+    Ok(whole.parent().unwrap_or(&whole).to_owned())
+}
+
+/// The steps of a run's checkpoints, in order.
+pub(super) fn steps(run: &Path) -> Vec<u64> {
+    let entries = fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut steps: Vec<u64> = entries.filter(|path| path.is_dir()).filter_map(|path| step_of(&path)).collect();
+    steps.sort_unstable();
+    steps
+}
+
 /// Locks the directory of a run against other processes, as long as the file lives: two that write checkpoints and records
 /// there would spoil both runs.
 pub fn lock(run: &Path) -> Result<File> {
@@ -108,6 +128,14 @@ mod tests {
         assert_eq!(at(1_755_682_200), "20250820-093000");
         assert_eq!(at(4_107_542_399), "21000228-235959");
         assert_eq!(at(4_107_542_400), "21000301-000000", "2100 has no leap day");
+    }
+
+    #[test]
+    fn a_checkpoint_may_be_named_from_within_its_run() {
+        assert_eq!(run_of(Path::new("a/v0/checkpoint-20/")).unwrap(), Path::new("a/v0"));
+        assert_eq!(run_of(Path::new("checkpoint-20")).unwrap(), Path::new("."));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(run_of(Path::new(".")).unwrap(), here.canonicalize().unwrap().parent().unwrap());
     }
 
     #[test]

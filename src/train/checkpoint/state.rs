@@ -58,6 +58,18 @@ pub struct Progress {
     /// See above.
     #[serde(default)]
     pub unlogged_loss: f64,
+    /// What the last step was computed on, and in which type.
+    #[serde(default)]
+    pub device: String,
+    /// How often the run has gone on from a checkpoint that had later ones, which then no longer belong to it.
+    #[serde(default)]
+    pub branch: u64,
+    /// The step of the last such checkpoint.
+    #[serde(default)]
+    pub branched_at: u64,
+    /// Whether the held-out data is still to be looked at behind this step: that was interrupted.
+    #[serde(default)]
+    pub evaluation_due: bool,
 }
 
 /// More than anything that a run counts, and far enough from the end of u64 to go on counting.
@@ -71,7 +83,8 @@ impl Progress {
 
     /// What can't be in a record that qft wrote.
     pub(super) fn problem(&self) -> Option<String> {
-        let counts = [self.micro_steps, self.epoch, self.epoch_len, self.tokens, self.global_step, self.skipped];
+        let counts =
+            [self.micro_steps, self.epoch, self.epoch_len, self.tokens, self.global_step, self.skipped, self.branch];
         let problems = [
             (counts.into_iter().any(|count| count > MOST), "a number that no run reaches"),
             (self.optimizer_steps > self.global_step, "more optimizer steps than steps"),

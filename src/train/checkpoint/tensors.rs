@@ -12,6 +12,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{SafetensorsFile, Tensor};
+use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result, escaped};
 
 /// A tensor, and where its values lie in a vector.
@@ -28,14 +29,14 @@ pub(super) struct Entry {
 /// Values that are turned into bytes at once.
 const PIECE: usize = 1 << 16;
 
-/// Writes `entries` of `values` to a new file at `path`, and syncs it.
-pub(super) fn write(path: &Path, entries: &[Entry], values: &[f32], metadata: &[(&str, &str)]) -> Result<()> {
+/// Writes `entries` of `values` to a new file at `path`, and syncs it. Gives its SHA-256.
+pub(super) fn write(path: &Path, entries: &[Entry], values: &[f32], metadata: &[(&str, &str)]) -> Result<Hex> {
     write_parts(path, &entries.iter().map(|entry| (entry, &values[entry.at.clone()])).collect::<Vec<_>>(), metadata)
 }
 
 /// Writes tensors, each with its values, to a new file at `path`, and syncs it. They are sorted by name, as every
-/// writer of the format does within a type.
-pub(super) fn write_parts(path: &Path, tensors: &[(&Entry, &[f32])], metadata: &[(&str, &str)]) -> Result<()> {
+/// writer of the format does within a type. Gives the file's SHA-256, of what was meant to be written.
+pub(super) fn write_parts(path: &Path, tensors: &[(&Entry, &[f32])], metadata: &[(&str, &str)]) -> Result<Hex> {
     let mut sorted = tensors.to_vec();
     sorted.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let mut header = Map::new();
@@ -50,17 +51,23 @@ pub(super) fn write_parts(path: &Path, tensors: &[(&Entry, &[f32])], metadata: &
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    let save = || -> io::Result<()> {
+    let save = || -> io::Result<Hex> {
         let mut file = io::BufWriter::with_capacity(1 << 20, File::create_new(path)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
+        let mut hasher = Hasher::sha256();
+        let mut put = |bytes: &[u8]| {
+            hasher.update(bytes);
+            file.write_all(bytes)
+        };
+        put(&(header.len() as u64).to_le_bytes())?;
+        put(&header)?;
         let mut bytes = Vec::with_capacity(PIECE * 4);
         for piece in sorted.iter().flat_map(|(_, values)| values.chunks(PIECE)) {
             bytes.clear();
             bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
-            file.write_all(&bytes)?;
+            put(&bytes)?;
         }
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        Ok(hasher.finish())
     };
     save().map_err(Error::io("write", path))
 }

@@ -1,6 +1,7 @@
 //! Writing a checkpoint: all files beside their place, synced, then put there by one rename. A crash leaves no half
 //! one.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use super::state::{Progress, SchedulerState, layout_digest, trainer_state};
 use super::tensors::{self, Entry};
 use super::{ARGS, CARD, OPTIMIZER, PROGRESS, SCHEDULER, TRAINER_STATE};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use crate::digest::Hex;
 use crate::error::{Error, Result, shown};
 use crate::stream::Staging;
 use crate::train::lora::Layout;
@@ -90,13 +92,18 @@ fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
             Error::Refused { problem, .. } => no_space(problem),
             error => error,
         })?;
-        tensors::write(&staging.dir().join(ADAPTER_WEIGHTS), &entries(layout), parameters, &[("format", "pt")])?;
+        let weights = staging.dir().join(ADAPTER_WEIGHTS);
+        let mut digests = BTreeMap::new();
+        let digest = tensors::write(&weights, &entries(layout), parameters, &[("format", "pt")])?;
+        digests.insert(ADAPTER_WEIGHTS.to_owned(), digest);
         if let Some([first, second]) = snapshot.moments {
-            write_moments(&staging.dir().join(OPTIMIZER), layout, first, second)?;
+            let digest = write_moments(&staging.dir().join(OPTIMIZER), layout, first, second)?;
+            digests.insert(OPTIMIZER.to_owned(), digest);
         }
         staging.write(ADAPTER_CONFIG, config(settings, layout)?.as_bytes())?;
         staging.write(SCHEDULER, &json(snapshot.scheduler)?)?;
-        staging.write(PROGRESS, &json(&Record { layout: layout_digest(layout), progress: progress.clone() })?)?;
+        let record = Record { layout: layout_digest(layout), digests, progress: progress.clone() };
+        staging.write(PROGRESS, &json(&record)?)?;
         staging.write(TRAINER_STATE, trainer_state(run, settings, progress, snapshot.history).as_bytes())?;
         staging.write(ARGS, &json(&settings.args_json())?)?;
         staging.write(CARD, card(settings, progress.global_step, progress.best_metric).as_bytes())
@@ -110,12 +117,15 @@ fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
 pub(super) struct Record {
     /// The layout's digest.
     pub(super) layout: String,
+    /// SHA-256 of the files of tensors. Checkpoints of before hold none.
+    #[serde(default)]
+    pub(super) digests: BTreeMap<String, Hex>,
     /// The rest.
     #[serde(flatten)]
     pub(super) progress: Progress,
 }
 
-fn write_moments(path: &Path, layout: &Layout, first: &[f32], second: &[f32]) -> Result<()> {
+fn write_moments(path: &Path, layout: &Layout, first: &[f32], second: &[f32]) -> Result<Hex> {
     let metadata = [("format", "pt"), ("layout", &layout_digest(layout))];
     let [one, two] = moment_entries(layout.len);
     tensors::write_parts(path, &[(&one, first), (&two, second)], &metadata)
@@ -182,6 +192,10 @@ pub(super) mod tests {
                 tokens: 12345,
                 unlogged_steps: 3,
                 unlogged_loss: 1.0 / 3.0,
+                device: "cpu in f32".to_owned(),
+                branch: 0,
+                branched_at: 0,
+                evaluation_due: false,
             };
             let scheduler = SchedulerState { kind: "cosine".to_owned(), total_steps: 100, ..SchedulerState::default() };
             let record = serde_json::json!({"epoch": 0.5, "loss": 2.25, "step": 20});

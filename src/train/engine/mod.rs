@@ -220,4 +220,6 @@ pub trait Engine {
     }
     /// What the device is called, for people.
     fn name(&self) -> String;
+    /// The type that it computes in, for people.
+    const TYPE: &'static str;
 }

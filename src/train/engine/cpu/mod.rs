@@ -183,6 +183,8 @@ impl Engine for CpuEngine {
     fn name(&self) -> String {
         "cpu".to_owned()
     }
+
+    const TYPE: &'static str = "f32";
 }
 
 /// Refuses a batch whose parts contradict each other.

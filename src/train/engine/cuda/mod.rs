@@ -414,6 +414,8 @@ impl Engine for CudaEngine {
     fn name(&self) -> String {
         self.card.name().to_owned()
     }
+
+    const TYPE: &'static str = "bf16";
 }
 
 impl CudaEngine {
