@@ -93,6 +93,23 @@ pub enum Error {
         /// What the reader can do.
         remedy: String,
     },
+    /// What is moved when an output is put in place could neither be moved nor be moved back.
+    #[error(
+        "{} is neither the old one nor the new one: {problem}; and what had been moved could not be moved back: {second}; \
+         what is not in its place lies in {}\n  remedy: mend that, and run the same command again, which moves it back first",
+        shown(out),
+        shown(kept)
+    )]
+    Halfway {
+        /// The output.
+        out: PathBuf,
+        /// What failed.
+        problem: String,
+        /// What failed then.
+        second: String,
+        /// Where what is missing lies.
+        kept: PathBuf,
+    },
     /// A card that was demanded failed.
     #[error("{problem}\n  remedy: run again with --device auto, which goes on without the card, or with --device cpu")]
     Card {
@@ -155,6 +172,11 @@ impl Error {
     /// For a link in a model whose file was deleted, or was never downloaded.
     pub fn link_to_nothing(path: &Path) -> Self {
         Self::malformed(path, "is a link to nothing", "download the model again, or restore the file that it leads to")
+    }
+
+    /// Whether it came after something was moved at the destination, and was not moved back.
+    pub(crate) fn has_moved(&self) -> bool {
+        matches!(self, Self::InPlace { .. } | Self::Halfway { .. })
     }
 
     /// An [`Error::Refused`].

@@ -25,6 +25,9 @@ mod golden;
 mod hostile;
 mod hub;
 mod inspect;
+// The tracer knows the registers of one processor.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod killed;
 mod merge;
 mod readme;
 mod remedies;

@@ -85,7 +85,7 @@ fn file(metadata: &Metadata, tensors: &[(String, Vec<usize>, TensorType)]) -> Ve
     file
 }
 
-fn bench() -> (Bench, PathBuf) {
+pub(crate) fn bench() -> (Bench, PathBuf) {
     let bench = Bench::new();
     let path = bench.write("model.gguf", file(&metadata(), &tensors()));
     (bench, path)

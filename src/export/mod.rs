@@ -149,7 +149,7 @@ fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], mut produced: P
     }
     if plan.options.as_file {
         let names: Vec<&str> = plan.weight_files().map(|(name, _)| name).collect();
-        staging.publish_files(&names, plan.options.overwrite.is_allowed())?;
+        staging.publish_files(&names, &plan.deletes, plan.options.overwrite.is_allowed())?;
         return Ok(produced);
     }
     let files = &mut produced.files;

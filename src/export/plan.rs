@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::beside::Beside;
 use super::gguf::{GgufOptions, GgufOutput, of_model};
 use super::merged::Merged;
-use super::quantize::{check_files, file_stem};
+use super::quantize::{check_files, deletion, file_stem};
 use super::shard::{self, OutputTensor, Shard};
 use crate::adapter::Adapter;
 use crate::checkpoint::{Checkpoint, Companion, CompanionSource, LeftOut, TokenizerChoice, member_if_there};
@@ -77,7 +77,8 @@ pub struct ExportPlan {
     pub left_out: Vec<LeftOut>,
     /// What was changed in config.json and `generation_config.json`, for people.
     pub config_changes: Vec<String>,
-    /// Files at the destination that are no part of the model there, and go with it.
+    /// Files at the destination that are no part of the model there, and go with it; of a GGUF file, those of an older
+    /// model of its name.
     pub deletes: Vec<String>,
     /// What deserves a look.
     pub warnings: Vec<String>,
@@ -96,7 +97,8 @@ impl ExportPlan {
     ) -> Result<Self> {
         let inputs: Vec<&Path> =
             std::iter::once(base.dir.as_path()).chain(adapters.iter().map(|a| a.dir.as_path())).collect();
-        let deletes = if options.as_file { Vec::new() } else { check_destination(out, &inputs, options.overwrite)? };
+        let mut deletes =
+            if options.as_file { Vec::new() } else { check_destination(out, &inputs, options.overwrite)? };
         if options.dtype.is_some()
             && let Some(method) = base.quantization()
             && decodable(&base).is_empty()
@@ -119,7 +121,7 @@ impl ExportPlan {
             None => Vec::new(),
         };
         let gguf = || {
-            let Some(gguf) = &options.gguf else { return Ok((Vec::new(), Vec::new())) };
+            let Some(gguf) = &options.gguf else { return Ok((Vec::new(), Vec::new(), Vec::new())) };
             let model = ModelFiles {
                 directory: model_name(out, &base, options.as_file),
                 config: config.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
@@ -128,18 +130,19 @@ impl ExportPlan {
             let ordered = in_converters_order(&merged, &shards, adapters.is_empty());
             let stem = if options.as_file { Some(file_stem(out)?) } else { None };
             let stem = |choices: &Choices| stem.clone().unwrap_or_else(|| format!("model-{}", choices.mixture));
-            let planned = of_model(&model, &ordered, || lineage(&base_provenance, &adapters), gguf, &stem)?;
-            if options.as_file {
-                planned
-                    .0
-                    .iter()
-                    .try_for_each(|output| check_files(out, output, &inputs, options.overwrite.is_allowed()))?;
+            let (outputs, mut notes) =
+                of_model(&model, &ordered, || lineage(&base_provenance, &adapters), gguf, &stem)?;
+            let mut older = Vec::new();
+            for output in outputs.iter().filter(|_| options.as_file) {
+                older.extend(check_files(out, output, &inputs, options.overwrite.is_allowed())?);
             }
-            Ok(planned)
+            notes.extend(older.iter().map(|name| deletion(name)));
+            Ok((outputs, notes, older))
         };
         texts.extend(shard::index(&shards).map(|(name, text)| (name.to_owned(), text)));
         let (findings, gguf) = both(|| findings(&merged, &companions, &texts, turn_end.as_ref()), gguf);
-        let (gguf, notes) = gguf?;
+        let (gguf, notes, older) = gguf?;
+        deletes.extend(older);
         warnings.extend(judge(findings, options.max_shard.is_some(), keeps_vocabulary)?.into_iter().chain(notes));
         let left_out = if options.max_shard.is_some() {
             companions.retain(|companion| texts.iter().all(|(name, _)| *name != companion.name));

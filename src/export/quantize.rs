@@ -10,9 +10,9 @@ use super::gguf::{GgufOptions, GgufOutput, of_gguf};
 use super::{Report, file_identity};
 use crate::digest::sha256;
 use crate::error::{Error, Result, shown};
-use crate::gguf::GgufModel;
+use crate::gguf::{GgufModel, PartName};
 use crate::merge::Overflow;
-use crate::stream::{Production, Run, Staging, Work, check_file, produce};
+use crate::stream::{self, Production, Run, Staging, Work, produce};
 
 /// Everything that quantizing a file will do.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct QuantizePlan {
     pub measure: bool,
     /// What happens to a finite value beyond the output type.
     pub overflow: Overflow,
+    /// Files of an older model of this name, which go.
+    pub deletes: Vec<String>,
     /// What deserves a look.
     pub warnings: Vec<String>,
     overwrite: bool,
@@ -42,13 +44,23 @@ impl QuantizePlan {
         overwrite: bool,
     ) -> Result<Self> {
         let stem = file_stem(out)?;
-        let (outputs, warnings) = of_gguf(&model, options, &|_| stem.clone())?;
+        let (outputs, mut warnings) = of_gguf(&model, options, &|_| stem.clone())?;
         let Some(output) = outputs.into_iter().next() else {
             return Err(Error::refused("no type was chosen", "choose one with --type, such as q4_k_m"));
         };
         let inputs: Vec<&Path> = model.files.iter().map(|file| file.path()).collect();
-        check_files(out, &output, &inputs, overwrite)?;
-        Ok(Self { out: out.to_owned(), model, output, measure: options.measure, overflow, warnings, overwrite })
+        let deletes = check_files(out, &output, &inputs, overwrite)?;
+        warnings.extend(deletes.iter().map(|name| deletion(name)));
+        Ok(Self {
+            out: out.to_owned(),
+            model,
+            output,
+            measure: options.measure,
+            overflow,
+            deletes,
+            warnings,
+            overwrite,
+        })
     }
 }
 
@@ -60,9 +72,21 @@ pub(super) fn file_stem(out: &Path) -> Result<String> {
     })
 }
 
-/// Refuses destinations where something is, one for each part.
-pub(super) fn check_files(out: &Path, output: &GgufOutput, inputs: &[&Path], overwrite: bool) -> Result<()> {
-    output.parts.iter().try_for_each(|part| check_file(&out.with_file_name(&part.name), inputs, overwrite))
+/// Refuses destinations where something is, one for each part. Gives the files that are there of another split of the
+/// same name, or of none: they go with what is replaced.
+pub(super) fn check_files(out: &Path, output: &GgufOutput, inputs: &[&Path], overwrite: bool) -> Result<Vec<String>> {
+    let stem = file_stem(out)?;
+    let names: Vec<&str> = output.parts.iter().map(|part| part.name.as_str()).collect();
+    let belongs = |name: &str| match PartName::parse(name) {
+        Some(part) => part.stem == stem,
+        None => name.strip_suffix(".gguf") == Some(&stem),
+    };
+    stream::check_files(out, &names, belongs, inputs, overwrite)
+}
+
+/// What is said of a file that [`check_files`] gave.
+pub(super) fn deletion(name: &str) -> String {
+    format!("{name} is deleted: it is of an older model of this name")
 }
 
 /// Runs `plan`. On any error the destination is as it was.
@@ -86,7 +110,7 @@ pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
     let produced = produce(&production, &staging, how, |produced| {
         plan.model.check_unchanged()?;
         let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
-        staging.publish_files(&names, plan.overwrite)?;
+        staging.publish_files(&names, &plan.deletes, plan.overwrite)?;
         Ok(produced)
     })?;
     Ok(Report::new(&plan.out.with_file_name(&parts[0].name), produced, started))

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use super::publish::{DISPLACED, RECORD};
+use super::staging::JOURNAL;
 use crate::checkpoint::read_text_if_there;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 
 /// Whether what lies at a destination may be exchanged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,8 +73,15 @@ pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// The files of the model in `dir`, hidden ones too, but for what downloads and clones leave; no empty directory.
+/// The files of the model in `dir`, hidden ones too, but for what downloads and clones leave; no empty directory. One in
+/// the making is refused, whatever it holds by now.
 pub(crate) fn files_of_model(dir: &Path) -> Result<Vec<String>> {
+    if let Some(sign) = [JOURNAL, RECORD, DISPLACED].iter().find(|name| dir.join(name).exists()) {
+        return Err(Error::refused(
+            format!("{} is what qft left when it was interrupted: {sign} is in it", shown(dir)),
+            "run the command that began it again, with --resume",
+        ));
+    }
     let left = |name: &str| LEFT.iter().any(|left| name.starts_with(left)) || dir.join(name).is_dir();
     Ok(files_below(dir)?.into_iter().filter(|name| !left(name)).collect())
 }
@@ -102,6 +111,16 @@ fn walk(dir: &Path, prefix: &str, found: &mut BTreeSet<String>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever it holds: nobody may take it for a model.
+    #[test]
+    fn a_model_in_the_making_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("model.safetensors"), "").unwrap();
+        assert_eq!(files_of_model(dir.path()).unwrap(), ["model.safetensors"]);
+        fs::write(dir.path().join(JOURNAL), "{}").unwrap();
+        assert!(files_of_model(dir.path()).unwrap_err().to_string().contains("--resume"));
+    }
 
     #[test]
     fn a_list_says_what_belongs_and_else_the_names_do() {

@@ -2,9 +2,11 @@
 //! recorded, and all is published by rename. Knows no format: a file is a [`Work`] that can fill any range of itself.
 
 mod bounds;
+mod destination;
 mod foreign;
 mod inputs;
 mod journal;
+mod publish;
 mod schedule;
 mod sink;
 mod staging;
@@ -19,10 +21,11 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 
 pub(crate) use bounds::{in_flight, open_files, writers};
+pub(crate) use destination::{check_destination, check_file, check_files};
 pub use foreign::Overwrite;
 pub(crate) use foreign::files_of_model;
 pub(crate) use inputs::{Input, InputDigest};
-pub(crate) use staging::{Staging, check_destination, check_file, check_file_of};
+pub(crate) use staging::Staging;
 pub(crate) use workers::BLOCK_LEN;
 pub use workers::{CardShare, CardUse, Timings};
 
@@ -120,8 +123,8 @@ pub(crate) struct Produced {
     pub(crate) cards: CardUse,
 }
 
-/// Streams `production` into the staging directory of `staging`, then calls `publish`. On any error but [`Error::InPlace`]
-/// the destination is as it was, and the staging directory is removed, unless finished files in it are worth keeping.
+/// Streams `production` into the staging directory of `staging`, then calls `publish`. On any error but those that say that
+/// something was moved the destination is as it was, and the staging directory is removed, unless finished files in it are worth keeping.
 pub(crate) fn produce<T>(
     production: &Production<'_>,
     staging: &Staging,
@@ -197,8 +200,8 @@ fn fill(
 
 /// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk or a card failed it.
 fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, files: usize) -> Error {
-    // What the staging directory holds by now is no part of the output.
-    if matches!(error, Error::InPlace { .. }) {
+    // What the staging directory holds by now is no part of the output, or all that is left of it.
+    if error.has_moved() {
         return error;
     }
     let finished = journal.count();

@@ -236,6 +236,8 @@ impl<'e, E: Engine> Run<'e, E> {
         let logs = if writes && plan.progress.global_step < plan.progress.max_steps {
             let events = settings.logging_dir.as_deref();
             Logs::open(&dir, events, &plan.reports, plan.progress.global_step, std::mem::take(&mut plan.history))?
+        } else if writes {
+            Logs::of_a_run_that_is_over(&dir, std::mem::take(&mut plan.history))
         } else {
             Logs::quiet()
         };
@@ -300,6 +302,10 @@ impl<'e, E: Engine> Run<'e, E> {
             if saves || ends || interrupted || self.can_pay() {
                 self.save_if_possible(ends || interrupted, how)?;
             }
+        }
+        // A run that was over already saves nothing, but a crash may have left something to delete.
+        if self.plan.progress.global_step == self.first_step && how.ranks.rank() == 0 {
+            self.prune(how)?;
         }
         self.finish(interrupted, how)
     }
@@ -491,11 +497,17 @@ impl<'e, E: Engine> Run<'e, E> {
             history: self.logs.history(),
         };
         self.checkpoint = Some(write(&self.dir, &snapshot)?);
-        let kept = prune(&self.dir, settings.save_total_limit, self.plan.progress.best_step)?;
-        kept.iter().for_each(|note| how.progress.note(note));
+        self.prune(how)?;
         how.progress.phase("training");
         self.since.at += start.elapsed();
         self.total.at += start.elapsed();
+        Ok(())
+    }
+
+    /// Deletes the checkpoints that are too many, and what a crash left.
+    fn prune(&self, how: &How<'_>) -> Result<()> {
+        let kept = prune(&self.dir, self.plan.settings.save_total_limit, self.plan.progress.best_step)?;
+        kept.iter().for_each(|note| how.progress.note(note));
         Ok(())
     }
 

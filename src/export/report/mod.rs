@@ -17,7 +17,7 @@ use super::gguf::GgufOutput;
 use crate::error::{Error, Result, shown};
 use crate::gguf::mixture::FileType;
 use crate::gguf::{GgufModel, Quality, TensorInfo, TensorType};
-use crate::stream::{Staging, check_file_of};
+use crate::stream::{Staging, check_file};
 use kind::place;
 pub use markup::{cosine, percent, scientific};
 pub use summary::{Figures, Summary};
@@ -234,7 +234,7 @@ pub fn check_page(page: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> 
             "give --report-html a name that ends in .html",
         ));
     }
-    check_file_of("--report-html", page, inputs, overwrite)
+    check_file("--report-html", page, inputs, overwrite)
 }
 
 /// Writes `text` to the file `page`, whole or not at all.
@@ -245,8 +245,8 @@ pub fn write_page(page: &Path, text: &str, overwrite: bool) -> Result<()> {
     let written = staging
         .clear(|_| false)
         .and_then(|()| staging.write(&name, text.as_bytes()))
-        .and_then(|()| staging.publish_files(&[&name], overwrite));
-    if written.is_err() {
+        .and_then(|()| staging.publish_files(&[&name], &[], overwrite));
+    if written.as_ref().is_err_and(|error| !error.has_moved()) {
         staging.remove();
     }
     written

@@ -15,6 +15,8 @@ const FILES: [&str; 8] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, ARGS, CARD, OPTIMIZER
 const GONE: &str = ".qft-gone";
 /// Ending of the name that a checkpoint has while it is written; see [`crate::stream::Staging`].
 const STAGING: &str = ".qft-staging";
+/// Ending of the name that one has while another takes its place, where the two can't be exchanged in one step.
+const OLD: &str = ".qft-old";
 
 /// Keeps `limit` checkpoints of the run, among them the newest and the one of step `best`, as the HF Trainer does:
 /// where these two are more than the limit, both stay. `None` and 0 delete nothing. Also deletes what a crash left of a
@@ -71,13 +73,18 @@ fn delete(run: &Path, dir: &Path, step: u64) -> Result<()> {
     fs::remove_dir_all(&hidden).map_err(Error::io("delete", &hidden))
 }
 
-/// Whether a crash left this: `.checkpoint-N.qft-gone`, or `.checkpoint-N.qft-staging` that nobody is writing.
+/// Whether a crash left this: `.checkpoint-N.qft-gone`, `.checkpoint-N.qft-staging` that nobody is writing, or
+/// `.checkpoint-N.qft-old` beside the one that took its place.
 fn is_left_over(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     let of = |ending: &str| name.strip_suffix(ending).and_then(|name| name.strip_prefix('.'));
     let is_ours = |name: &str| step_of(Path::new(name)).is_some();
+    let replaced = |name: &str| is_ours(name) && path.with_file_name(name).is_dir();
     let unlocked = || File::open(path).is_ok_and(|dir| dir.try_lock().is_ok());
-    is_dir(path) && (of(GONE).is_some_and(is_ours) || (of(STAGING).is_some_and(is_ours) && unlocked()))
+    is_dir(path)
+        && (of(GONE).is_some_and(is_ours)
+            || of(OLD).is_some_and(replaced)
+            || (of(STAGING).is_some_and(is_ours) && unlocked()))
 }
 
 #[cfg(test)]
@@ -161,12 +168,23 @@ mod tests {
         {
             fs::create_dir_all(path.join(name).join("inside")).unwrap();
         }
+        [".checkpoint-8.qft-old", ".checkpoint-9.qft-old", "checkpoint-9"]
+            .iter()
+            .for_each(|name| fs::create_dir(path.join(name)).unwrap());
         let busy = Staging::open(&checkpoint_dir(path, 7)).unwrap();
         prune(path, None, None).unwrap();
         let mut names: Vec<String> =
             fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
-        assert_eq!(names, [".checkpoint-7.qft-staging", ".checkpoint-x.qft-staging", ".mine.qft-gone"]);
+        // The old one whose place is empty is all that there is of it.
+        let stay = [
+            ".checkpoint-7.qft-staging",
+            ".checkpoint-8.qft-old",
+            ".checkpoint-x.qft-staging",
+            ".mine.qft-gone",
+            "checkpoint-9",
+        ];
+        assert_eq!(names, stay);
         drop(busy);
     }
 }

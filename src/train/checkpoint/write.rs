@@ -57,7 +57,11 @@ pub(super) fn moment_entries(len: usize) -> [Entry; 2] {
 /// Writes `run/checkpoint-N/`, N being the step; one that is there is exchanged in one step. Gives its path.
 pub fn write(run: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
     let staging = stage(run, snapshot)?;
-    staging.publish(true).inspect_err(|_| staging.remove())?;
+    staging.publish(true).inspect_err(|error| {
+        if !error.has_moved() {
+            staging.remove();
+        }
+    })?;
     Ok(checkpoint_dir(run, snapshot.progress.global_step))
 }
 

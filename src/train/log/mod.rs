@@ -124,6 +124,12 @@ impl Logs {
         Self::default()
     }
 
+    /// The logs of a run that was over already, of `history`: they stay as they are, but for the curve, which a crash may
+    /// have come before.
+    pub fn of_a_run_that_is_over(run: &Path, history: Vec<Map<String, Value>>) -> Self {
+        Self { run: Some(run.to_owned()), history, ..Self::default() }
+    }
+
     /// Takes a record. An error is that of a file; what it could not take, it writes before the next record.
     pub fn record(&mut self, record: &Record) -> Result<()> {
         self.history.push(record.history());
