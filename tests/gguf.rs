@@ -8,6 +8,7 @@ use qft::gguf::{GgufFile, GgufModel, TensorType};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use crate::to_hf;
 use crate::workbench::{Bench, Data, bf16_noise, f32_noise, read_model};
 
 const HIDDEN: usize = 256;
@@ -267,6 +268,48 @@ fn parts_are_one_model() {
         &["is there", "--overwrite"],
     );
     bench.ok(&format!("quantize {} --type q8_0 --out q.gguf", parts[0]));
+}
+
+/// A model has one form at a place: what is left of another split, or of none, is refused or goes; an input stays.
+#[test]
+fn no_part_of_an_older_split_stays() {
+    let (bench, _) = to_hf::bench();
+    let line = "quantize model.gguf --allow-requantize --type q8_0 --out made/x.gguf";
+    let split = |size: &str| format!("{line} --split-max-size {size}");
+    let names = || {
+        let mut names: Vec<String> = bench.files("made").into_keys().collect();
+        names.retain(|name| name != "y-00001-of-00002.gguf" && name != "x-notes.gguf");
+        names
+    };
+    let parts = |count: usize| (1..=count).map(|n| format!("x-{n:05}-of-{count:05}.gguf")).collect::<Vec<_>>();
+    bench.ok(&split("10KB"));
+    let older = names();
+    assert!(older.len() > 4 && older == parts(older.len()), "{older:?}");
+    // Models of other names.
+    bench.write("made/y-00001-of-00002.gguf", "mine");
+    bench.write("made/x-notes.gguf", "mine");
+    // Other numbers of parts, and one file: without --overwrite nothing is touched.
+    let many = format!("x-00001-of-{:05}.gguf and {} more", older.len(), older.len() - 1);
+    for other in [line, &split("20KB")] {
+        bench.refuses(other, &[&many, "of an older model of this name", "--overwrite"]);
+        assert_eq!(names(), older);
+    }
+    let said = bench.ok(&format!("{} --overwrite", split("20KB")));
+    assert!(said.err.contains(&format!("{} is deleted", older[4])), "{}", said.err);
+    let fewer = names();
+    assert!(fewer.len() < older.len() && fewer == parts(fewer.len()), "{fewer:?}");
+    bench.ok(&format!("{line} --overwrite"));
+    assert_eq!(names(), ["x.gguf"]);
+    bench.refuses(&split("20KB"), &["x.gguf would be left of an older model", "--overwrite"]);
+    bench.ok(&format!("{} --overwrite --dry-run", split("20KB")));
+    assert_eq!(names(), ["x.gguf"], "it was a plan");
+    bench.ok(&format!("{} --overwrite", split("20KB")));
+    assert_eq!(names(), fewer);
+    // From its own parts, which are no older model.
+    bench.ok(&format!("quantize made/{} --type q8_0 --allow-requantize --out made/x.gguf", fewer[0]));
+    assert_eq!(names().len(), fewer.len() + 1);
+    bench.ok(&format!("verify made/{}", fewer[0]));
+    assert_eq!(bench.files("made")["x-notes.gguf"], b"mine");
 }
 
 #[test]

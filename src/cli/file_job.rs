@@ -29,7 +29,7 @@ pub(super) struct FileJobArgs {
     /// Write the largest finite value where one is beyond the type's range, instead of refusing.
     #[arg(long)]
     allow_overflow: bool,
-    /// Replace the file that is there.
+    /// Replace the file of this name that is there, or all parts of it.
     #[arg(long)]
     pub(super) overwrite: bool,
     /// Take over the parts that an interrupted run finished, after checking them.

@@ -13,7 +13,7 @@ pub(super) struct Job {
     /// Makes what lies there before.
     pub(super) before: &'static [Step],
     pub(super) line: &'static str,
-    /// Several files beside each other can't be put in place by one rename: between them, there is no model.
+    /// It is not put in place by one rename, as several files beside each other are: between two there is no model.
     pub(super) parts: bool,
     /// As on filesystems that can't exchange two names.
     pub(super) plain_renames: bool,
@@ -34,7 +34,7 @@ const fn parts(job: Job) -> Job {
 }
 
 const fn plain(job: Job) -> Job {
-    Job { plain_renames: true, ..job }
+    Job { plain_renames: true, parts: true, ..job }
 }
 
 /// A base of 90 KB and an adapter.
@@ -110,7 +110,7 @@ const QUANTIZED: &[Job] = &[
     parts(job("quantize, split, over more parts", one_gguf, &[OLD_SMALLER_SPLIT], SPLIT_OVER)),
     parts(job("quantize, split, over one file", one_gguf, &[OLD_ONE], SPLIT_OVER)),
     parts(job("quantize, split, --resume", one_gguf, &[Step::Killed(SPLIT, Call::Sync, 6)], SPLIT_ON)),
-    parts(plain(job("quantize, split, plain renames", one_gguf, &[], SPLIT))),
+    plain(job("quantize, split, plain renames", one_gguf, &[], SPLIT)),
 ];
 
 const HF: &str = "to-hf model.gguf --max-shard 30KB --jobs 1 --out made/out";

@@ -122,6 +122,7 @@ struct Trace<'a> {
 const FLAGS: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
 
 /// Runs `command` to its end, or to `point`. With `plain_renames` the system knows no flags of `renameat2`.
+#[expect(clippy::zombie_processes, reason = "it is waited for by its number, with its threads")]
 pub(crate) fn run(command: &Command, point: Option<&Point>, plain_renames: bool) -> Result<Ended, NotPermitted> {
     // The shell stops itself, so that it can be seized before it becomes the command.
     let mut shell = Command::new("/bin/sh");

@@ -85,7 +85,7 @@ impl Scene {
         }
         let resume = if checkpoints(now).is_empty() { "" } else { RESUME };
         let line = format!("{}{resume}", self.line.replace(RESUME, ""));
-        let ended = run(&self.bench, &line, None, false).unwrap();
+        let ended = self.bench.qft(&line);
         let then = tree(&self.bench.path(MADE));
         match self.is_whole(&then) {
             Ok(()) if ended.code == Some(0) => Ok(State::Resumable),

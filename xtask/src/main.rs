@@ -5,6 +5,7 @@
 
 mod bench;
 mod ci;
+mod crash;
 mod demo;
 mod fuzz;
 mod options;
@@ -23,7 +24,7 @@ struct Task {
     run: fn(&[String]) -> anyhow::Result<()>,
 }
 
-const TASKS: [Task; 8] = [
+const TASKS: [Task; 9] = [
     Task {
         words: &["ci"],
         options: "",
@@ -68,6 +69,13 @@ const TASKS: [Task; 8] = [
         options: "[--nvrtc LIBNVRTC.so.12]",
         about: "compile every file of kernels to the PTX beside it, with NVRTC 12.4",
         run: ptx::run,
+    },
+    Task {
+        words: &["crash"],
+        options: "",
+        about: "kill export, gguf, quantize, to-hf and train at every system call that changes the disk, let every such call \
+                fail, and print what was left: many minutes",
+        run: crash::run,
     },
     Task {
         words: &["fuzz"],
