@@ -59,6 +59,9 @@ const ENDINGS: [&str; 4] = [".safetensors", ".safetensors.index.json", ".gguf", 
 /// What downloads and clones of the Hub leave: no loader reads it, and no export writes it.
 const LEFT: [&str; 3] = [".cache/", ".git/", ".gitattributes"];
 
+/// Endings of the hidden names that qft gives to what is being written, exchanged or deleted.
+const HIDDEN: [&str; 3] = [".qft-staging", ".qft-old", ".qft-gone"];
+
 /// The files below `dir`, by their path from there in order, that are no part of the model in it.
 pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
     let list = read_text_if_there(&dir.join(CHECKSUMS))?;
@@ -76,10 +79,12 @@ pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
 /// The files of the model in `dir`, hidden ones too, but for what downloads and clones leave; no empty directory. One in
 /// the making is refused, whatever it holds by now.
 pub(crate) fn files_of_model(dir: &Path) -> Result<Vec<String>> {
-    if let Some(sign) = [JOURNAL, RECORD, DISPLACED].iter().find(|name| dir.join(name).exists()) {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let is_hidden = name.starts_with('.') && HIDDEN.iter().any(|ending| name.ends_with(ending));
+    if is_hidden || [JOURNAL, RECORD, DISPLACED].iter().any(|name| dir.join(name).exists()) {
         return Err(Error::refused(
-            format!("{} is what qft left when it was interrupted: {sign} is in it", shown(dir)),
-            "run the command that began it again, with --resume",
+            format!("{} is what qft left when it was interrupted, and no model", shown(dir)),
+            "run the command that began it again, with --resume; a training with --resume_from_checkpoint true",
         ));
     }
     let left = |name: &str| LEFT.iter().any(|left| name.starts_with(left)) || dir.join(name).is_dir();
@@ -120,6 +125,11 @@ mod tests {
         assert_eq!(files_of_model(dir.path()).unwrap(), ["model.safetensors"]);
         fs::write(dir.path().join(JOURNAL), "{}").unwrap();
         assert!(files_of_model(dir.path()).unwrap_err().to_string().contains("--resume"));
+        for (name, is_model) in [(".a.qft-gone", false), (".a.qft-old", false), ("a.qft-old", true), (".a", true)] {
+            let dir = dir.path().join(name);
+            fs::create_dir(&dir).unwrap();
+            assert_eq!(files_of_model(&dir).is_ok(), is_model, "{name}");
+        }
     }
 
     #[test]

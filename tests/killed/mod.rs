@@ -98,25 +98,26 @@ fn fits(call: Call, blow: Blow) -> bool {
     }
 }
 
-/// Prints what became of a job, a row a kind of calls, and panics if there is a defect.
+/// Prints what became of a job, in all or a row a kind of calls, and panics if there is a defect.
 fn tell(name: &str, started: Instant, outcome: &Outcome) {
-    let mut text = String::new();
-    for Row { call, blow, states } in &outcome.rows {
+    let line = |what: &str, states: &[State]| {
         let of = |state| states.iter().filter(|s| **s == state).count();
-        text += &format!(
-            "{name:<34} {:<7} {:<7} {:>5} points: {:>4} old, {:>4} new, {:>3} new with leftovers, {:>4} resumable\n",
-            format!("{call:?}").to_lowercase(),
-            format!("{blow:?}").to_lowercase(),
-            states.len(),
-            of(State::Old),
-            of(State::New),
-            of(State::Leftovers),
-            of(State::Resumable),
-        );
+        let (old, new, leftovers) = (of(State::Old), of(State::New), of(State::Leftovers));
+        let (points, resumable) = (states.len(), of(State::Resumable));
+        format!(
+            "{name:<36}{what:<16}{points:>4} points: {old:>3} old, {new:>3} new, {leftovers:>2} new with leftovers, \
+             {resumable:>3} resumable"
+        )
+    };
+    let mut text = String::new();
+    for Row { call, blow, states } in outcome.rows.iter().filter(|_| all()) {
+        text += &(line(&format!("{call:?} {blow:?}").to_lowercase(), states) + "\n");
     }
-    eprintln!("{text}{name:<34} {:.1} s", started.elapsed().as_secs_f64());
+    let states: Vec<State> = outcome.rows.iter().flat_map(|row| &row.states).copied().collect();
+    // At once: others print as well.
+    eprintln!("{text}{}, {:.1} s", line("all calls", &states), started.elapsed().as_secs_f64());
     assert!(outcome.defects.is_empty(), "{} defects\n{}", outcome.defects.len(), outcome.defects.join("\n"));
-    assert!(outcome.rows.iter().any(|row| !row.states.is_empty()), "no point was hit");
+    assert!(!states.is_empty(), "no point was hit");
 }
 
 /// A job on its bench, before it is run.

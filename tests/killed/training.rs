@@ -77,6 +77,12 @@ impl Scene {
                 return Err(format!("{checkpoint} is not whole: {}", names(now)));
             }
         }
+        for hidden in below(now, "out").keys().filter_map(|name| name.strip_suffix('/').filter(|n| n.starts_with('.')))
+        {
+            if !hidden.contains('/') && self.bench.qft(&format!("verify {MADE}/out/{hidden}")).code == Some(0) {
+                return Err(format!("verify takes {hidden} for clean: {}", names(now)));
+            }
+        }
         if now == &self.old {
             return Ok(State::Old);
         }
