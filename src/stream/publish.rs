@@ -30,24 +30,26 @@ struct Record {
 }
 
 impl Record {
-    /// The record in a staging directory; an empty one if there is none.
+    /// The record in a staging directory; an empty one if there is none, or if it is not qft's: that names files alone.
     fn of(dir: &Path) -> Self {
-        read_small(&dir.join(RECORD)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        let read = || -> Option<Self> { serde_json::from_slice(&read_small(&dir.join(RECORD)).ok()?).ok() };
+        let is_name = |name: &str| Path::new(name).file_name().is_some_and(|last| last == name);
+        read().filter(|record| record.files.iter().all(|(name, _)| is_name(name))).unwrap_or_default()
     }
 
-    /// The files that were put in place in `parent`, which lack the first: nothing if that is there, too.
-    fn halfway(&self, parent: &Path) -> Vec<&str> {
-        let placed = |(name, id): &&(String, Identity)| identity(&parent.join(name)).ok() == Some(*id);
-        if self.files.iter().take(1).any(|file| placed(&file)) {
-            return Vec::new();
-        }
-        self.files.iter().filter(placed).map(|(name, _)| name.as_str()).collect()
+    /// Whether the files were not all put in place in `parent`: the first is not there.
+    fn is_halfway(&self, parent: &Path) -> bool {
+        self.files.first().is_some_and(|file| !is_in_place(parent, file))
     }
 
-    /// Whether all files are in place.
-    fn is_done(&self, parent: &Path) -> bool {
-        self.files.first().is_some_and(|(name, id)| identity(&parent.join(name)).ok() == Some(*id))
+    /// Those that are in place in `parent`.
+    fn placed(&self, parent: &Path) -> impl Iterator<Item = &str> {
+        self.files.iter().filter(|file| is_in_place(parent, file)).map(|(name, _)| name.as_str())
     }
+}
+
+fn is_in_place(parent: &Path, (name, id): &(String, Identity)) -> bool {
+    identity(&parent.join(name)).ok() == Some(*id)
 }
 
 /// What an interrupted run left of several files that were being put in place: the next one takes it back.
@@ -64,10 +66,10 @@ impl Halfway {
     pub(super) fn beside(out: &Path) -> Self {
         let dir = name_beside(out, "staging");
         let record = Record::of(&dir);
-        if record.is_done(parent(out)) {
+        if !record.is_halfway(parent(out)) {
             return Self::default();
         }
-        let placed = record.halfway(parent(out)).into_iter().map(str::to_owned).collect();
+        let placed = record.placed(parent(out)).map(str::to_owned).collect();
         Self { placed, displaced: names_in(&dir.join(DISPLACED)).unwrap_or_default() }
     }
 }
@@ -205,10 +207,10 @@ impl Staging {
             }
         }
         let record = Record::of(&self.dir);
-        if record.files.is_empty() || record.is_done(parent) {
+        if !record.is_halfway(parent) {
             return Ok(());
         }
-        for name in record.halfway(parent) {
+        for name in record.placed(parent) {
             let place = parent.join(name);
             fs::rename(&place, self.dir.join(name)).map_err(Error::io("move back", &place))?;
         }
@@ -380,6 +382,15 @@ mod tests {
         let error = staging.move_all(&names, &replaced).unwrap_err();
         assert!(matches!(error, Error::Io { operation: "publish", .. }), "{error}");
         assert_eq!(files(tmp.path())[1..], texts(&[("b.gguf", "new")]), "it failed halfway");
+        // Where even that fails, it is told, and the next run takes it back.
+        fs::create_dir(staging.dir().join("b.gguf")).unwrap();
+        let second = staging.take_back().unwrap_err();
+        let text = staging.halfway(&error, &second.split().0, staging.dir.clone()).to_string();
+        for part in ["a.gguf is neither the old one nor the new one: cannot publish", "lies in", ".a.gguf.qft-staging"]
+        {
+            assert!(text.contains(part) && !text.contains("untouched"), "{text}");
+        }
+        fs::remove_dir(staging.dir().join("b.gguf")).unwrap();
         staging.take_back().unwrap();
         assert_eq!(files(tmp.path())[1..], texts(&old));
         assert_eq!(files(staging.dir()), texts(&[("b.gguf", "new")]));
@@ -409,10 +420,19 @@ mod tests {
         let staging = Staging::open_file(&out).unwrap();
         assert_eq!(files(tmp.path())[1..], texts(&[("c.gguf", "old")]));
         assert_eq!(files(staging.dir()), texts(&[("a.gguf", "new"), ("b.gguf", "new")]));
-        // Once the first is there, all are, and nothing comes back.
+        // Nor is it by a name that leads elsewhere.
+        let elsewhere = mine.path().join("b.gguf");
+        fs::write(&elsewhere, "mine").unwrap();
+        let record =
+            Record { files: ["a.gguf", "../b.gguf"].map(|n| (n.to_owned(), identity(&elsewhere).unwrap())).into() };
+        fs::write(staging.dir().join(RECORD), json!(record).to_string()).unwrap();
+        assert!(Record::of(staging.dir()).files.is_empty());
+        // Once the first is there, all are, and nothing comes back, at whatever moment its remains were deleted.
         staging.record(&names).unwrap();
         staging.move_all(&names, &BTreeSet::from(["c.gguf"])).unwrap();
         drop(staging);
+        assert!(Halfway::beside(&out).displaced.is_empty());
+        fs::remove_file(tmp.path().join(".a.gguf.qft-staging").join(RECORD)).unwrap();
         assert!(Halfway::beside(&out).displaced.is_empty());
         let staging = Staging::open_file(&out).unwrap();
         assert_eq!(files(tmp.path())[1..], texts(&[("a.gguf", "new"), ("b.gguf", "new")]));

@@ -237,7 +237,7 @@ impl<'e, E: Engine> Run<'e, E> {
             let events = settings.logging_dir.as_deref();
             Logs::open(&dir, events, &plan.reports, plan.progress.global_step, std::mem::take(&mut plan.history))?
         } else if writes {
-            Logs::of_a_run_that_is_over(&dir, std::mem::take(&mut plan.history))
+            Logs::of_a_run_that_is_over(&dir, std::mem::take(&mut plan.history))?
         } else {
             Logs::quiet()
         };

@@ -114,8 +114,10 @@ fn tell(name: &str, started: Instant, outcome: &Outcome) {
         text += &(line(&format!("{call:?} {blow:?}").to_lowercase(), states) + "\n");
     }
     let states: Vec<State> = outcome.rows.iter().flat_map(|row| &row.states).copied().collect();
+    let faults = outcome.rows.iter().any(|row| matches!(row.blow, Blow::Fails | Blow::Breaks));
+    let what = if faults { "faults" } else { "kills" };
     // At once: others print as well.
-    eprintln!("{text}{}, {:.1} s", line("all calls", &states), started.elapsed().as_secs_f64());
+    eprintln!("{text}{}, {:.1} s", line(what, &states), started.elapsed().as_secs_f64());
     assert!(outcome.defects.is_empty(), "{} defects\n{}", outcome.defects.len(), outcome.defects.join("\n"));
     assert!(!states.is_empty(), "no point was hit");
 }

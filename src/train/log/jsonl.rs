@@ -2,7 +2,7 @@
 //! the file is the log of one run.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::Path;
 
 use serde_json::Value;
@@ -44,6 +44,20 @@ impl Watch for JsonLines {
     fn finish(&mut self) -> Result<()> {
         self.file.finish()
     }
+}
+
+/// Cuts off the file at `path` what is no whole line: a crash may have torn the last one.
+pub(super) fn mend(path: &Path) -> Result<()> {
+    let text = match fs::read(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        text => text.map_err(Error::io("read", path))?,
+    };
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    if whole == text.len() {
+        return Ok(());
+    }
+    let file = OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
+    file.set_len(whole as u64).map_err(Error::io("cut", path))
 }
 
 /// Rewrites the file at `path` without the lines that a run at step `done` did not write.

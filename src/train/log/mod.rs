@@ -124,10 +124,11 @@ impl Logs {
         Self::default()
     }
 
-    /// The logs of a run that was over already, of `history`: they stay as they are, but for the curve, which a crash may
-    /// have come before.
-    pub fn of_a_run_that_is_over(run: &Path, history: Vec<Map<String, Value>>) -> Self {
-        Self { run: Some(run.to_owned()), history, ..Self::default() }
+    /// The logs of a run that was over already, of `history`: they stay as they are, but for what a crash may have torn,
+    /// or come before: the last line, and the curve.
+    pub fn of_a_run_that_is_over(run: &Path, history: Vec<Map<String, Value>>) -> Result<Self> {
+        jsonl::mend(&run.join(LOG_FILE))?;
+        Ok(Self { run: Some(run.to_owned()), history, ..Self::default() })
     }
 
     /// Takes a record. An error is that of a file; what it could not take, it writes before the next record.
@@ -275,6 +276,26 @@ mod tests {
         assert_eq!(fs::read_to_string(run.join(LOG_FILE)).unwrap().lines().count(), 3);
         assert!(fs::read_to_string(run.join(CURVE_FILE)).unwrap().contains("0.5"));
         assert_eq!(fs::read_dir(run.join(EVENTS_DIR)).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn logs_of_a_run_that_is_over_are_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path();
+        let mut logs = Logs::open(run, None, &[], 0, Vec::new()).unwrap();
+        [10, 20].iter().for_each(|step| logs.record(&record(*step, 1.0)).unwrap());
+        let (log, history) = (run.join(LOG_FILE), logs.history().to_vec());
+        let whole = fs::read(&log).unwrap();
+        for torn in [&b"{\"train_runtime\": 1"[..], b""] {
+            fs::write(&log, [&whole, torn].concat()).unwrap();
+            let mut logs = Logs::of_a_run_that_is_over(run, history.clone()).unwrap();
+            assert_eq!(logs.finish("a run").unwrap().curve, Some(run.join(CURVE_FILE)));
+            assert_eq!(fs::read(&log).unwrap(), whole);
+        }
+        // What was deleted is not made anew.
+        fs::remove_file(&log).unwrap();
+        Logs::of_a_run_that_is_over(run, history).unwrap();
+        assert!(!log.exists());
     }
 
     #[test]
