@@ -93,10 +93,11 @@ pub enum Error {
         /// What the reader can do.
         remedy: String,
     },
-    /// What is moved when an output is put in place could neither be moved nor be moved back.
+    /// An output could not be put in place, and what had been moved for it could not be moved back.
     #[error(
         "{} is neither the old one nor the new one: {problem}; and what had been moved could not be moved back: {second}; \
-         what is not in its place lies in {}\n  remedy: mend that, and run the same command again, which moves it back first",
+         what is not in its place lies in {}\n  remedy: mend what the system names, and run the same command again, which \
+         moves it back first",
         shown(out),
         shown(kept)
     )]

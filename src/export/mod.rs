@@ -102,7 +102,7 @@ fn qualities(records: BTreeMap<String, Value>) -> BTreeMap<String, BTreeMap<Stri
     records.into_iter().filter_map(read).collect()
 }
 
-/// Runs `plan`. On any error the destination is as it was.
+/// Runs `plan`. On any error the destination is as it was, but for [`Error::InPlace`] and [`Error::Halfway`].
 pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
     let started = Instant::now();
     how.check_cards()?;

@@ -89,7 +89,7 @@ pub(super) fn deletion(name: &str) -> String {
     format!("{name} is deleted: it is of an older model of this name")
 }
 
-/// Runs `plan`. On any error the destination is as it was.
+/// Runs `plan`. On any error the destination is as it was, but for [`Error::InPlace`] and [`Error::Halfway`].
 pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
     let started = Instant::now();
     how.check_cards()?;

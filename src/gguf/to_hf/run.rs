@@ -28,7 +28,8 @@ pub struct ToHfReport {
     pub seconds: f64,
 }
 
-/// Runs `plan`. On any error the destination is as it was.
+/// Runs `plan`. On any error the destination is as it was, but for [`crate::Error::InPlace`] and
+/// [`crate::Error::Halfway`].
 pub fn run(plan: &ToHfPlan, how: &Run<'_>) -> Result<ToHfReport> {
     let started = Instant::now();
     let staging = Staging::open(&plan.out)?;
