@@ -1,14 +1,19 @@
 //! A run, from its plan to its report: step after step, with records, evaluations and checkpoints between them.
 
+mod card;
+mod kept;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
-use super::checkpoint::{SchedulerState, Snapshot, checkpoint_dir, has_room, lock, new_run, prune, write};
+use card::{card_failed, open_card};
+
+use super::checkpoint::{checkpoint_dir, lock, new_run};
 use super::data::{Batch, epoch_order};
-use super::engine::{CpuEngine, CudaEngine, Engine, Heads};
+use super::engine::{CpuEngine, Engine};
 use super::guard::{Guard, GuardCounts, Verdict};
 use super::log::{Eval, Figures, Finished, Last, Logs, Moment, Record, Tick, Train, TrainProgress};
 use super::model::{Keep, Model};
@@ -17,8 +22,7 @@ use super::prepare::Rows;
 use super::ranks::Ranks;
 use super::settings::{Compute, When};
 use super::trainer::{Evaluated, Recipe, Stepped, Trainer};
-use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::error::Result;
 
 /// What a run is given beside its plan.
 pub struct How<'h> {
@@ -83,46 +87,6 @@ fn on_device(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
         how.progress.note("the processor trains in f32: --bf16 is for cards");
     }
     Run::new(&CpuEngine::new(), plan, how)?.run(how)
-}
-
-/// `error`, told for a run that is under way: no other device takes over from a card there.
-fn card_failed(error: Error, again: &str) -> Error {
-    match error {
-        Error::Card { problem } => Error::refused(problem, format!("{again}, on the card or with --device cpu")),
-        error => error,
-    }
-}
-
-/// The card to train on; `None` is the processor. Only a card that was demanded must be there.
-fn open_card(
-    device: Device,
-    compute: Option<Compute>,
-    heads: Heads,
-    progress: &dyn TrainProgress,
-) -> Result<Option<CudaEngine>> {
-    if device == Device::Cpu || matches!(device, Device::Simulated { .. }) {
-        return Ok(None);
-    }
-    if compute == Some(Compute::F32) {
-        if device.demands_card() {
-            return Err(Error::refused(
-                "cards train in bf16",
-                "drop --torch_dtype float32 and --bf16 false, or use --device cpu",
-            ));
-        }
-        return Ok(None);
-    }
-    progress.phase("opening the card");
-    // A model that the card has no kernels for is told before its weights are read.
-    match CudaEngine::open(device).and_then(|card| card.supports(heads).map(|()| card)) {
-        Ok(card) => Ok(Some(card)),
-        Err(error) if device.demands_card() => Err(error),
-        Err(error) => {
-            let text = error.to_string();
-            progress.note(&format!("training on the processor: {}", text.lines().next().unwrap_or_default()));
-            Ok(None)
-        }
-    }
 }
 
 /// A run under way.
@@ -388,55 +352,6 @@ impl<'e, E: Engine> Run<'e, E> {
         }
     }
 
-    fn record(&mut self, figures: Figures, how: &How<'_>) {
-        let record = Record { at: self.moment(), figures };
-        self.log(&record, how);
-        how.progress.record(&record);
-    }
-
-    /// Logs a record. A log that can't be written is no reason to lose a run: what it lacks is written later.
-    fn log(&mut self, record: &Record, how: &How<'_>) {
-        match self.logs.record(record) {
-            Ok(()) if !self.owes_record => {}
-            Ok(()) => {
-                self.owes_record = false;
-                how.progress.note("the log is written again, with what it lacked");
-            }
-            Err(_) if self.owes_record => {}
-            Err(error) => {
-                self.owes_record = true;
-                let (problem, _) = error.split();
-                how.progress
-                    .note(&format!("{problem}; training goes on, and the log is written when that works again"));
-            }
-        }
-    }
-
-    /// Whether a checkpoint that waited for room has it now.
-    fn can_pay(&self) -> bool {
-        let moments = !self.plan.settings.save_only_model;
-        self.owes_checkpoint && has_room(&self.dir, self.trainer.layout().len, moments)
-    }
-
-    /// Saves a checkpoint. One that has no room is owed, unless it is the last: the run goes on, and saves when there is.
-    fn save_if_possible(&mut self, last: bool, how: &How<'_>) -> Result<()> {
-        match self.save(how) {
-            Err(Error::NoSpace { problem, .. }) if !last => {
-                let step = self.plan.progress.global_step;
-                how.progress.phase("training");
-                how.progress.note(&format!(
-                    "no checkpoint of step {step}: {problem}; training goes on, and saves one as soon as there is room"
-                ));
-                self.owes_checkpoint = true;
-                Ok(())
-            }
-            result => {
-                self.owes_checkpoint = false;
-                result
-            }
-        }
-    }
-
     /// Looks at the held-out data; whether that was interrupted. The best is the best of the steps that are `saved`:
     /// others can't be gone back to.
     fn evaluate(&mut self, saved: bool, how: &mut How<'_>) -> Result<bool> {
@@ -467,48 +382,6 @@ impl<'e, E: Engine> Run<'e, E> {
         self.since.at += start.elapsed();
         self.total.at += start.elapsed();
         Ok(evaluated == Evaluated::Cut)
-    }
-
-    fn save(&mut self, how: &How<'_>) -> Result<()> {
-        let saved = checkpoint_dir(&self.dir, self.plan.progress.global_step);
-        if how.ranks.rank() != 0 || self.checkpoint.as_ref() == Some(&saved) {
-            return Ok(());
-        }
-        how.progress.phase("saving");
-        let start = Instant::now();
-        let state = self.trainer.state()?;
-        let schedule = self.plan.schedule;
-        let scheduler = SchedulerState {
-            kind: schedule.kind.name().to_owned(),
-            warmup_steps: schedule.warmup_steps,
-            total_steps: schedule.total_steps,
-            peak: schedule.peak,
-            last_step: self.plan.progress.global_step,
-            last_rate: self.total.rate,
-        };
-        let settings = &self.plan.settings;
-        let snapshot = Snapshot {
-            settings,
-            layout: self.trainer.layout(),
-            parameters: &state.parameters,
-            moments: (!settings.save_only_model).then_some([&state.first[..], &state.second[..]]),
-            progress: &self.plan.progress,
-            scheduler: &scheduler,
-            history: self.logs.history(),
-        };
-        self.checkpoint = Some(write(&self.dir, &snapshot)?);
-        self.prune(how)?;
-        how.progress.phase("training");
-        self.since.at += start.elapsed();
-        self.total.at += start.elapsed();
-        Ok(())
-    }
-
-    /// Deletes the checkpoints that are too many, and what a crash left.
-    fn prune(&self, how: &How<'_>) -> Result<()> {
-        let kept = prune(&self.dir, self.plan.settings.save_total_limit, self.plan.progress.best_step)?;
-        kept.iter().for_each(|note| how.progress.note(note));
-        Ok(())
     }
 
     fn finish(mut self, interrupted: bool, how: &How<'_>) -> Result<TrainReport> {

@@ -101,7 +101,7 @@ impl Scene {
 
     /// Whether a tree is what a run that nothing disturbed leaves.
     fn is_whole(&self, tree: &Tree) -> Result<(), String> {
-        let names_of = |tree: &Tree| tree.keys().filter(|name| !is_stray(name)).cloned().collect::<Vec<_>>();
+        let names_of = |tree: &Tree| tree.keys().cloned().collect::<Vec<_>>();
         if names_of(tree) != names_of(&self.new) {
             return Err(format!("it left {}", names(tree)));
         }
@@ -118,11 +118,6 @@ impl Scene {
         }
         Ok(())
     }
-}
-
-/// A file of the token cache that was being written: it is found by no run.
-fn is_stray(name: &str) -> bool {
-    name.ends_with(".tmp")
 }
 
 fn checkpoints(tree: &Tree) -> Vec<String> {

@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 
 /// Changes with the form of the file.
 const FORMAT: &str = "qft tokens 2";
+/// Extension of a file that is being written.
+const TEMPORARY: &str = "tmp";
 
 /// The key of a set made by the encoder with `fingerprint` from `inputs`: digests of the files of data, and whatever
 /// else says which rows they give, in order.
@@ -51,7 +53,10 @@ pub fn store(dir: &Path, key: &str, set: &Encoded) -> Result<PathBuf> {
         )
     })?;
     let path = path(dir, key);
+    sweep(dir);
     let (mut file, staged) = staging(&path)?;
+    // Tells others that it is no left-over. A filesystem without locks is no reason to fail.
+    let _ = file.try_lock();
     let done = file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", &staged));
     let done = done.and_then(|()| fs::rename(&staged, &path).map_err(Error::io("rename", &staged)));
     if done.is_err() {
@@ -61,11 +66,20 @@ pub fn store(dir: &Path, key: &str, set: &Encoded) -> Result<PathBuf> {
     done.map(|()| path)
 }
 
+/// Deletes what processes that were killed have left half written. Best effort: it is in nobody's way.
+fn sweep(dir: &Path) {
+    let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let left = paths.filter(|path| path.extension().is_some_and(|extension| extension == TEMPORARY));
+    for path in left.filter(|path| File::open(path).is_ok_and(|file| file.try_lock().is_ok())) {
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// A new file beside `path`.
 fn staging(path: &Path) -> Result<(File, PathBuf)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     loop {
-        let name = format!("{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{}-{}.{TEMPORARY}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let staged = path.with_extension(name);
         match OpenOptions::new().write(true).create_new(true).open(&staged) {
             Ok(file) => return Ok((file, staged)),
@@ -186,6 +200,20 @@ mod tests {
         let empty = Encoded::default();
         store(&dir, &one, &empty).unwrap();
         assert_eq!(load(&dir, &one), Some(empty));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["tokens-1.1-0.tmp", "tokens-2.2-0.tmp", "notes.txt"].map(|name| dir.path().join(name));
+        names.iter().for_each(|path| fs::write(path, "half").unwrap());
+        let busy = File::open(&names[1]).unwrap();
+        busy.lock().unwrap();
+        store(dir.path(), &key("e", &["a"]), &set()).unwrap();
+        assert_eq!(names.map(|path| path.exists()), [false, true, true]);
+        drop(busy);
+        store(dir.path(), &key("e", &["b"]), &set()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "two sets and the notes");
     }
 
     #[test]
