@@ -257,3 +257,27 @@ fn an_interruption_speaks_of_no_destination() {
     assert_eq!(said.code, Some(130), "{}{}", said.out, said.err);
     assert!(said.err.ends_with("qft: interrupted\n") && !said.err.contains("destination"), "{}", said.err);
 }
+
+#[test]
+fn what_is_no_release_is_told_what_it_is() {
+    let bench = bench();
+    fs::create_dir_all(bench.path("all/b")).unwrap();
+    fs::rename(bench.path("out"), bench.path("all/a")).unwrap();
+    finds(&bench, "verify all", &["all: is no release, and holds some: verify each by itself (a)"]);
+    for nth in 0..7 {
+        bench.write(format!("all/c/{nth}/model.gguf"), "x");
+    }
+    finds(&bench, "verify all", &["(a, c/0, c/1, c/2, c/3 and 3 more)"]);
+    finds(
+        &bench,
+        "verify adapter",
+        &["adapter: holds an adapter, which is no release: `qft export --adapter` merges it"],
+    );
+    fs::remove_dir_all(bench.path("all/a")).unwrap();
+    fs::remove_dir_all(bench.path("all/c")).unwrap();
+    finds(&bench, "verify all", &["all: holds no weights of a model"]);
+    // A file in the making, named by itself, is none either.
+    fs::create_dir_all(bench.path(".x.gguf.qft-staging")).unwrap();
+    bench.write(".x.gguf.qft-staging/x.gguf", "GGUF");
+    finds(&bench, "verify .x.gguf.qft-staging/x.gguf", &["is what qft left when it was interrupted"]);
+}

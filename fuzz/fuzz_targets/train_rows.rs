@@ -29,6 +29,11 @@ fuzz_target!(|text: &[u8]| {
     let Ok(lines) = read_text(Path::new("rows.jsonl"), text, true) else { return };
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let rows: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect();
+    // A row may go on over lines, and a list of rows too.
+    let is_row = |line: &&[u8]| serde_json::from_slice::<serde_json::Value>(line).is_ok_and(|row| row.is_object());
+    if !rows.iter().all(is_row) {
+        return;
+    }
     let list = [b"[", rows.join(&b",\n"[..]).as_slice(), b"]"].concat();
     let list = read_text(Path::new("rows.json"), &list, true).expect("a list of good rows is good");
     let content = |loaded: Loaded| -> Vec<_> {

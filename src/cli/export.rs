@@ -261,10 +261,10 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
     let (changed, all) = (plan.changed(), plan.tensors());
     row("merge", format!("{} changed, {} copied", count(changed, "tensor"), all - changed));
     module_lines(description).into_iter().for_each(|line| row("", line));
-    row("out", format!("{}: {}", shown(&plan.out), totals(all, plan.weight_files().map(|(_, len)| len).sum())));
     for name in &plan.deletes {
         row("deletes", escaped(name));
     }
+    row("out", format!("{}: {}", shown(&plan.out), totals(all, plan.weight_files().map(|(_, len)| len).sum())));
     for shard in &plan.shards {
         row("", format!("{}  {}", shard.name, totals(shard.tensors.len(), shard.len())));
     }

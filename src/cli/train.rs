@@ -205,7 +205,8 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 fn prepare(args: &TrainArgs, launch: &Launch, progress: &dyn TrainProgress) -> qft::Result<TrainPlan> {
     let mut settings = args.settings()?;
     // A dry run leaves no tokens behind.
-    settings.load_from_cache_file &= !args.run.dry_run;
+    let keeps_tokens = std::mem::replace(&mut settings.load_from_cache_file, false);
+    settings.load_from_cache_file = keeps_tokens && !args.run.dry_run;
     settings.device = own_device(settings.device()?, launch).to_string();
     let locator = Locator::from_env();
     let located = unasked(|| {
@@ -217,7 +218,9 @@ fn prepare(args: &TrainArgs, launch: &Launch, progress: &dyn TrainProgress) -> q
         qft::Result::Ok(located)
     })?;
     let jobs = super::jobs(args.run.jobs);
-    TrainPlan::new(settings, &located.dir, launch.count as u64, jobs, &STOP, progress)
+    let mut plan = TrainPlan::new(settings, &located.dir, launch.count as u64, jobs, &STOP, progress)?;
+    plan.settings.load_from_cache_file = keeps_tokens;
+    Ok(plan)
 }
 
 /// Of several processes on one host, each has a card of its own.
@@ -346,7 +349,7 @@ fn plan_text(plan: &TrainPlan) -> String {
     let progress = &plan.progress;
     let from = if progress.global_step > 0 { format!(", from step {}", progress.global_step) } else { String::new() };
     let warmup = plan.schedule.warmup_steps;
-    row("steps", format!("{} of {} rows, {warmup} to warm up{from}", progress.max_steps, plan.rows_of_a_step()));
+    row("steps", format!("{}, of {} rows each, {warmup} to warm up{from}", progress.max_steps, plan.rows_of_a_step()));
     row("runs", shown(&plan.settings.output_dir()));
     row("checkpoints", format!("up to {} of {}", plan.space.most, ByteSize(plan.space.each)));
     rows.extend(asked(&plan.settings));

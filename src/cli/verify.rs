@@ -365,7 +365,8 @@ fn json(result: &Verification, audited: Option<&Audited>) -> String {
 fn text(dir: &Path, result: &Verification, audited: Option<&Audited>, seconds: f64) -> String {
     let mut out = String::new();
     for problem in &result.problems {
-        let _ = writeln!(out, "{}: {}", problem.file, problem.problem);
+        let file = if problem.file == "." { shown(dir) } else { problem.file.clone() };
+        let _ = writeln!(out, "{file}: {}", problem.problem);
     }
     for warning in &result.warnings {
         let _ = writeln!(out, "warning: {}: {}", warning.file, warning.problem);

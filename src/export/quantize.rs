@@ -86,7 +86,7 @@ pub(super) fn check_files(out: &Path, output: &GgufOutput, inputs: &[&Path], ove
 
 /// What is said of a file that [`check_files`] gave.
 pub(super) fn deletion(name: &str) -> String {
-    format!("{name} is deleted: it is of an older model of this name")
+    format!("{name} will be deleted, once the new one is in place: it is of what this name had before")
 }
 
 /// Runs `plan`. On any error the destination is as it was, but for [`Error::InPlace`] and [`Error::Halfway`].

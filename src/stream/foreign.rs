@@ -79,6 +79,14 @@ pub(super) fn foreign(dir: &Path) -> Result<BTreeSet<String>> {
 /// The files of the model in `dir`, hidden ones too, but for what downloads and clones leave; no empty directory. One in
 /// the making is refused, whatever it holds by now.
 pub(crate) fn files_of_model(dir: &Path) -> Result<Vec<String>> {
+    check_finished(dir)?;
+    let left = |name: &str| LEFT.iter().any(|left| name.starts_with(left)) || dir.join(name).is_dir();
+    Ok(files_below(dir)?.into_iter().filter(|name| !left(name)).collect())
+}
+
+/// Refuses a directory in which qft was interrupted.
+pub(crate) fn check_finished(dir: &Path) -> Result<()> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     let is_hidden = name.starts_with('.') && HIDDEN.iter().any(|ending| name.ends_with(ending));
     if is_hidden || [JOURNAL, RECORD, DISPLACED].iter().any(|name| dir.join(name).exists()) {
@@ -87,8 +95,7 @@ pub(crate) fn files_of_model(dir: &Path) -> Result<Vec<String>> {
             "run the command that began it again, with --resume; a training with --resume_from_checkpoint true",
         ));
     }
-    let left = |name: &str| LEFT.iter().any(|left| name.starts_with(left)) || dir.join(name).is_dir();
-    Ok(files_below(dir)?.into_iter().filter(|name| !left(name)).collect())
+    Ok(())
 }
 
 /// The files below `dir` by their path from there; an empty directory counts as one, and a link is what it is.

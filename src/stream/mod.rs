@@ -23,7 +23,7 @@ use serde_json::Value;
 pub(crate) use bounds::{in_flight, open_files, writers};
 pub(crate) use destination::{check_destination, check_file, check_files};
 pub use foreign::Overwrite;
-pub(crate) use foreign::files_of_model;
+pub(crate) use foreign::{check_finished, files_of_model};
 pub(crate) use inputs::{Input, InputDigest};
 pub(crate) use staging::Staging;
 pub(crate) use workers::BLOCK_LEN;

@@ -148,7 +148,7 @@ impl Prepared {
             if settings.load_from_cache_file {
                 // A set that can't be kept is tokenized again the next time.
                 if let Err(error) = cache::store(&cache_dir, &key, &set) {
-                    progress.note(&format!("the tokens are not kept: {error}"));
+                    progress.note(&format!("the tokens are not kept: {}", error.split().0));
                 }
             }
             Ok((set, key))

@@ -236,9 +236,11 @@ impl<'e, E: Engine> Run<'e, E> {
         how.progress.start(max_steps, self.plan.progress.global_step);
         how.progress.phase("training");
         let mut order = self.order();
-        let mut interrupted = false;
+        // A signal that came before the first step ends the run without one.
+        let is_left = self.plan.progress.global_step < max_steps;
+        let mut interrupted = is_left && how.ranks.any(how.cancel.load(Ordering::SeqCst))?;
         let due = self.plan.progress.evaluation_due;
-        if (self.plan.settings.eval_on_start || due) && self.plan.progress.global_step < max_steps {
+        if (self.plan.settings.eval_on_start || due) && is_left && !interrupted {
             interrupted = self.evaluate(due, how)?;
             self.plan.progress.evaluation_due = due && interrupted;
         }

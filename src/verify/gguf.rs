@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use super::Verification;
 use crate::error::Result;
 use crate::gguf::{GgufModel, Verdict, lint_model, lint_padding};
-use crate::stream::files_of_model;
+use crate::stream::{check_finished, files_of_model};
 
 /// Lints the file at `path` with all other parts of its model.
 pub(super) fn lint_lone(path: &Path, result: &mut Verification) {
+    let dir = path.parent().unwrap_or(path);
+    if let Err(error) = check_finished(dir) {
+        result.unreadable(dir, &error);
+    }
     result.notes.push("a file alone has no digests to compare with".to_owned());
-    lint(path.parent().unwrap_or(path), path, result);
+    lint(dir, path, result);
 }
 
 /// Lints every GGUF file below `dir`; says whether there is one.

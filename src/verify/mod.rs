@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
+use crate::adapter::ADAPTER_CONFIG;
 use crate::checkpoint::{
     INDEX_FILE, SINGLE_FILE, SafetensorsFile, ShardIndex, TensorInfo, read_text_if_there, stale_shards,
 };
@@ -22,6 +23,11 @@ use crate::export::{CHECKSUMS, MANIFEST};
 use crate::gguf::is_gguf;
 use crate::progress::Progress;
 use crate::stream::files_of_model;
+
+/// A model's configuration.
+const CONFIG: &str = "config.json";
+/// Models below a directory that are named.
+const MODELS: usize = 5;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -101,8 +107,8 @@ pub fn verify(dir: &Path, jobs: usize, cancel: &AtomicBool, progress: &dyn Progr
         result.digests += 1;
         result.bytes += len;
     }
-    if !has_weights(dir)? {
-        result.problem(".", "holds no weights of a model");
+    if let Some(problem) = no_model(dir, &expected)? {
+        result.problem(".", problem);
     }
     lint(dir, &mut result)?;
     loaders::hold(dir, &mut result)?;
@@ -215,10 +221,31 @@ fn unlisted(dir: &Path, listed: &Listed, lists: &[&str]) -> Result<Vec<String>> 
 }
 
 /// Whether there is a file of weights in `dir`, of a form that any loader knows.
-fn has_weights(dir: &Path) -> Result<bool> {
-    let weights =
+/// Why what is in `dir` is no release, if it is none. What lies below it is a part of one only where a list says so.
+fn no_model(dir: &Path, listed: &Listed) -> Result<Option<String>> {
+    let files = files_of_model(dir)?;
+    let is_weights =
         |name: &String| [".safetensors", ".gguf", ".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
-    Ok(files_of_model(dir)?.iter().any(weights))
+    let (here, below): (Vec<&String>, Vec<&String>) = files
+        .iter()
+        .filter(|name| is_weights(name))
+        .partition(|name| !name.contains('/') || listed.contains_key(*name));
+    if !here.is_empty() {
+        let is_adapter = files.iter().any(|name| name == ADAPTER_CONFIG) && !files.iter().any(|name| name == CONFIG);
+        return Ok(
+            is_adapter.then(|| "holds an adapter, which is no release: `qft export --adapter` merges it".to_owned())
+        );
+    }
+    let mut models: Vec<&str> = below.iter().filter_map(|name| Some(name.rsplit_once('/')?.0)).collect();
+    models.dedup();
+    let some: Vec<&str> = models.iter().take(MODELS).copied().collect();
+    Ok(Some(match (some.is_empty(), models.len() - some.len()) {
+        (true, _) => "holds no weights of a model".to_owned(),
+        (_, 0) => format!("is no release, and holds some: verify each by itself ({})", some.join(", ")),
+        (_, more) => {
+            format!("is no release, and holds some: verify each by itself ({} and {more} more)", some.join(", "))
+        }
+    }))
 }
 
 /// The listed files that are there, with their sizes.

@@ -106,7 +106,7 @@ fn build() -> anyhow::Result<PathBuf> {
     let qft = target.join("release/qft");
     let qft = qft.strip_prefix(root()).map(Path::to_owned).unwrap_or(qft);
     println!(
-        "Building qft. The first time this is {CRATES} crates, and takes about seven minutes on two cores; cargo shows its \
+        "Building qft. The first time this is {CRATES} crates, and takes about ten minutes on two cores, some of them for the last crate alone; cargo shows its \
          progress. The program will be {}.",
         qft.display()
     );

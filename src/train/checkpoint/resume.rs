@@ -107,7 +107,6 @@ impl Resume {
         }
         let args: Map<String, Value> = parse(&member(dir, ARGS, NO_STATE)?)?;
         let mut notes = compare_settings(dir, &Settings::from_args_json(&args)?, settings)?;
-        compare_data(dir, &record.progress, now, settings.ignore_data_skip, &mut notes)?;
         // Checkpoints of before hold none.
         let base = &record.progress.base_fingerprint;
         if !base.is_empty() && *base != now.base_fingerprint {
@@ -116,6 +115,7 @@ impl Resume {
                 "give the base that it was trained on with --model, or take its factors alone with --resume_only_model true",
             ));
         }
+        compare_data(dir, &record.progress, now, settings.ignore_data_skip, &mut notes)?;
         if record.layout != layout_digest(layout) {
             return Err(Error::refused(
                 format!("{} was written for other modules than this run adapts", shown(dir)),
@@ -182,7 +182,7 @@ fn branch(dir: &Path, progress: &mut Progress) -> Result<Option<String>> {
     progress.branched_at = progress.global_step;
     let which = if first == last { format!("checkpoint-{first}") } else { format!("checkpoint-{first} to -{last}") };
     Ok(Some(format!(
-        "{which} of {} are behind step {}: they stay until this run is there, but are not its newest any more",
+        "{which} of {}: left behind by what begins at step {}, and no longer the newest; --save_total_limit deletes such first",
         shown(&run),
         progress.global_step
     )))

@@ -34,7 +34,10 @@ impl Given {
         let bad = |problem: String| {
             Error::malformed(path, problem, "correct the file; its keys are the flags of `qft train --help`")
         };
-        let table: toml::Table = toml::from_str(text).map_err(|e| bad(escaped(e.to_string().trim_end())))?;
+        let table: toml::Table = toml::from_str(text).map_err(|e| {
+            let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            bad(format!("line {line} is no TOML: {}", escaped(e.message())))
+        })?;
         let mut given = Self::default();
         for (key, value) in table {
             let Some(flag) = find(&key) else {

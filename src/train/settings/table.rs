@@ -126,7 +126,7 @@ const STEPS: [Flag; 7] = [
         "Micro-batches of an optimizer step [default: as many as make 16 rows]",
     ),
     used("num_train_epochs", ABOVE_ZERO, "Passes over the data"),
-    used("max_steps", Kind::CountOrNone, "Optimizer steps, whatever --num_train_epochs says"),
+    used("max_steps", Kind::CountOrNone, "Optimizer steps, whatever --num_train_epochs says; 0 is as none"),
     used("bf16", Kind::Bool, "Compute in bfloat16 with f32 sums, on cards"),
     used("seed", Kind::Count(0), "Seed of the factors and of dropout"),
 ];
@@ -156,7 +156,11 @@ const CHECKPOINTS: [Flag; 10] = [
     used("add_version", Kind::Bool, "Give each run a directory of its own there, v0-20250820-093000 (UTC)"),
     used("save_strategy", Kind::Choice(&["steps", "epoch", "no"]), "When checkpoints are written"),
     used("save_steps", Kind::Steps, "Steps between checkpoints"),
-    used("save_total_limit", Kind::CountOrNone, "Checkpoints to keep: the newest, and the best [default: all]"),
+    used(
+        "save_total_limit",
+        Kind::CountOrNone,
+        "Checkpoints to keep: the newest, and the best; 0 is as none [default: all]",
+    ),
     also(
         &["only_save_model"],
         used("save_only_model", Kind::Bool, "Write checkpoints without the optimizer: they can't be resumed"),
