@@ -295,7 +295,7 @@ fn no_part_of_an_older_split_stays() {
         assert_eq!(names(), older);
     }
     let said = bench.ok(&format!("{} --overwrite", split("20KB")));
-    assert!(said.err.contains(&format!("{} is deleted", older[4])), "{}", said.err);
+    assert!(said.err.contains(&format!("{} will be deleted", older[4])), "{}", said.err);
     let fewer = names();
     assert!(fewer.len() < older.len() && fewer == parts(fewer.len()), "{fewer:?}");
     bench.ok(&format!("{line} --overwrite"));

@@ -66,8 +66,11 @@ impl ToHfPlan {
         let paths: Vec<&Path> =
             model.files.iter().map(|file| file.path()).chain(options.tokenizer.as_deref()).collect();
         let deletes = check_destination(out, &paths, options.overwrite)?;
-        let deletes =
-            deletes.iter().map(|name| format!("{name} is deleted: it is no part of the model at the destination"));
+        let deletes = deletes.iter().map(|name| {
+            format!(
+                "{name} will be deleted, once the new one is in place: it is no part of the model at the destination"
+            )
+        });
         let keys = Keys::of(&model);
         let family = Back::of(keys.text("general.architecture")?.unwrap_or("none"))?;
         let embeddings =
