@@ -205,8 +205,8 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 fn prepare(args: &TrainArgs, launch: &Launch, progress: &dyn TrainProgress) -> qft::Result<TrainPlan> {
     let mut settings = args.settings()?;
     // A dry run leaves no tokens behind.
-    let keeps_tokens = std::mem::replace(&mut settings.load_from_cache_file, false);
-    settings.load_from_cache_file = keeps_tokens && !args.run.dry_run;
+    let keeps_tokens = settings.load_from_cache_file;
+    settings.load_from_cache_file &= !args.run.dry_run;
     settings.device = own_device(settings.device()?, launch).to_string();
     let locator = Locator::from_env();
     let located = unasked(|| {

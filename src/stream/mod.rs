@@ -25,7 +25,7 @@ pub(crate) use destination::{check_destination, check_file, check_files};
 pub use foreign::Overwrite;
 pub(crate) use foreign::{check_finished, files_of_model};
 pub(crate) use inputs::{Input, InputDigest};
-pub(crate) use staging::Staging;
+pub(crate) use staging::{Staging, free_space};
 pub(crate) use workers::BLOCK_LEN;
 pub use workers::{CardShare, CardUse, Timings};
 

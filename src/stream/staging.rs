@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::open_regular;
 use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result, shown};
+use crate::size::ByteSize;
 
 /// File name of the journal: what a staging directory holds that its destination will not.
 pub(super) const JOURNAL: &str = "qft-journal.json";
@@ -86,21 +87,15 @@ impl Staging {
 
     /// Refuses if the disk has less than `needed` bytes free.
     pub(crate) fn check_space(&self, needed: u64) -> Result<()> {
-        let stat =
-            rustix::fs::statvfs(&self.dir).map_err(|e| Error::io("ask for the free space of", &self.dir)(e.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let free = free_space(&self.dir)?;
         if free >= needed {
             return Ok(());
         }
-        Err(Error::refused(
-            format!(
-                "{} needs {} and its disk has {} free",
-                shown(&self.destination),
-                crate::size::ByteSize(needed),
-                crate::size::ByteSize(free)
-            ),
-            "free some space, or give a destination on another disk with --out",
-        ))
+        let (out, needed, free) = (shown(&self.destination), ByteSize(needed), ByteSize(free));
+        Err(Error::NoSpace {
+            problem: format!("{out} needs {needed} and its disk has {free} free"),
+            remedy: "free some space, or give a destination on another disk with --out".to_owned(),
+        })
     }
 
     /// Copies a file into the directory, syncs it, and returns its size and digest.
@@ -165,6 +160,14 @@ pub(super) fn name_beside(path: &Path, purpose: &str) -> PathBuf {
 /// The directory that `path` lies in.
 pub(super) fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Bytes that are free on the disk of `path`, or of the nearest directory above it that is there.
+pub(crate) fn free_space(path: &Path) -> Result<u64> {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let there = whole.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(there).map_err(|e| Error::io("ask for the free space of", there)(e.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Brings the names in a directory to the disk.

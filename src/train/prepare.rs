@@ -1,7 +1,7 @@
 //! Data made ready: files to conversations, to samples, to the rows that batches are made of. Tokenized sets are kept
 //! beside the runs and found again by their content.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -214,8 +214,7 @@ fn distinct(rows: &[Conversation], order: Vec<usize>) -> (Vec<&Conversation>, Ve
 
 /// The samples that rows in this order became, by their places in the set.
 fn samples(set: &Encoded, order: &[usize]) -> Vec<usize> {
-    let places: HashMap<usize, usize> = set.rows.iter().enumerate().map(|(sample, row)| (*row, sample)).collect();
-    order.iter().filter_map(|row| places.get(row).copied()).collect()
+    order.iter().filter_map(|row| set.rows.binary_search(row).ok()).collect()
 }
 
 /// What tells this order of `rows` rows from others; nothing for each once, as the rows' own digest says it.

@@ -6,7 +6,22 @@ use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::workbench::{Bench, Said};
+
+/// Plans a training on the scene that [`trainee`] makes.
+pub(super) const TRAIN: &str =
+    "train --model base --dataset data.jsonl --device cpu --max_steps 1 --split_dataset_ratio 0 --dry-run";
+
+/// A model that can be trained, and a row of data: what is asked and answered.
+pub(super) fn trainee(asked: &str, answered: &str) -> Bench {
+    let bench = Bench::new();
+    bench.trainee("base", "qwen2");
+    let said = |role: &str, content: &str| json!({"role": role, "content": content});
+    bench.write("data.jsonl", json!({"messages": [said("user", asked), said("assistant", answered)]}).to_string());
+    bench
+}
 
 /// Most memory that a command may hold, in MB.
 pub(super) const MEMORY: u64 = 1000;

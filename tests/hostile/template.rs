@@ -1,22 +1,13 @@
 //! Chat templates of strangers: deep, endless, growing. Jinja is a language, and a model's file is its program.
 
-use serde_json::json;
-
-use super::bounded::{Kind, all_end};
+use super::bounded::{Kind, TRAIN, all_end, trainee};
 use crate::workbench::Bench;
 
-const TRAIN: &str =
-    "train --model base --dataset data.jsonl --device cpu --max_steps 1 --split_dataset_ratio 0 --dry-run";
 /// Bytes of a template that are read.
 const MOST: usize = 256 << 10;
 
 fn bench() -> Bench {
-    let bench = Bench::new();
-    bench.trainee("base", "qwen2");
-    let said = |role: &str, content: &str| json!({"role": role, "content": content});
-    let row = json!({"messages": [said("user", "the quick"), said("assistant", "brown fox")]});
-    bench.write("data.jsonl", row.to_string());
-    bench
+    trainee("the quick", "brown fox")
 }
 
 fn kind(name: impl Into<String>, template: String, mentions: &'static str) -> Kind {

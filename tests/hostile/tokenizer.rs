@@ -5,20 +5,13 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::bounded::{Kind, all_end};
+use super::bounded::{Kind, TRAIN, all_end, trainee};
 use crate::workbench::Bench;
 
-const TRAIN: &str =
-    "train --model base --dataset data.jsonl --device cpu --max_steps 1 --split_dataset_ratio 0 --dry-run";
 const GGUF: &str = "gguf base --type q8_0 --out model.gguf";
 
 fn bench() -> Bench {
-    let bench = Bench::new();
-    bench.trainee("base", "qwen2");
-    let said = |role: &str, content: &str| json!({"role": role, "content": content});
-    let row = json!({"messages": [said("user", "a quick"), said("assistant", "brown fox aaaa")]});
-    bench.write("data.jsonl", row.to_string());
-    bench
+    trainee("a quick", "brown fox aaaa")
 }
 
 /// The good tokenizer with `value` at `member`.

@@ -1,10 +1,11 @@
 //! Room on the disk for the checkpoints of a run: how much they take, and how much there is. Looked at while a run is
 //! planned, and again before each is written.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Result, shown};
 use crate::size::ByteSize;
+use crate::stream::free_space;
 
 /// Bytes that are kept free beside the tensors.
 pub(super) const SLACK: u64 = 16 << 20;
@@ -31,7 +32,7 @@ impl Space {
     /// `limit` of them.
     pub fn new(dir: &Path, parameters: usize, moments: bool, saves: u64, limit: Option<u64>) -> Result<Self> {
         let kept = limit.filter(|limit| *limit > 0).map_or(saves, |limit| saves.min(limit.saturating_add(1)));
-        Ok(Self { each: checkpoint_bytes(parameters, moments), most: kept.max(1), free: free(dir)? })
+        Ok(Self { each: checkpoint_bytes(parameters, moments), most: kept.max(1), free: free_space(dir)? })
     }
 
     /// Refuses where there is no room for one checkpoint in `dir`.
@@ -63,17 +64,9 @@ impl Space {
     }
 }
 
-/// Bytes that are free on the disk of `dir`, or of the nearest directory above it that is there.
-fn free(dir: &Path) -> Result<u64> {
-    let whole = std::path::absolute(dir).unwrap_or_else(|_| PathBuf::from(dir));
-    let there = whole.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-    let stat = rustix::fs::statvfs(there).map_err(|e| Error::io("ask for the free space of", there)(e.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
 /// Whether there is room for one more checkpoint in `run`.
 pub fn has_room(run: &Path, parameters: usize, moments: bool) -> bool {
-    free(run).is_ok_and(|free| free >= checkpoint_bytes(parameters, moments).saturating_add(SLACK))
+    free_space(run).is_ok_and(|free| free >= checkpoint_bytes(parameters, moments).saturating_add(SLACK))
 }
 
 #[cfg(test)]

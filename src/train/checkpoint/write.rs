@@ -67,17 +67,15 @@ pub fn write(run: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
 
 /// `error`, where it is a full disk's, told for a run.
 fn without_space(error: Error) -> Error {
-    match error {
+    let problem = match error {
+        Error::NoSpace { problem, .. } => problem,
         Error::Io { operation, path, cause }
             if matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
         {
-            no_space(format!("cannot {operation} {}: {cause}", shown(&path)))
+            format!("cannot {operation} {}: {cause}", shown(&path))
         }
-        error => error,
-    }
-}
-
-fn no_space(problem: String) -> Error {
+        error => return error,
+    };
     Error::NoSpace { problem, remedy: MORE_SPACE.to_owned() }
 }
 
@@ -92,10 +90,7 @@ fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
     let fill = || {
         staging.clear(|_| false)?;
         let bytes = checkpoint_bytes(layout.len, snapshot.moments.is_some());
-        staging.check_space(bytes.saturating_add(SLACK)).map_err(|error| match error {
-            Error::Refused { problem, .. } => no_space(problem),
-            error => error,
-        })?;
+        staging.check_space(bytes.saturating_add(SLACK))?;
         let weights = staging.dir().join(ADAPTER_WEIGHTS);
         let mut digests = BTreeMap::new();
         let digest = tensors::write(&weights, &entries(layout), parameters, &[("format", "pt")])?;

@@ -256,10 +256,13 @@ impl Encoder {
 /// `rendered` with as many bytes as can be tokenized, of the side that `truncation` keeps: far more than a row may have
 /// tokens.
 fn shortened(rendered: Rendered, most: usize, truncation: Truncation) -> Rendered {
+    if rendered.text.len() <= most {
+        return rendered;
+    }
     let Rendered { text, trained, as_given } = rendered;
     let kept = match truncation {
-        _ if text.len() <= most => return Rendered { text, trained, as_given },
-        Truncation::Delete => return Rendered { text, trained, as_given },
+        // It is refused.
+        Truncation::Delete => 0..text.len(),
         Truncation::Left => text.ceil_char_boundary(text.len() - most)..text.len(),
         Truncation::Right => 0..text.floor_char_boundary(most),
     };

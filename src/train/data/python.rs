@@ -175,9 +175,11 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-/// Whether a format has a number of more than four digits.
+/// Whether a field of a format has a number of more than four digits behind its colon.
 fn is_wide(format: &str) -> bool {
-    format.as_bytes().windows(5).any(|five| five.iter().all(u8::is_ascii_digit))
+    let fields = format.split('{').skip(1).filter_map(|rest| rest.split('}').next());
+    let mut specs = fields.filter_map(|field| field.split_once(':'));
+    specs.any(|(_, spec)| spec.as_bytes().windows(5).any(|five| five.iter().all(u8::is_ascii_digit)))
 }
 
 const MONTHS: [&str; 12] = [

@@ -295,6 +295,7 @@ mod tests {
             ("{%- for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.role }}{% endfor %}", "user"),
             ("{% set n = namespace(a=1) %}{% for m in messages %}{% set n.a = n.a + 1 %}{% endfor %}{{ n.a }}", "3"),
             ("{{ strftime_now('%d %b %Y') }}", "02 Jan 1970"),
+            ("{{ '20240601 {:>4}'.format('x') }}", "20240601    x"),
             ("{% for k, v in messages[1].items() %}{{ k }}={{ v }};{% endfor %}", "role=assistant;content=y;"),
             ("a\n{%- generation -%}\n b{% endgeneration %}\nc", "abc"),
             ("{{ messages[1].get('tool_calls', 'no') }}{{ messages[0].none is defined }}", "noFalse"),

@@ -57,21 +57,20 @@ pub(super) fn places(
     wanted: &[Wanted<'_>],
     given: &[bool],
 ) -> Result<Vec<Option<Place>>> {
-    let words = words(scene, text, row, wanted, given);
     let mut budget = BUDGET;
     let mut exactly = |nth: usize| {
         let one: &Wanted<'_> = &wanted[nth];
         budget = budget.checked_sub(2 * (one.turn.at + 1)).ok_or_else(|| scene.too_many(one))?;
         scene.exact(text, one.turn, nth, given[nth])
     };
+    let Some(words) = words(scene, text, row, wanted, given) else {
+        return (0..wanted.len()).map(exactly).collect();
+    };
     let last = wanted.len() - 1;
     let mut found: Vec<Option<Place>> = wanted.iter().map(|_| None).collect();
     for nth in (0..SAMPLES).chain(wanted.len() - SAMPLES..wanted.len()) {
         found[nth] = exactly(nth)?;
     }
-    let Some(words) = words else {
-        return (0..wanted.len()).map(exactly).collect();
-    };
     // What ends a text may end it otherwise than a turn within it.
     let seen =
         found[..last].iter().zip(&words).filter_map(|(place, words)| Shape::new(text, &place.as_ref()?.turn, words));
