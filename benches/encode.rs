@@ -4,8 +4,8 @@
 #![allow(missing_docs)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use qft::gguf::TensorType;
-use qft::gguf::encode::{can_encode, encode};
+use qft::ggml::TensorType;
+use qft::ggml::encode::{can_encode, encode};
 use qft::merge::Vector;
 
 const COLUMNS: usize = 4096;

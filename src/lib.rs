@@ -5,24 +5,31 @@
 //! result. Nothing here prints or ends the process.
 
 pub mod adapter;
+pub mod arch;
 pub mod caught;
 pub mod checkpoint;
 pub mod digest;
+pub mod engine;
 pub mod error;
 pub mod export;
+pub mod files;
+pub mod ggml;
 pub mod gguf;
 pub mod gpu;
 pub mod inspect;
 mod markup;
 pub mod merge;
+pub mod model;
 mod parallel;
 pub mod progress;
 pub mod quantized;
+pub mod ranks;
 pub mod rules;
 pub mod size;
 mod spelling;
 mod stream;
 pub mod swift;
+pub mod text;
 pub mod train;
 pub mod verify;
 

@@ -5,7 +5,7 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    qft::checkpoint::prepare_signals();
+    qft::files::prepare_signals();
     qft::caught::keep_quiet();
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qft::gguf::TensorType;
-use qft::gguf::encode::{can_encode, encode};
+use qft::ggml::TensorType;
+use qft::ggml::encode::{can_encode, encode};
 use qft::merge::Vector;
 
 const COLUMNS: usize = 512;

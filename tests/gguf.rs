@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use qft::gguf::{GgufFile, GgufModel, TensorType};
+use qft::ggml::TensorType;
+use qft::gguf::{GgufFile, GgufModel};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use qft::gguf::arch::{Conversion, Options, convert};
-use qft::gguf::{Array, HfTensor, Metadata, ModelFiles, Rows, Value};
+use qft::arch::{HfTensor, Rows};
+use qft::checkpoint::ModelFiles;
+use qft::gguf::convert::{Conversion, Options, convert};
+use qft::gguf::{Array, Metadata, Value};
 use serde_json::Value as Json;
 
 fn json(path: &Path) -> Json {
@@ -119,7 +121,7 @@ fn tensors_are_the_converters() {
 #[test]
 fn a_merge_is_recorded() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf_keys/Qwen2.5-0.5B-Instruct");
-    let lineage = qft::gguf::arch::Lineage {
+    let lineage = qft::gguf::Lineage {
         base: Some("Qwen/Qwen2.5-0.5B-Instruct".to_owned()),
         adapter: Some("me/my-lora".to_owned()),
         sha256: Some("00".repeat(32)),

@@ -77,7 +77,8 @@ fn statistics_of_other_types_than_floats() {
 
 #[test]
 fn a_gguf_file() {
-    use qft::gguf::{Metadata, TensorForm, TensorType, Value as Key, lay_out};
+    use qft::ggml::TensorType;
+    use qft::gguf::{Metadata, TensorForm, Value as Key, lay_out};
 
     let bench = Bench::new();
     let mut keys = Metadata::default();

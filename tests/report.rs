@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use qft::gguf::decode::decode;
-use qft::gguf::{ErrorSums, GgufModel, Metadata, TensorForm, TensorType, Value, lay_out};
+use qft::ggml::decode::decode;
+use qft::ggml::{ErrorSums, TensorType};
+use qft::gguf::{GgufModel, Metadata, TensorForm, Value, lay_out};
 
 use crate::workbench::{Bench, f32_noise};
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use qft::gguf::{Array, GgufModel, Metadata, TensorForm, TensorType, Value, decode, lay_out};
+use qft::ggml::{TensorType, decode};
+use qft::gguf::{Array, GgufModel, Metadata, TensorForm, Value, lay_out};
 use safetensors::Dtype;
 use serde_json::json;
 

@@ -3,13 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
+use qft::arch::Spec;
 use qft::checkpoint::{Checkpoint, SafetensorsFile};
-use qft::train::data::{Batch, Sample};
-use qft::train::engine::CpuEngine;
+use qft::engine::Batch;
+use qft::engine::CpuEngine;
+use qft::model::{Keep, Model};
+use qft::ranks::Alone;
+use qft::train::data::Sample;
 use qft::train::guard::{Guard, GuardCounts};
 use qft::train::lora::{Layout, LoraSpec};
-use qft::train::model::{Keep, Model, Spec};
-use qft::train::ranks::Alone;
 use qft::train::trainer::{Recipe, State, Trainer};
 use serde_json::Value;
 

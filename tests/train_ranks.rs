@@ -6,13 +6,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
+use qft::arch::Spec;
 use qft::checkpoint::Checkpoint;
-use qft::train::data::{Batch, Sample};
-use qft::train::engine::CpuEngine;
+use qft::engine::Batch;
+use qft::engine::CpuEngine;
+use qft::model::{Keep, Model};
+use qft::ranks::{Alone, Joining, Launch, Patience, Ranks, Waiting};
+use qft::train::data::Sample;
 use qft::train::guard::{Guard, GuardCounts};
 use qft::train::lora::LoraSpec;
-use qft::train::model::{Keep, Model, Spec};
-use qft::train::ranks::{Alone, Joining, Launch, Patience, Ranks, Waiting};
 use qft::train::trainer::{Recipe, State, Trainer};
 
 use crate::train::{RUN, bench};

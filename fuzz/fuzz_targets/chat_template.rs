@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use qft::train::data::turn_end;
+use qft::text::turn_end;
 
 /// A model's directory, made once.
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {

@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use qft::error::escaped;
-use qft::train::ranks::understood;
+use qft::ranks::understood;
 
 fuzz_target!(|data: &[u8]| {
     let Some((piece, bytes)) = data.split_first() else { return };

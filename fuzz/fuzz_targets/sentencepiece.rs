@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qft::gguf::vocab::{PieceKind, SentencePiece};
+use qft::text::{PieceKind, SentencePiece};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(model) = SentencePiece::parse(data) else { return };

@@ -6,8 +6,8 @@ use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::read_text;
 use crate::error::{Error, Result, escaped};
+use crate::files::read_text;
 
 /// Most bytes of a compiled pattern: names of modules take a few thousand.
 const MAX_PATTERN: usize = 1 << 18;

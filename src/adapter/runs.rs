@@ -7,8 +7,8 @@ use std::{fs, io};
 use serde::Deserialize;
 
 use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, WHOLE_MODEL, is_whole_model};
-use crate::checkpoint::read_text;
 use crate::error::{Error, Result, shown};
+use crate::files::read_text;
 
 /// Where a run of qft stands, in each of its checkpoints.
 pub(crate) const RUN_STATE: &str = "qft_state.json";

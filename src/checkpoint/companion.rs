@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::open::{open_regular, read_text};
 use super::shard_index::resolve_member;
 use crate::error::{Error, Result, escaped, shown};
+use crate::files::{open_regular, read_text};
 
 /// Where a companion comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::open::read_text_if_there;
 use crate::error::{Error, Result};
+use crate::files::read_text_if_there;
 
 /// Sections in which composite models keep the settings of their text model.
 pub const TEXT_SECTIONS: [&str; 5] = ["text_config", "llm_config", "language_config", "thinker_config", "decoder"];

@@ -7,8 +7,7 @@ mod download;
 mod header;
 mod hub;
 mod instead;
-mod mapping;
-mod open;
+mod model_files;
 mod order;
 mod pickle;
 mod shard_index;
@@ -25,13 +24,13 @@ pub use companion::{Companion, CompanionSource, Companions, LeftOut, TokenizerCh
 pub use config::{ConfigText, TEXT_SECTIONS};
 pub use header::{BadHeader, Header, MAX_HEADER_LEN, MAX_TENSORS, TensorInfo};
 pub use hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Located, Locator};
-pub use mapping::{LOST_MAPPING_EXIT, Mapping, prepare_signals, report_lost_mappings};
-pub use open::{open_regular, read_small, read_text, read_text_if_there};
+pub use model_files::ModelFiles;
 pub use order::compare as compare_names;
 pub use shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex, resolve_member};
 pub use weights::{WeightFiles, stale_shards};
 
 use crate::error::{Error, Result, escaped};
+use crate::files::Mapping;
 
 /// One mapped file of tensors with its checked header: safetensors, or a file of torch.save.
 #[derive(Debug)]
@@ -82,7 +81,7 @@ impl SafetensorsFile {
 
 /// Unmaps the pages of files that won't be read again, with at most `jobs` threads.
 pub(crate) fn release<'f>(files: impl Iterator<Item = &'f Arc<SafetensorsFile>>, jobs: usize) {
-    mapping::release(&files.map(|file| &file.mapping).collect::<Vec<_>>(), jobs);
+    crate::files::release(&files.map(|file| &file.mapping).collect::<Vec<_>>(), jobs);
 }
 
 /// A cheap handle for one tensor of a mapped file.

@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::open::{cannot_open, read_text};
 use crate::error::{Error, Result, escaped};
+use crate::files::{cannot_open, read_text};
 
 /// File name of the index.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";

@@ -10,9 +10,9 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::SafetensorsFile;
 use super::header::{Header, MAX_TENSORS, TensorInfo};
-use super::mapping::Mapping;
 use super::pickle::{self, StoredTensor};
 use crate::error::{Error, Result, escaped};
+use crate::files::Mapping;
 
 /// Most bytes of a pickle: a tensor's entry takes some hundred.
 const MAX_PICKLE: u64 = 256 << 20;

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, Args, Command};
 use qft::export::GgufOptions;
-use qft::gguf::TensorType;
+use qft::ggml::TensorType;
 use qft::gguf::imatrix::Imatrix;
 use qft::gguf::mixture::{Choices, FileType, TypeOverride};
 use qft::gpu::Effort;

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use qft::adapter::{Adapter, newest_checkpoint};
-use qft::checkpoint::{Located, Locator, read_text};
+use qft::checkpoint::{Located, Locator};
 use qft::error::{Error, escaped, shown};
 use qft::export::{Overwrite, Provenance};
+use qft::files::read_text;
 
 use super::note;
 

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use qft::error::{Error, quoted, shown};
 use qft::export::{QuantizePlan, quantize};
-use qft::gguf::{GgufModel, TensorType};
+use qft::ggml::TensorType;
+use qft::gguf::GgufModel;
 
 use super::file_job::FileJobArgs;
 

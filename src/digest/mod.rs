@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::Mapping;
 use crate::error::{Error, Result};
+use crate::files::Mapping;
 use crate::progress::Progress;
 
 pub(crate) use tree::chaining_value;

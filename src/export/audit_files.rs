@@ -12,8 +12,8 @@ use super::beside::Beside;
 use super::manifest::{CHECKSUMS, Described, MANIFEST};
 use super::merged::Merged;
 use super::shard::{self, Shard};
-use crate::checkpoint::{Mapping, read_small};
 use crate::error::Result;
+use crate::files::{Mapping, read_small};
 use crate::gguf::{GgufModel, PartName};
 use crate::stream::files_of_model;
 

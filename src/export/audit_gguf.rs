@@ -11,12 +11,16 @@ use super::gguf::{hf_tensors, values_of};
 use super::merged::Merged;
 use super::plan::{Provenance, lineage, small_files};
 use super::shard::OutputTensor;
+use crate::arch::GgufTensor;
+use crate::checkpoint::ModelFiles;
 use crate::checkpoint::companions;
 use crate::error::{Error, Result, escaped, shown};
-use crate::gguf::arch::{self, Conversion};
+use crate::ggml::Quality;
+use crate::gguf::convert;
+use crate::gguf::convert::Conversion;
 use crate::gguf::imatrix::{FILE_KEY, Imatrix};
 use crate::gguf::mixture::{Candidate, Choices, Facts, FileType, choose, order};
-use crate::gguf::{GgufModel, GgufTensor, Metadata, ModelFiles, ModelTensor, Quality, trimmed};
+use crate::gguf::{GgufModel, Metadata, ModelTensor, trimmed};
 use crate::gpu::Assist;
 use crate::stream::BLOCK_LEN;
 
@@ -64,7 +68,7 @@ pub fn audit_gguf(
     };
     let all: Vec<&OutputTensor> = merged.iter().collect();
     let tensors = hf_tensors(&all);
-    let conversion = arch::convert(&files, &tensors, &arch::Options::default())?;
+    let conversion = convert::convert(&files, &tensors, &convert::Options::default())?;
     let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), t)).collect();
     let mut result = GgufFound::default();
     if let Some(manifest) = inputs.manifest {

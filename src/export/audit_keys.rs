@@ -2,10 +2,13 @@
 //! a user chose freely, a name above all, is told where it is not what qft would have chosen.
 
 use super::gguf::vocabulary;
+use crate::arch::HfTensor;
+use crate::checkpoint::ModelFiles;
 use crate::error::{Result, escaped};
-use crate::gguf::arch::{self, Conversion, Lineage};
+use crate::gguf::convert::Conversion;
 use crate::gguf::mixture::{FileType, finish_metadata};
-use crate::gguf::{GgufFile, GgufModel, HfTensor, Metadata, ModelFiles, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
+use crate::gguf::{GgufFile, GgufModel, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
+use crate::gguf::{Lineage, convert};
 
 /// What the keys of a file are held against.
 pub(super) struct Source<'a> {
@@ -62,8 +65,8 @@ pub(super) fn compare_keys(model: &GgufModel, source: &Source<'_>) -> Result<Key
     };
     let expect = |name: Option<&str>, lineage: &[Lineage]| {
         let (file_type, name) = (mixture.file_type_id(), name.map(str::to_owned));
-        let options = arch::Options { file_type, name, lineage: lineage.to_vec() };
-        let Conversion { before_vocab, after_vocab, .. } = arch::convert(source.files, source.tensors, &options)?;
+        let options = convert::Options { file_type, name, lineage: lineage.to_vec() };
+        let Conversion { before_vocab, after_vocab, .. } = convert::convert(source.files, source.tensors, &options)?;
         let keys: Metadata = [before_vocab, vocabulary.clone(), after_vocab].into_iter().flatten().collect();
         let quantized = mixture.base_type().is_quantized();
         Ok(if quantized { finish_metadata(keys, mixture.file_type_id(), None) } else { keys })

@@ -15,10 +15,12 @@ use super::manifest::{CHECKSUMS, Described, Digests, MANIFEST, described};
 use super::plan::Provenance;
 use super::report::OutputQuality;
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
-use crate::checkpoint::{Checkpoint, read_small};
+use crate::checkpoint::Checkpoint;
 use crate::digest::{Hasher, Hex, sha256};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::{GgufModel, Quality};
+use crate::files::read_small;
+use crate::ggml::Quality;
+use crate::gguf::GgufModel;
 use crate::merge::Float;
 use crate::stream::files_of_model;
 

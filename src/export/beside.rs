@@ -7,7 +7,7 @@ use super::stop::{GENERATION_CONFIG, Stop, stop_at, turn_end_of};
 use crate::adapter::Adapter;
 use crate::checkpoint::{Checkpoint, Companion, Companions, LeftOut, TokenizerChoice, companions};
 use crate::error::Result;
-use crate::train::data::TurnEnd;
+use crate::text::TurnEnd;
 
 /// The files beside the weights, but for the index of shards.
 pub(super) struct Beside {

@@ -9,15 +9,15 @@ use safetensors::Dtype;
 use super::coverage::{Coverage, Weighed};
 use super::encoded::{EncodedTensor, GgufPart, Values, float_kind, no_floats};
 use super::shard::OutputTensor;
+use crate::arch::{HfTensor, Rows};
+use crate::checkpoint::ModelFiles;
 use crate::error::{Error, Result, escaped};
-use crate::gguf::arch::{self, Lineage};
+use crate::ggml::TensorType;
 use crate::gguf::imatrix::{Imatrix, ImatrixInfo};
 use crate::gguf::mixture::{Candidate, Choice, Choices, Facts, check_codecs, choose, finish_metadata, order};
 use crate::gguf::vocab::{self, Vocab, VocabOptions};
-use crate::gguf::{
-    GgufModel, HfTensor, Metadata, ModelFiles, Rows, TensorForm, TensorType, check_plan, lay_out, split, trimmed,
-    without_paths,
-};
+use crate::gguf::{GgufModel, Metadata, TensorForm, check_plan, lay_out, split, trimmed, without_paths};
+use crate::gguf::{Lineage, convert};
 use crate::merge::Float;
 use crate::parallel::both;
 use crate::rules::turn_end_among;
@@ -88,7 +88,7 @@ pub(super) fn of_model(
     let (lineage, vocabulary) = both(lineage, vocabulary);
     let convert = |choices: &Choices| {
         let (file_type, name) = (choices.mixture.file_type_id(), options.name.clone());
-        arch::convert(files, &tensors, &arch::Options { file_type, name, lineage: lineage.clone() })
+        convert::convert(files, &tensors, &convert::Options { file_type, name, lineage: lineage.clone() })
     };
     let conversions = options.choices.iter().map(convert).collect::<Result<Vec<_>>>()?;
     let Vocab { keys, mut warnings, .. } = vocabulary?;
@@ -123,7 +123,7 @@ pub(super) fn of_model(
 
 /// The tokenizer of the model that `files` are, which cuts texts as `pre` names.
 pub(super) fn vocabulary(files: &ModelFiles, pre: Option<&str>) -> Result<Vocab> {
-    let (recipe, vocab_size) = arch::vocabulary(&files.config)?;
+    let (recipe, vocab_size) = convert::vocabulary(&files.config)?;
     let by_name = files.paths.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
     let turn = turn_end_among(&by_name);
     let turn_end = turn.as_ref().map(|turn| (turn.token.as_str(), turn.id));

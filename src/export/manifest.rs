@@ -13,7 +13,7 @@ use super::shard::{OutputTensor, Shard};
 use crate::adapter::{ADAPTER_CONFIG, Adapter, TensorSource};
 use crate::checkpoint::{Checkpoint, CompanionSource};
 use crate::digest::{Hex, of_model};
-use crate::gguf::Quality;
+use crate::ggml::Quality;
 
 /// File name of the manifest.
 pub const MANIFEST: &str = "qft-manifest.json";

@@ -20,6 +20,7 @@ mod quantize;
 mod report;
 mod shard;
 mod stop;
+pub mod to_hf;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -48,10 +49,11 @@ pub(crate) use shard::{index, split};
 use serde_json::{Value, json};
 
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
-use crate::checkpoint::{read_small, release};
+use crate::checkpoint::release;
 use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
-use crate::gguf::Quality;
+use crate::files::read_small;
+use crate::ggml::Quality;
 use crate::parallel::both;
 pub use crate::stream::{CardShare, CardUse, Overwrite, Run, Timings};
 use crate::stream::{Input, InputDigest, Produced, Production, Staging, Work, produce};

@@ -10,11 +10,11 @@ use super::merged::Merged;
 use super::quantize::{check_files, deletion, file_stem};
 use super::shard::{self, OutputTensor, Shard};
 use crate::adapter::Adapter;
+use crate::checkpoint::ModelFiles;
 use crate::checkpoint::{Checkpoint, Companion, CompanionSource, LeftOut, TokenizerChoice, member_if_there};
 use crate::digest::sha256;
 use crate::error::{Error, Result, escaped, shown};
-use crate::gguf::ModelFiles;
-use crate::gguf::arch::Lineage;
+use crate::gguf::Lineage;
 use crate::gguf::mixture::Choices;
 use crate::merge::{Float, Overflow};
 use crate::parallel::both;
@@ -22,7 +22,7 @@ use crate::quantized::decodable;
 use crate::rules::{self, Content, Finding, Release, Weight};
 use crate::size::ByteSize;
 use crate::stream::{Overwrite, check_destination};
-use crate::train::data::TurnEnd;
+use crate::text::TurnEnd;
 
 /// What the user chose.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::{Companion, ConfigText};
 use crate::error::{Result, escaped};
 use crate::rules::turn_end_among;
-use crate::train::data::{TurnEnd, stops};
+use crate::text::{TurnEnd, stops};
 
 /// The file that tells servers where to stop.
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::read::{Header, TensorInfo};
 use super::rules::MAGIC;
 use super::value::Metadata;
-use crate::checkpoint::Mapping;
 use crate::error::{Error, Result, escaped};
+use crate::files::Mapping;
 
 /// Whether `path` is meant to be a GGUF file: by its name, or by its first bytes.
 pub fn is_gguf(path: &Path) -> Result<bool> {

@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 
 use super::rules::{self, MAGIC, VERSION};
-use super::types::TensorType;
 use super::value::{Array, Metadata, Value, ValueType};
 use crate::error::{Error, Result, escaped};
+use crate::ggml::TensorType;
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

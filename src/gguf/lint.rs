@@ -33,7 +33,8 @@ pub fn lint_padding(file: &GgufFile) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::{TensorForm, TensorType, Value, lay_out};
+    use crate::ggml::TensorType;
+    use crate::gguf::{TensorForm, Value, lay_out};
 
     /// What lint says of a file with two tensors, after `change`.
     fn lint(change: impl Fn(&mut Vec<u8>)) -> Vec<String> {

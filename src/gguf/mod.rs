@@ -1,29 +1,22 @@
 //! GGUF, the file format of llama.cpp: reading and laying out files, naming tensors, choosing and encoding types, and
 //! the way back to a Hugging Face directory. Streams nothing; `export` does.
 
-pub mod arch;
 mod card;
+pub mod convert;
 mod cursor;
-pub mod decode;
 mod disk;
-pub mod encode;
 mod file;
-mod float16;
 pub mod imatrix;
 mod layout;
 mod lint;
 pub mod mixture;
 mod model;
 mod pairs;
-mod quality;
 mod read;
 mod release;
 mod rules;
-mod scales;
-mod source;
 mod split;
-pub mod to_hf;
-mod types;
+pub(crate) mod to_hf;
 mod value;
 pub mod vocab;
 
@@ -32,12 +25,8 @@ pub use file::{GgufFile, is_gguf};
 pub use layout::{Layout, TensorForm, lay_out, trimmed};
 pub use lint::lint_padding;
 pub use model::{GgufModel, ModelTensor, PartName, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS};
-pub use quality::{ErrorSums, Quality};
 pub use read::{BadGguf, Header, TensorInfo};
 pub use release::{Finding, Verdict, lint_model};
 pub(crate) use release::{check_plan, without_paths};
-pub use scales::first_bad_scale;
-pub use source::{GgufTensor, HfTensor, ModelFiles, Rows};
 pub use split::{Part, split};
-pub use types::TensorType;
 pub use value::{Array, Metadata, Value, ValueType};

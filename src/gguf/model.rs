@@ -201,7 +201,8 @@ impl std::fmt::Display for PartName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::{TensorForm, TensorType, lay_out};
+    use crate::ggml::TensorType;
+    use crate::gguf::{TensorForm, lay_out};
 
     /// A file of one tensor, with numbers about a split: number, count, tensors.
     fn write(path: &Path, tensor: &str, split: Option<[u16; 3]>) {

@@ -8,9 +8,9 @@ use super::cursor::Cursor;
 use super::layout::TensorForm;
 use super::pairs::read_metadata;
 use super::rules::{self, MAGIC, VERSION};
-use super::types::TensorType;
 use super::value::Metadata;
 use crate::checkpoint::MAX_TENSORS;
+use crate::ggml::TensorType;
 
 /// Fewest bytes of a tensor's entry.
 const LEAST_TENSOR: usize = 25;

@@ -10,7 +10,7 @@ use super::model::GgufModel;
 use super::value::{Array, Metadata, Value};
 use crate::error::{Error, Result, escaped};
 
-pub(in crate::gguf) use ignored::ignored;
+pub(crate) use ignored::ignored;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const EMBEDDING: &str = "token_embd.weight";

@@ -1,8 +1,8 @@
 //! What holds of every GGUF file, read or written: the rules of names, shapes and sizes, and qft's own limits. The rules
 //! are those of gguf.cpp; the limits are above all that real models need.
 
-use super::types::TensorType;
 use super::value::{Metadata, Value};
+use crate::ggml::TensorType;
 
 /// The version that is written. Version 2 differs only in that it says nothing of big-endian files.
 pub(super) const VERSION: u32 = 3;

@@ -61,7 +61,7 @@ pub fn split(stem: &str, metadata: &Metadata, tensors: &[TensorForm<'_>], max_si
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::TensorType;
+    use crate::ggml::TensorType;
 
     fn parts(lens: &[usize], max_size: u64) -> Vec<Part> {
         let shapes: Vec<[usize; 1]> = lens.iter().map(|len| [*len]).collect();

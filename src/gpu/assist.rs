@@ -2,7 +2,7 @@
 //! make, the processor makes, with the same bytes.
 
 use super::block::{Block, Lane, Stages, Trouble};
-use crate::gguf::ErrorSums;
+use crate::ggml::ErrorSums;
 
 /// The help that a thread has.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::resident::Resident;
-use crate::gguf::{ErrorSums, TensorType};
+use crate::ggml::{ErrorSums, TensorType};
 use crate::merge::{Float, Merge};
 
 /// Some elements of one tensor, to be made and perhaps encoded.

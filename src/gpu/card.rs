@@ -13,7 +13,7 @@ use super::kernels::{Compiled, FOLD_SUMS, HASH, Kernels, MERGE, WIDEN};
 use super::lane::CudaLane;
 use super::memory::{Claim, Pin};
 use super::simulated::SimulatedCard;
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 use crate::size::ByteSize;
 
 /// Bytes of a card that are used unless more or less is asked for, and the part of its free memory that may be.

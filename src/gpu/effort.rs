@@ -1,7 +1,7 @@
 //! Whether a card pays: what a job takes on the processor, and beside a card. The rates are those of one core of a
 //! sixteen-core Xeon with AVX-512 beside an H100 (docs/performance.md); it is their ratios that decide.
 
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 
 /// Seconds a gigabyte: SHA-256 of outputs, which is one chain a file; BLAKE3 of inputs; writing; and reading inputs into
 /// memory that cards read from, and waiting for them.
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn every_type_has_its_cost() {
-        let encoded = TensorType::all().filter(|kind| crate::gguf::encode::can_encode(*kind));
+        let encoded = TensorType::all().filter(|kind| crate::ggml::encode::can_encode(*kind));
         assert!(encoded.eq(TensorType::all().filter(|kind| ENCODE.iter().any(|row| row.0 == *kind))));
     }
 }

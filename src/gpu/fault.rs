@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::block::{Block, Lane, Stages, Trouble};
-use crate::gguf::ErrorSums;
+use crate::ggml::ErrorSums;
 
 /// A trouble at some block of the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

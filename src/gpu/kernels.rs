@@ -12,7 +12,7 @@ use cudarc::driver::{CudaContext, CudaStream, result};
 use super::block::Trouble;
 use super::budget::PIECE;
 use super::ptx;
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 
 /// A kernel.
 #[derive(Debug, Clone, Copy)]
@@ -237,7 +237,7 @@ pub(crate) fn load_function(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::encode::can_encode;
+    use crate::ggml::encode::can_encode;
 
     #[test]
     fn every_type_that_can_be_encoded_has_kernels() {

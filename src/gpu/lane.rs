@@ -17,7 +17,7 @@ use super::memory::{DeviceMemory, wait_for};
 use super::stage::{GROUP, Staged, stage};
 use super::upload::{Factors, Weights};
 use crate::digest;
-use crate::gguf::ErrorSums;
+use crate::ggml::ErrorSums;
 use crate::merge::{Float, Merge};
 
 /// What kernels take for "none of the float types".

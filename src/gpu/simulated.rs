@@ -2,9 +2,9 @@
 
 use super::block::{Block, Lane, Source, Stages, Trouble, source_row};
 use crate::digest::{PIECE, chaining_value};
-use crate::gguf::decode::decode;
-use crate::gguf::encode::encode;
-use crate::gguf::{ErrorSums, TensorType, first_bad_scale};
+use crate::ggml::decode::decode;
+use crate::ggml::encode::encode;
+use crate::ggml::{ErrorSums, TensorType, first_bad_scale};
 use crate::merge::{Float, Vector};
 
 /// A card that is none.

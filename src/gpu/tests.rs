@@ -13,7 +13,7 @@ use super::resident::Resident;
 use super::simulated::make;
 use super::{Cards, Device, NoCard};
 use crate::digest::{PIECE, PieceTree};
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 use crate::merge::{Factor, Float, Layout, LowRank, Merge, NormAxis, Overflow, Vector};
 use crate::size::ByteSize;
 

@@ -7,7 +7,7 @@ use half::f16;
 use safetensors::Dtype;
 use serde::Serialize;
 
-use crate::gguf::{TensorType, decode};
+use crate::ggml::{TensorType, decode};
 use crate::merge::Float;
 
 /// Values that are widened at once: whole blocks of any type.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Facts, Said};
-use crate::train::data::{TurnEnd, stops, turn_end_of};
+use crate::text::{TurnEnd, stops, turn_end_of};
 
 /// Sampling settings, each with the value at which it has no effect, NaN if there is none (transformers'
 /// `GenerationConfig.validate`).

@@ -13,8 +13,9 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::checkpoint::{TEXT_SECTIONS, read_text};
-use crate::train::data::TurnEnd;
+use crate::checkpoint::TEXT_SECTIONS;
+use crate::files::read_text;
+use crate::text::TurnEnd;
 
 pub use config::{Head, head_of, labels_of};
 pub use generation::turn_end_among;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Facts, Said};
 use crate::error::escaped;
-use crate::gguf::vocab::token_text;
+use crate::text::token_text;
 
 /// Files of which one is enough for a tokenizer.
 const ANY: [&str; 6] = ["tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "vocab.txt", "spiece.model"];

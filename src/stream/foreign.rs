@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::publish::{DISPLACED, RECORD};
 use super::staging::JOURNAL;
-use crate::checkpoint::read_text_if_there;
 use crate::error::{Error, Result, shown};
+use crate::files::read_text_if_there;
 
 /// Whether what lies at a destination may be exchanged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::staging::{JOURNAL, Staging};
 use super::{Production, Run, Work};
-use crate::checkpoint::read_small;
 use crate::digest::{Hex, digest_files};
 use crate::error::Result;
+use crate::files::read_small;
 use crate::progress::Silent;
 
 #[derive(Debug, Default, Serialize, Deserialize)]

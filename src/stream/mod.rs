@@ -31,7 +31,7 @@ pub use workers::{CardShare, CardUse, Timings};
 
 use crate::digest::Hex;
 use crate::error::{Error, Result};
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 use crate::gpu::{Assist, Cards};
 use crate::merge::Vector;
 use crate::progress::Progress;

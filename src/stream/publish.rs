@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::staging::{JOURNAL, Staging, name_beside, parent, sync_dir};
-use crate::checkpoint::read_small;
 use crate::error::{Error, Result, shown};
+use crate::files::read_small;
 
 /// File name of the record of files that are being put in place.
 pub(super) const RECORD: &str = "qft-publishing.json";

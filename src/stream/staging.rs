@@ -5,9 +5,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::open_regular;
 use crate::digest::{Hasher, Hex};
 use crate::error::{Error, Result, shown};
+use crate::files::open_regular;
 use crate::size::ByteSize;
 
 /// File name of the journal: what a staging directory holds that its destination will not.

@@ -15,7 +15,7 @@ use super::sink::{Buffer, Sink};
 use super::{Work, open_files, writers};
 use crate::digest::{Hasher, Hex, PIECE};
 use crate::error::{Error, Result};
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 use crate::gpu::{Assist, Card, Cards, Tally};
 use crate::progress::Progress;
 

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::data::{SwiftTemplate, TurnEnd, stops, swift_template, turn_end};
+use super::data::{SwiftTemplate, swift_template};
 use super::settings::Settings;
 use crate::checkpoint::ConfigText;
 use crate::error::{Result, escaped};
+use crate::text::{TurnEnd, stops, turn_end};
 
 /// Facts of a base.
 #[derive(Debug, Clone, Default, PartialEq)]

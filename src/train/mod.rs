@@ -6,16 +6,12 @@
 mod base;
 pub mod checkpoint;
 pub mod data;
-pub mod dropout;
-pub mod engine;
 mod facts;
 pub mod guard;
 pub mod log;
 pub mod lora;
-pub mod model;
 mod plan;
 mod prepare;
-pub mod ranks;
 mod run;
 pub mod schedule;
 pub mod settings;

@@ -11,11 +11,11 @@ use super::checkpoint::{Progress, Resume, Space, check_new, find_adapter, find_r
 use super::facts::Facts;
 use super::log::{Report, TrainProgress};
 use super::lora::{Group, Layout, initial};
-use super::model::Spec;
 use super::prepare::Prepared;
 use super::schedule::{Schedule, ScheduleKind, warmup_steps};
 use super::settings::{Settings, When, every};
 use super::trainer::State;
+use crate::arch::Spec;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, shown};
 

@@ -7,14 +7,15 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
+use super::data;
 use super::data::{
-    self, Batch, Conversation, DatasetSpec, EncodeOptions, Encoded, Encoder, Lengths, LossScale, Reason, Skipped,
-    cache, pack,
+    Conversation, DatasetSpec, EncodeOptions, Encoded, Encoder, Lengths, LossScale, Reason, Skipped, cache, pack,
 };
 use super::log::TrainProgress;
-use super::model::Spec;
 use super::settings::Settings;
+use crate::arch::Spec;
 use crate::digest::{Hex, sha256};
+use crate::engine::Batch;
 use crate::error::{Error, Result};
 
 /// Rows of a kind that are named to people.

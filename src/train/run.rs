@@ -12,17 +12,18 @@ use std::time::{Instant, SystemTime};
 use card::{card_failed, open_card};
 
 use super::checkpoint::{checkpoint_dir, lock, new_run};
-use super::data::{Batch, epoch_order};
-use super::engine::{CpuEngine, Engine};
+use super::data::epoch_order;
 use super::guard::{Guard, GuardCounts, Verdict};
 use super::log::{Eval, Figures, Finished, Last, Logs, Moment, Record, Tick, Train, TrainProgress};
-use super::model::{Keep, Model};
 use super::plan::TrainPlan;
 use super::prepare::Rows;
-use super::ranks::Ranks;
 use super::settings::{Compute, When};
 use super::trainer::{Evaluated, Recipe, Stepped, Trainer};
+use crate::engine::Batch;
+use crate::engine::{CpuEngine, Engine};
 use crate::error::Result;
+use crate::model::{Keep, Model};
+use crate::ranks::Ranks;
 
 /// What a run is given beside its plan.
 pub struct How<'h> {

@@ -3,14 +3,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::data::Batch;
-use super::dropout::Dropout;
-use super::engine::{AdamW, Engine};
 use super::guard::{Guard, Verdict};
 use super::lora::Layout;
-use super::model::{Keep, Model, Pass};
-use super::ranks::Ranks;
+use crate::engine::Batch;
+use crate::engine::dropout::Dropout;
+use crate::engine::{AdamW, Engine};
 use crate::error::Result;
+use crate::model::{Keep, Model, Pass};
+use crate::ranks::Ranks;
 
 /// What does not change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]

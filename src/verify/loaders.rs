@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::{Problem, Verification};
 use crate::adapter::head_apart;
-use crate::checkpoint::{Checkpoint, open_regular};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Result, escaped};
 use crate::export::CHECKSUMS;
+use crate::files::open_regular;
 use crate::rules::{self, Content, Release, Weight};
 use crate::stream::files_of_model;
 

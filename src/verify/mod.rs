@@ -14,12 +14,11 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 
 use crate::adapter::ADAPTER_CONFIG;
-use crate::checkpoint::{
-    INDEX_FILE, SINGLE_FILE, SafetensorsFile, ShardIndex, TensorInfo, read_text_if_there, stale_shards,
-};
+use crate::checkpoint::{INDEX_FILE, SINGLE_FILE, SafetensorsFile, ShardIndex, TensorInfo, stale_shards};
 use crate::digest::{Hex, digest_files};
 use crate::error::{Error, Result, escaped};
 use crate::export::{CHECKSUMS, MANIFEST};
+use crate::files::read_text_if_there;
 use crate::gguf::is_gguf;
 use crate::progress::Progress;
 use crate::stream::files_of_model;

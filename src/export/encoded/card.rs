@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Encoder, Scratch, Source, float_of};
-use crate::gguf::ErrorSums;
+use crate::ggml::ErrorSums;
 use crate::gpu::{self, Assist, Block, Encoding, Importance, Measured};
 
 impl<'a> Encoder<'a> {

@@ -84,7 +84,7 @@ pub(super) fn bases(lineage: &[Lineage], params: u64) -> Vec<Source> {
 
 /// The keys `qft.*`: `qft.base.repo`, `qft.base.revision`, `qft.adapter.count`, and of each adapter in the order of
 /// merging `qft.adapter.<i>.repo`, `.sha256`, `.rank`, `.alpha`, `.weight`. None for an empty lineage.
-pub(in crate::gguf) fn lineage_keys(lineage: &[Lineage]) -> Metadata {
+pub(crate) fn lineage_keys(lineage: &[Lineage]) -> Metadata {
     let mut keys = Metadata::default();
     if lineage.is_empty() {
         return keys;

@@ -14,7 +14,8 @@ pub(super) use lineage::lineage_keys;
 use self::front::{Map, Node};
 use self::id::{name_parts, size_label, title};
 use super::disk::{is_path_for_id, tells_of_disk};
-use super::{Metadata, ModelFiles, Value};
+use super::{Metadata, Value};
+use crate::checkpoint::ModelFiles;
 use crate::error::{Result, escaped};
 
 /// Kind of a sampling setting.

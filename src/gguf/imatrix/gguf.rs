@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use super::{BTreeMap, Error, Imatrix, REMEDY, Result, escaped};
-use crate::gguf::{GgufFile, Metadata, TensorType, Value};
+use crate::ggml::TensorType;
+use crate::gguf::{GgufFile, Metadata, Value};
 
 /// Keys that say what a matrix was computed from. A file has all of them.
 const DATASETS: &str = "imatrix.datasets";

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{file_name, tells_of_disk};
 use super::mixture::is_embedding;
-use crate::checkpoint::Mapping;
 use crate::error::{Error, Result, escaped};
+use crate::files::Mapping;
 
 /// The key that names the file which a quantized model was weighed by.
 pub(crate) const FILE_KEY: &str = "quantize.imatrix.file";

@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::gguf::{Metadata, TensorType, Value};
+use crate::ggml::TensorType;
+use crate::gguf::{Metadata, Value};
 
 fn length<T>(of: &[T]) -> [u8; 4] {
     i32::try_from(of.len()).unwrap().to_le_bytes()

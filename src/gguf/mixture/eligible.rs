@@ -1,7 +1,7 @@
 //! Which tensors may change their type at all, what part a tensor plays, and the order of tensors in llama-quantize's
 //! output. All of it goes by names, as in llama-quant.cpp.
 
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 
 /// What a tensor does in the model, as far as mixtures care: `tensor_category` of llama-quant.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 pub(super) const OUTPUT: &str = "output.weight";
 
 /// Whether `name` is an embedding of tokens.
-pub(in crate::gguf) fn is_embedding(name: &str) -> bool {
+pub(crate) fn is_embedding(name: &str) -> bool {
     name == "token_embd.weight" || name == PER_LAYER_EMBEDDING
 }
 

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 
 /// A mixture of tensor types, by llama-quantize's name for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -10,10 +10,10 @@ mod rules;
 
 use self::eligible::Role;
 use self::rules::Rules;
-use super::TensorType;
-use super::decode::can_decode;
-use super::encode::can_encode;
 use crate::error::{Error, Result, escaped};
+use crate::ggml::TensorType;
+use crate::ggml::decode::can_decode;
+use crate::ggml::encode::can_encode;
 
 pub(super) use self::eligible::is_embedding;
 pub use self::eligible::order;

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use regex::Regex;
 
-use crate::gguf::TensorType;
+use crate::ggml::TensorType;
 
 /// `REGEX=TYPE`: tensors whose name the pattern is found in get the type. Of several, the first that is found decides.
 #[derive(Debug, Clone)]

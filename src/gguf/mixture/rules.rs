@@ -5,7 +5,7 @@ use super::FileType as F;
 use super::eligible::{Role, block_of};
 use super::{Candidate, Choices, Facts};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::TensorType as T;
+use crate::ggml::TensorType as T;
 
 /// Applies a mixture's rules to tensors, one after the other: some depend on how many of a role came before.
 pub(super) struct Rules<'a> {

@@ -2,8 +2,8 @@
 //! and have no place in its config.json. Source: src/models/{llama,qwen2,qwen3}.cpp and llama-context.cpp of llama.cpp.
 
 use super::Contents;
+use crate::arch::{self, yarn};
 use crate::error::escaped;
-use crate::gguf::arch::{self, yarn};
 use crate::gguf::value::{Metadata, Value};
 
 /// A key behind the architecture's name, the value with which it changes nothing, and what it does.
@@ -25,7 +25,7 @@ const KEYS: [Row; 12] = [
 ];
 
 /// The keys of a known family's file that llama.cpp passes over, with their values and what they would do.
-pub(in crate::gguf) fn ignored(metadata: &Metadata) -> Vec<(String, String, &'static str)> {
+pub(crate) fn ignored(metadata: &Metadata) -> Vec<(String, String, &'static str)> {
     let Some(architecture) = metadata.architecture().filter(|name| arch::is_known(name)) else { return Vec::new() };
     let found = |(key, neutral, does): &Row| {
         // Beside the key that llama.cpp reads, the converter's says the same.

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
+use crate::arch::back::{Back, Switch};
+use crate::arch::{Sizes, yarn};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::arch::back::{Back, Switch};
-use crate::gguf::arch::{Sizes, yarn};
 use crate::gguf::release::ignored;
 use crate::gguf::{Metadata, Value as GgufValue};
 
@@ -13,18 +13,18 @@ const REMEDY: &str = "the file is incomplete: download or convert the model agai
 
 /// The sizes of a model.
 #[derive(Debug, Clone)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// Those that tensors have.
-    pub(super) sizes: Sizes,
+    pub(crate) sizes: Sizes,
     /// The longest context.
-    pub(super) context: u64,
+    pub(crate) context: u64,
     /// Whether the file states the size of a head, rather than leaving it to be worked out.
     head_stated: bool,
 }
 
 impl Shape {
     /// Reads them. The rows of the embeddings are the vocabulary.
-    pub(super) fn read(keys: Keys<'_>, vocab: u64) -> Result<Self> {
+    pub(crate) fn read(keys: Keys<'_>, vocab: u64) -> Result<Self> {
         let optional = |key: &str| match keys.metadata.of_architecture(key) {
             None => Ok(None),
             Some(value) => match value.as_u64().filter(|n| *n > 0 && u32::try_from(*n).is_ok()) {
@@ -66,19 +66,19 @@ impl Shape {
 }
 
 /// What config.json says beside the sizes.
-pub(super) struct Facts<'a> {
-    pub(super) family: Back,
-    pub(super) shape: &'a Shape,
+pub(crate) struct Facts<'a> {
+    pub(crate) family: Back,
+    pub(crate) shape: &'a Shape,
     /// Whether embeddings and head are one.
-    pub(super) tied: bool,
+    pub(crate) tied: bool,
     /// Switches of the family: biases.
-    pub(super) switches: &'a [Switch],
+    pub(crate) switches: &'a [Switch],
     /// Base of the rotary frequencies.
-    pub(super) theta: Value,
+    pub(crate) theta: Value,
     /// `rope_scaling`.
-    pub(super) scaling: Option<Value>,
+    pub(crate) scaling: Option<Value>,
     /// The type of the weights, as config.json names it.
-    pub(super) dtype: &'static str,
+    pub(crate) dtype: &'static str,
 }
 
 /// The ids that config.json and `generation_config.json` have, where the file has them.
@@ -87,7 +87,7 @@ const IDS: [(&str, &str); 3] =
 
 /// The text of config.json. The names are those that every version of transformers reads: `rope_theta`,
 /// `rope_scaling`, `torch_dtype`.
-pub(super) fn config(keys: Keys<'_>, facts: &Facts<'_>) -> Result<String> {
+pub(crate) fn config(keys: Keys<'_>, facts: &Facts<'_>) -> Result<String> {
     let sizes = &facts.shape.sizes;
     let epsilon = keys
         .number_of_architecture("attention.layer_norm_rms_epsilon")?
@@ -130,7 +130,7 @@ fn ids(keys: Keys<'_>) -> Result<Vec<(&'static str, u64)>> {
 }
 
 /// The id that `tokenizer.ggml.<key>` gives, if there is such a token.
-pub(super) fn token_id(keys: Keys<'_>, key: &str) -> Result<Option<u64>> {
+pub(crate) fn token_id(keys: Keys<'_>, key: &str) -> Result<Option<u64>> {
     let id = keys.id(&format!("tokenizer.ggml.{key}"))?;
     Ok(id.filter(|id| *id < tokens(keys.metadata)))
 }
@@ -144,7 +144,7 @@ fn tokens(metadata: &Metadata) -> u64 {
 }
 
 /// Warnings of ids that no token has, which are left out.
-pub(super) fn ids_without_token(metadata: &Metadata) -> Vec<String> {
+pub(crate) fn ids_without_token(metadata: &Metadata) -> Vec<String> {
     let tokens = tokens(metadata);
     let ids = metadata.iter().filter(|(key, _)| key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id"));
     let outside = ids.filter_map(|(key, value)| Some((key, value.as_u64().filter(|id| *id >= tokens)?)));
@@ -163,7 +163,7 @@ const SAMPLING: [(&str, &str); 5] = [
 ];
 
 /// The text of `generation_config.json`: ids, where several tokens end a turn all of them, and how to sample.
-pub(super) fn generation_config(keys: Keys<'_>) -> Result<String> {
+pub(crate) fn generation_config(keys: Keys<'_>) -> Result<String> {
     let mut config = Map::new();
     for (key, id) in ids(keys)? {
         config.insert(key.to_owned(), json!(id));
@@ -211,7 +211,7 @@ const USED: [&str; 22] = [
 ];
 
 /// Keys of the architecture that the config has no place for, but for those of [`without_place`].
-pub(super) fn unused_keys(metadata: &Metadata) -> Vec<String> {
+pub(crate) fn unused_keys(metadata: &Metadata) -> Vec<String> {
     let Some(prefix) = metadata.architecture().map(|name| format!("{name}.")) else { return Vec::new() };
     let keys = metadata.iter().filter_map(|(key, _)| key.strip_prefix(&prefix).map(|rest| (key, rest)));
     let told = ignored(metadata);
@@ -220,7 +220,7 @@ pub(super) fn unused_keys(metadata: &Metadata) -> Vec<String> {
 }
 
 /// Warnings of keys that change what a model computes and that llama.cpp does not read for the family.
-pub(super) fn without_place(metadata: &Metadata) -> Vec<String> {
+pub(crate) fn without_place(metadata: &Metadata) -> Vec<String> {
     let say = |(key, value, does): (String, String, &str)| {
         let what = if key.ends_with(yarn::CONVERTERS) {
             "llama.cpp does not read it for this architecture, and config.json has the factor that llama.cpp works out"

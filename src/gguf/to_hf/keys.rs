@@ -14,55 +14,55 @@ const REMEDY: &str = "the file is broken: download or convert the model again";
 
 /// The metadata of a model.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Keys<'a> {
-    pub(super) metadata: &'a Metadata,
+pub(crate) struct Keys<'a> {
+    pub(crate) metadata: &'a Metadata,
     /// The file that they are from.
     path: &'a Path,
 }
 
 impl<'a> Keys<'a> {
     /// The metadata of `model`.
-    pub(super) fn of(model: &'a GgufModel) -> Self {
+    pub(crate) fn of(model: &'a GgufModel) -> Self {
         Self { metadata: &model.metadata, path: model.files.first().map_or(Path::new(""), |file| file.path()) }
     }
 
     /// The text that `key` has.
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         self.typed(key, "a text", Value::as_str)
     }
 
     /// Whether `key` says yes.
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "true or false", Value::as_bool)
     }
 
     /// The token's id that `key` has; whether there is such a token is not checked.
-    pub(super) fn id(&self, key: &str) -> Result<Option<u64>> {
+    pub(crate) fn id(&self, key: &str) -> Result<Option<u64>> {
         self.typed(key, "the id of a token", Value::as_u64)
     }
 
     /// The finite number that `key` has.
-    pub(super) fn number(&self, key: &str) -> Result<Option<Json>> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<Json>> {
         self.typed(key, "a finite number", decimal)
     }
 
     /// The finite number that `<architecture>.<key>` has.
-    pub(super) fn number_of_architecture(&self, key: &str) -> Result<Option<Json>> {
+    pub(crate) fn number_of_architecture(&self, key: &str) -> Result<Option<Json>> {
         self.number(&self.of_architecture(key))
     }
 
     /// The text that `<architecture>.<key>` has.
-    pub(super) fn text_of_architecture(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text_of_architecture(&self, key: &str) -> Result<Option<&'a str>> {
         self.text(&self.of_architecture(key))
     }
 
     /// The texts that `key` has.
-    pub(super) fn texts(&self, key: &str) -> Result<Option<&'a [String]>> {
+    pub(crate) fn texts(&self, key: &str) -> Result<Option<&'a [String]>> {
         self.typed(key, "an array of texts", Value::as_strings)
     }
 
     /// The `len` whole numbers that `key` has.
-    pub(super) fn whole_numbers(&self, key: &str, len: usize) -> Result<Option<&'a [i32]>> {
+    pub(crate) fn whole_numbers(&self, key: &str, len: usize) -> Result<Option<&'a [i32]>> {
         self.typed(key, &format!("an array of {len} i32, one for each token"), |value| match value {
             Value::Array(Array::I32(all)) if all.len() == len => Some(&all[..]),
             _ => None,
@@ -70,7 +70,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The `len` numbers that `key` has.
-    pub(super) fn numbers(&self, key: &str, len: usize) -> Result<Option<&'a [f32]>> {
+    pub(crate) fn numbers(&self, key: &str, len: usize) -> Result<Option<&'a [f32]>> {
         self.typed(key, &format!("an array of {len} f32, one for each token"), |value| match value {
             Value::Array(Array::F32(all)) if all.len() == len => Some(&all[..]),
             _ => None,
@@ -78,7 +78,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The error of a `key` that is broken. A tokenizer can come from elsewhere; ids of tokens are in config.json too.
-    pub(super) fn broken(&self, key: &str, problem: &str) -> Error {
+    pub(crate) fn broken(&self, key: &str, problem: &str) -> Error {
         let replaced = key.starts_with("tokenizer.") && !key.ends_with("_token_id");
         let remedy = if replaced { tokenizer::REMEDY } else { REMEDY };
         Error::malformed(self.path, format!("the key {} {problem}", escaped(key)), remedy)
@@ -120,16 +120,16 @@ fn decimal(value: &Value) -> Option<Json> {
 }
 
 /// See [`decimal`].
-pub(super) fn shortest(value: f32) -> Option<Json> {
+pub(crate) fn shortest(value: f32) -> Option<Json> {
     value.to_string().parse::<f64>().ok().filter(|v| v.is_finite()).map(|v| json!(v))
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Keys of a file called x.gguf.
-    pub(in super::super) fn keys(metadata: &Metadata) -> Keys<'_> {
+    pub(crate) fn keys(metadata: &Metadata) -> Keys<'_> {
         Keys { metadata, path: Path::new("x.gguf") }
     }
 

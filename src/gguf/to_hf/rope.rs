@@ -4,11 +4,11 @@
 use serde_json::{Map, Value, json};
 
 use super::keys::{Keys, shortest};
+use crate::arch::{Scaling, yarn};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::arch::{Scaling, yarn};
 
 /// What llama.cpp assumes where the file says nothing, as transformers does.
-pub(super) const DEFAULT_THETA: f64 = 10_000.0;
+pub(crate) const DEFAULT_THETA: f64 = 10_000.0;
 
 /// Keys of yarn: in the file below `rope.scaling.`, in the config.
 const YARN: [(&str, &str); 4] = [
@@ -19,13 +19,13 @@ const YARN: [(&str, &str); 4] = [
 ];
 
 /// `rope_theta` of the config.
-pub(super) fn theta(keys: Keys<'_>) -> Result<Value> {
+pub(crate) fn theta(keys: Keys<'_>) -> Result<Value> {
     Ok(keys.number_of_architecture("rope.freq_base")?.unwrap_or_else(|| json!(DEFAULT_THETA)))
 }
 
 /// `rope_scaling` of the config, with a warning where it is put differently than it was. `factors` are the values of
 /// the tensor of frequency factors, `head` the columns of a head, `context` the longest context.
-pub(super) fn scaling(
+pub(crate) fn scaling(
     keys: Keys<'_>,
     factors: Option<&[f32]>,
     head: u64,

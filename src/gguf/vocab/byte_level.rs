@@ -1,11 +1,12 @@
 //! Byte-level BPE in `tokenizer.json`: GGUF's model "gpt2". The converter's `get_vocab_base` and `_set_vocab_gpt2`.
 
-use super::sources::Sources;
 use super::special::{ROLES, SpecialTokens};
-use super::tokenizer::HfTokenizer;
-use super::{Token, TokenType, Vocab, VocabOptions, added, pre, write_tokens};
+use super::{Token, TokenType, Vocab, VocabOptions, added, write_tokens};
 use crate::error::{Error, Result, escaped};
 use crate::parallel::both;
+use crate::text::pre;
+use crate::text::sources::Sources;
+use crate::text::tokenizer::HfTokenizer;
 
 /// Converts `tokenizer.json`; false if there is none.
 pub(super) fn convert(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut Vocab) -> Result<bool> {

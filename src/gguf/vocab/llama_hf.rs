@@ -6,11 +6,11 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::sources::Sources;
 use super::special::{ROLES, SpecialTokens};
-use super::tokenizer::HfTokenizer;
 use super::{PADDING, Token, TokenType, Vocab, VocabOptions, write_tokens};
 use crate::error::Result;
+use crate::text::sources::Sources;
+use crate::text::tokenizer::HfTokenizer;
 
 /// The score of a token that no merge makes.
 const SCORE: f32 = -1_000.0;

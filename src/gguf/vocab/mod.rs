@@ -3,36 +3,21 @@
 
 mod byte_level;
 mod family;
-mod growth;
 mod llama_hf;
-mod pre;
-mod reach;
 mod roles;
-mod sentencepiece;
-mod sources;
 mod special;
 mod spm;
-mod tables;
 mod template;
-mod text;
-mod tokenizer;
-mod words;
-
-pub use family::{Kind, LLAMA, QWEN, Recipe};
-pub use sentencepiece::{Piece, PieceKind, SentencePiece};
-pub(crate) use sources::token_text;
-pub(crate) use text::TextTokenizer;
 
 use std::collections::HashSet;
 
-use sources::Sources;
-
-use super::source::ModelFiles;
 use super::value::{Array, Metadata, Value};
+use crate::arch::{Recipe, TokenizerKind as Kind};
+use crate::checkpoint::ModelFiles;
 use crate::error::{Error, Result};
+use crate::text::MAX_TOKENS;
+use crate::text::sources::Sources;
 
-/// Most tokens of a vocabulary: the largest known has under 300,000.
-const MAX_TOKENS: usize = 1 << 22;
 /// Score of a place without a token.
 const PADDING: f32 = -10_000.0;
 
@@ -119,7 +104,7 @@ impl Token {
 }
 
 /// Whether `text` is what fills place `id` of a vocabulary that has no token for it.
-pub(in crate::gguf) fn is_padding(id: usize, text: &str) -> bool {
+pub(crate) fn is_padding(id: usize, text: &str) -> bool {
     let rest = text.strip_prefix("[PAD").and_then(|rest| rest.strip_suffix(']'));
     rest.map(|rest| rest.trim_end_matches('_')).is_some_and(|digits| digits == id.to_string())
 }

@@ -6,12 +6,12 @@ use std::borrow::Cow;
 use serde_json::{Map, Value as Json};
 
 use super::roles::Roles;
-use super::sources::{Sources, token_text};
-use super::tables::TokenizerJson;
 use super::{Vocab, template};
+use crate::checkpoint::ModelFiles;
 use crate::error::{Error, Result};
-use crate::gguf::source::ModelFiles;
 use crate::gguf::value::Value;
+use crate::text::sources::{Sources, token_text};
+use crate::text::tables::TokenizerJson;
 
 /// The roles that every conversion looks for.
 pub(super) const ROLES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::sentencepiece::{PieceKind, SentencePiece};
-use super::sources::{Sources, members};
 use super::special::{ROLES, SpecialTokens};
-use super::{MAX_TOKENS, PADDING, Token, TokenType, Vocab, VocabOptions, added, write_tokens};
+use super::{PADDING, Token, TokenType, Vocab, VocabOptions, added, write_tokens};
+use crate::checkpoint::ModelFiles;
 use crate::error::{Error, Result, escaped};
-use crate::gguf::source::ModelFiles;
+use crate::text::MAX_TOKENS;
+use crate::text::sources::{Sources, members};
+use crate::text::{PieceKind, SentencePiece};
 
 /// Score of an added token.
 const ADDED: f32 = -1_000.0;

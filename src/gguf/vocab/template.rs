@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value as Json, json};
 
+use crate::checkpoint::ModelFiles;
 use crate::error::Result;
-use crate::gguf::source::ModelFiles;
 use crate::gguf::value::{Metadata, Value};
 
 /// The directory of named templates.

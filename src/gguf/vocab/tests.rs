@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::arch::{LLAMA_TOKENIZERS as LLAMA, QWEN_TOKENIZERS as QWEN};
 
 /// The files of a model in a directory.
 fn model(dir: &Path) -> ModelFiles {

@@ -13,9 +13,10 @@ use super::tensors::Source;
 use super::write::{Record, moment_entries};
 use super::{ARGS, OPTIMIZER, PROGRESS, SCHEDULER, TRAINER_STATE, member};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Place, newest_checkpoint};
-use crate::checkpoint::{Mapping, member_if_there, read_text};
+use crate::checkpoint::member_if_there;
 use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result, escaped, quoted, shown};
+use crate::files::{Mapping, read_text};
 use crate::train::lora::Layout;
 use crate::train::settings::Settings;
 

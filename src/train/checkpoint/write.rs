@@ -148,17 +148,17 @@ pub(super) mod tests {
     use crate::train::lora::LoraSpec;
 
     /// A run of two modules behind step 20.
-    pub(in crate::train::checkpoint) struct Case {
-        pub(in crate::train::checkpoint) settings: Settings,
-        pub(in crate::train::checkpoint) layout: Layout,
-        pub(in crate::train::checkpoint) parameters: Vec<f32>,
-        pub(in crate::train::checkpoint) progress: Progress,
-        pub(in crate::train::checkpoint) scheduler: SchedulerState,
-        pub(in crate::train::checkpoint) history: Vec<Map<String, Value>>,
+    pub(crate) struct Case {
+        pub(crate) settings: Settings,
+        pub(crate) layout: Layout,
+        pub(crate) parameters: Vec<f32>,
+        pub(crate) progress: Progress,
+        pub(crate) scheduler: SchedulerState,
+        pub(crate) history: Vec<Map<String, Value>>,
     }
 
     impl Case {
-        pub(in crate::train::checkpoint) fn new(use_dora: bool) -> Self {
+        pub(crate) fn new(use_dora: bool) -> Self {
             let settings = Settings {
                 model: "org/base".to_owned(),
                 dataset: vec!["d.jsonl".to_owned()],
@@ -202,12 +202,12 @@ pub(super) mod tests {
             Self { settings, layout, parameters, progress, scheduler, history }
         }
 
-        pub(in crate::train::checkpoint) fn write(&self, run: &Path) -> PathBuf {
+        pub(crate) fn write(&self, run: &Path) -> PathBuf {
             let second: Vec<f32> = self.parameters.iter().map(|p| p * p).collect();
             write(run, &self.snapshot(&second)).unwrap()
         }
 
-        pub(in crate::train::checkpoint) fn snapshot<'a>(&'a self, second: &'a [f32]) -> Snapshot<'a> {
+        pub(crate) fn snapshot<'a>(&'a self, second: &'a [f32]) -> Snapshot<'a> {
             Snapshot {
                 settings: &self.settings,
                 layout: &self.layout,
@@ -219,7 +219,7 @@ pub(super) mod tests {
             }
         }
 
-        pub(in crate::train::checkpoint) fn resume(&self, dir: &Path) -> Result<Resume> {
+        pub(crate) fn resume(&self, dir: &Path) -> Result<Resume> {
             Resume::open(dir, &self.settings, &self.layout, &self.progress)
         }
     }

@@ -12,9 +12,9 @@ use safetensors::{Dtype, serialize};
 
 use super::encode::Sample;
 use super::fit::{Dropped, Encoded};
-use crate::checkpoint::open_regular;
 use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 
 /// Changes with the form of the file.
 const FORMAT: &str = "qft tokens 2";

@@ -12,8 +12,8 @@ use super::conversation::{Conversation, Flaw, Origin, is_parquet};
 use super::rows::read_row;
 use super::sample::sample;
 use super::{json, parquet};
-use crate::checkpoint::{Mapping, open_regular};
 use crate::error::{Error, Result, escaped, shown};
+use crate::files::{Mapping, open_regular};
 
 /// Most rows that a sample may have.
 const MAX_SAMPLE: usize = 1_000_000_000;

@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 use super::conversation::Conversation;
 use super::fit::{Dropped, Encoded, Reason, Truncation, fit};
 use super::spans::{self, Found, Wanted, Writer};
-use super::template::ChatTemplate;
 use super::turns::{Chat, Turn};
-use crate::checkpoint::read_text_if_there;
 use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
-use crate::gguf::vocab::TextTokenizer;
+use crate::files::read_text_if_there;
+use crate::text::ChatTemplate;
+use crate::text::TextTokenizer;
 
 /// Changes whenever the same row can give other tokens than before.
 const VERSION: u32 = 2;

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::*;
+use crate::text::ChatTemplate;
 
 #[derive(Deserialize)]
 struct Case {

@@ -4,7 +4,6 @@
 //! and what is learned), `cache`, `lengths`, `pack`. Then `batch`: what a device is given. And about a template:
 //! `turn_end` (the token that ends a turn) and `swift` (what ms-swift calls it).
 
-mod batch;
 pub mod cache;
 mod columns;
 mod conversation;
@@ -17,19 +16,14 @@ mod json;
 mod lengths;
 mod pack;
 mod parquet;
-mod python;
 mod roles;
-mod room;
 mod rows;
 mod sample;
 mod spans;
 mod swift;
-mod template;
 mod tools;
-mod turn_end;
 mod turns;
 
-pub use batch::{Batch, Target};
 pub use conversation::{Conversation, Message, Origin, Role};
 pub use dataset::{DatasetSpec, FileCounts, Loaded, Skipped, load, read_text};
 pub use encode::{EncodeOptions, Encoder, LossScale, Rendered, Sample};
@@ -38,5 +32,3 @@ pub use lengths::{Lengths, Packing};
 pub use pack::{epoch_order, pack};
 pub use sample::split;
 pub use swift::{SwiftTemplate, swift_template};
-pub use template::ChatTemplate;
-pub use turn_end::{TurnEnd, stops, turn_end, turn_end_of};

@@ -12,10 +12,10 @@ use std::ops::Range;
 use minijinja::Value;
 
 use super::conversation::Conversation;
-use super::template::ChatTemplate;
 use super::turns::{Chat, Turn};
 use crate::error::{Error, Result, shown};
-use crate::gguf::vocab::TextTokenizer;
+use crate::text::ChatTemplate;
+use crate::text::TextTokenizer;
 
 /// Rounds after which every turn is written as it is given, should a template lose more in each.
 const ROUNDS: usize = 2;

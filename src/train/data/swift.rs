@@ -7,8 +7,8 @@ use minijinja::Value;
 use minijinja::value::Serde;
 use serde_json::json;
 
-use super::template::ChatTemplate;
 use crate::error::{Error, Result};
+use crate::text::ChatTemplate;
 
 /// One of ms-swift's templates.
 #[derive(Debug, Clone, PartialEq, Eq)]

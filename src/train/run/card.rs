@@ -1,8 +1,9 @@
 //! The card that a run trains on, if it is to and can.
 
-use super::super::engine::{CudaEngine, Heads};
 use super::super::log::TrainProgress;
 use super::super::settings::Compute;
+use crate::arch::Heads;
+use crate::engine::CudaEngine;
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 

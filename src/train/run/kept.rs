@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::super::checkpoint::{SchedulerState, Snapshot, checkpoint_dir, has_room, prune, write};
-use super::super::engine::Engine;
 use super::super::log::{Figures, Record};
 use super::{How, Run};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 
 impl<E: Engine> Run<'_, E> {

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::Settings;
 use super::table::{find, flags};
-use crate::checkpoint::read_text;
 use crate::error::{Error, Result, escaped};
+use crate::files::read_text;
 use crate::spelling::edits;
 use crate::swift::{Fate, Flag, SECRETS};
 

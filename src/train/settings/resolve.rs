@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use regex::{Regex, RegexBuilder};
 
 use super::Settings;
-use crate::checkpoint::read_text;
 use crate::error::{Error, Result, escaped};
+use crate::files::read_text;
 use crate::gpu::Device;
 use crate::swift::kind::is_pattern;
 use crate::train::lora::LoraSpec;

@@ -8,7 +8,7 @@ use super::{Keys, Kind, REMEDY};
 use crate::error::{Error, Result, escaped};
 
 /// What a byte-level vocabulary brings to tokenizer.json.
-pub(super) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
+pub(crate) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
     let pre = PreTokenizer::of(keys.text("tokenizer.ggml.pre")?.filter(|name| !name.is_empty()).unwrap_or("default"))?;
     let mut parts = Map::new();
     if pre.composes {
@@ -33,7 +33,7 @@ pub(super) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> 
 }
 
 /// The part of tokenizer.json that maps bytes to printable characters; alone, it cuts a text as GPT-2 does.
-pub(super) fn byte_level(cuts: bool) -> Value {
+pub(crate) fn byte_level(cuts: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": cuts})
 }
 

@@ -17,10 +17,10 @@ use crate::error::{Error, Result, escaped};
 use vocabulary::Vocabulary;
 
 /// What to do where a tokenizer can't be made.
-pub(super) const REMEDY: &str = "name a directory with the model's tokenizer by --tokenizer";
+pub(crate) const REMEDY: &str = "name a directory with the model's tokenizer by --tokenizer";
 
 /// A file's name and bytes.
-pub(super) type Text = (String, Vec<u8>);
+pub(crate) type Text = (String, Vec<u8>);
 
 /// Special tokens: their name in `tokenizer_config.json`, and the key of their id.
 const SPECIAL: [(&str, &str); 7] = [
@@ -35,7 +35,7 @@ const SPECIAL: [(&str, &str); 7] = [
 
 /// A special token.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Special<'a> {
+pub(crate) struct Special<'a> {
     /// Its name in `tokenizer_config.json`.
     name: &'static str,
     id: u64,
@@ -57,7 +57,7 @@ struct Kind {
 }
 
 /// All files of the tokenizer.
-pub(super) fn files(keys: Keys<'_>, rows: u64, context: u64) -> Result<Vec<Text>> {
+pub(crate) fn files(keys: Keys<'_>, rows: u64, context: u64) -> Result<Vec<Text>> {
     let vocabulary = Vocabulary::read(keys, rows)?;
     let kind = match keys.text("tokenizer.ggml.model")? {
         Some("gpt2") => byte_level::kind(keys, &vocabulary)?,
@@ -116,7 +116,7 @@ pub(super) fn files(keys: Keys<'_>, rows: u64, context: u64) -> Result<Vec<Text>
 }
 
 /// A warning where the way of cutting texts is a guess: byte-level vocabularies had no name for it before May 2024.
-pub(super) fn guessed(keys: Keys<'_>) -> Result<Option<String>> {
+pub(crate) fn guessed(keys: Keys<'_>) -> Result<Option<String>> {
     let named = keys.text("tokenizer.ggml.pre")?.is_some_and(|name| !["", "default"].contains(&name));
     let guessed = keys.text("tokenizer.ggml.model")? == Some("gpt2") && !named;
     Ok(guessed.then(|| {

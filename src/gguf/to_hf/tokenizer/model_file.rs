@@ -15,7 +15,7 @@ const BPE: u64 = 2;
 const ID_FIELDS: [(&str, u64); 4] = [("unk_token", 40), ("bos_token", 41), ("eos_token", 42), ("pad_token", 43)];
 
 /// The bytes of the file. `prefix` is whether a text gets a space before it.
-pub(super) fn encode(vocabulary: &Vocabulary<'_>, prefix: bool, special: &[Special<'_>]) -> Vec<u8> {
+pub(crate) fn encode(vocabulary: &Vocabulary<'_>, prefix: bool, special: &[Special<'_>]) -> Vec<u8> {
     let id = |name: &str| special.iter().find(|token| token.name == name).map(|token| token.id);
     let mut model = Message::default();
     for (at, token) in vocabulary.tokens[..vocabulary.base].iter().enumerate() {

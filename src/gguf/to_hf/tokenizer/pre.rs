@@ -10,15 +10,15 @@ use crate::error::{Error, Result, escaped};
 
 /// A way to cut a text.
 #[derive(Debug)]
-pub(super) struct PreTokenizer {
+pub(crate) struct PreTokenizer {
     names: &'static [&'static str],
     cuts: Cuts,
     /// Whether a word that is a token is taken as it is.
-    pub(super) whole_words: bool,
+    pub(crate) whole_words: bool,
     /// Whether a text begins with the first token, where the file does not say.
-    pub(super) adds_bos: bool,
+    pub(crate) adds_bos: bool,
     /// Whether accents are composed first (NFC). llama.cpp does not; the models' own tokenizers do.
-    pub(super) composes: bool,
+    pub(crate) composes: bool,
 }
 
 #[derive(Debug)]
@@ -120,7 +120,7 @@ const WAYS: [PreTokenizer; 15] = [
 
 impl PreTokenizer {
     /// The way called `name`.
-    pub(super) fn of(name: &str) -> Result<&'static Self> {
+    pub(crate) fn of(name: &str) -> Result<&'static Self> {
         static ALL: [PreTokenizer; WAYS.len()] = WAYS;
         ALL.iter().find(|way| way.names.contains(&name)).ok_or_else(|| {
             Error::refused(
@@ -131,7 +131,7 @@ impl PreTokenizer {
     }
 
     /// `pre_tokenizer` of tokenizer.json.
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let steps = match self.cuts {
             Cuts::Gpt2 => return byte_level(true),
             Cuts::Digits => vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)],

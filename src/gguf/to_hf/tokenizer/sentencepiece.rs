@@ -15,7 +15,7 @@ const LONGEST: usize = 1024;
 
 /// What a SentencePiece vocabulary brings to tokenizer.json. A space before the text is put by the normalizer, which
 /// does so after each special token too: as llama.cpp does, and as Llama 2's own file.
-pub(super) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
+pub(crate) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
     if !vocabulary.has_scores() {
         return Err(Error::refused(
             "the model has a vocabulary of the kind llama without tokenizer.ggml.scores",
@@ -54,7 +54,7 @@ pub(super) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> 
 }
 
 /// Whether a text gets a space before it.
-pub(super) fn adds_space(keys: Keys<'_>) -> Result<bool> {
+pub(crate) fn adds_space(keys: Keys<'_>) -> Result<bool> {
     Ok(keys.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true))
 }
 

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, escaped};
 const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// The files of all templates.
-pub(super) fn files(keys: Keys<'_>) -> Result<Vec<Text>> {
+pub(crate) fn files(keys: Keys<'_>) -> Result<Vec<Text>> {
     let mut files = Vec::new();
     for (key, _) in keys.metadata.iter() {
         let Some(rest) = key.strip_prefix(TEMPLATE) else { continue };

@@ -11,7 +11,7 @@ use crate::gguf::vocab::is_padding;
 /// The type of a token, as `llama_token_type` in llama.h numbers them.
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
-pub(super) const CONTROL: i32 = 3;
+pub(crate) const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
@@ -23,20 +23,20 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const ADDED_SCORE: f32 = -1000.0;
 
 /// The tokens.
-pub(super) struct Vocabulary<'a> {
+pub(crate) struct Vocabulary<'a> {
     /// Their texts, by id; without those that pad the vocabulary to the rows of the embeddings.
-    pub(super) tokens: &'a [String],
+    pub(crate) tokens: &'a [String],
     /// Tokens before this one are in the model of tokenizer.json; the others follow them as added tokens.
-    pub(super) base: usize,
+    pub(crate) base: usize,
     types: Option<&'a [i32]>,
     scores: Option<&'a [f32]>,
     /// Merges, best first, as two texts with a space between.
-    pub(super) merges: Option<&'a [String]>,
+    pub(crate) merges: Option<&'a [String]>,
 }
 
 impl<'a> Vocabulary<'a> {
     /// Reads the vocabulary of a model whose embeddings have `rows` rows.
-    pub(super) fn read(keys: Keys<'a>, rows: u64) -> Result<Self> {
+    pub(crate) fn read(keys: Keys<'a>, rows: u64) -> Result<Self> {
         let refuse = |problem: String| Err(Error::refused(problem, REMEDY));
         let Some(tokens) = keys.texts("tokenizer.ggml.tokens")? else {
             return refuse("the model has no vocabulary".to_owned());
@@ -74,27 +74,27 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// The id of each text.
-    pub(super) fn ids(&self) -> HashMap<&'a str, usize> {
+    pub(crate) fn ids(&self) -> HashMap<&'a str, usize> {
         self.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect()
     }
 
     /// The text of a token.
-    pub(super) fn text(&self, id: u64) -> Option<&'a str> {
+    pub(crate) fn text(&self, id: u64) -> Option<&'a str> {
         self.tokens.get(usize::try_from(id).ok()?).map(String::as_str)
     }
 
     /// The type of a token.
-    pub(super) fn kind(&self, id: usize) -> i32 {
+    pub(crate) fn kind(&self, id: usize) -> i32 {
         self.types.map_or(NORMAL, |types| types[id])
     }
 
     /// The score of a token: the higher, the earlier it is merged.
-    pub(super) fn score(&self, id: usize) -> f32 {
+    pub(crate) fn score(&self, id: usize) -> f32 {
         self.scores.map_or(0.0, |scores| scores[id])
     }
 
     /// Whether the file has scores.
-    pub(super) fn has_scores(&self) -> bool {
+    pub(crate) fn has_scores(&self) -> bool {
         self.scores.is_some()
     }
 
@@ -119,7 +119,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// `added_tokens` of tokenizer.json.
-    pub(super) fn added_tokens(&self) -> Value {
+    pub(crate) fn added_tokens(&self) -> Value {
         let with_id = |(id, _, entry): (usize, &str, Value)| {
             let mut all = Map::new();
             all.insert("id".to_owned(), json!(id));
@@ -131,14 +131,14 @@ impl<'a> Vocabulary<'a> {
 
     /// `added_tokens_decoder` of `tokenizer_config.json`, with the tokens that were added to a SentencePiece model: those
     /// behind it, and those whose score says so.
-    pub(super) fn added_tokens_decoder(&self) -> Value {
+    pub(crate) fn added_tokens_decoder(&self) -> Value {
         let outside =
             self.added().filter(|(id, ..)| *id >= self.base || self.score(*id).to_bits() == ADDED_SCORE.to_bits());
         outside.map(|(id, _, entry)| (id.to_string(), entry)).collect::<Map<_, _>>().into()
     }
 
     /// `model.vocab` of tokenizer.json.
-    pub(super) fn base_ids(&self) -> Value {
+    pub(crate) fn base_ids(&self) -> Value {
         let base = self.tokens[..self.base].iter().enumerate();
         base.map(|(id, token)| (token.clone(), json!(id))).collect::<Map<_, _>>().into()
     }
@@ -150,7 +150,7 @@ fn first<T: Copy>(values: Option<&[T]>, odd: impl Fn(&T) -> bool) -> Option<(usi
 }
 
 /// `model.merges` of tokenizer.json: as texts, which every reader knows, or as pairs, where a part has a space in it.
-pub(super) fn merges_json(merges: &[(&str, &str)]) -> Value {
+pub(crate) fn merges_json(merges: &[(&str, &str)]) -> Value {
     if merges.iter().any(|(left, right)| left.contains(' ') || right.contains(' ')) {
         return merges.iter().map(|(left, right)| json!([left, right])).collect();
     }

@@ -1,0 +1,99 @@
+//! What a device is given at once: tokens of several conversations in one run, each a segment of its own.
+
+use crate::train::data::Sample;
+
+/// A micro-batch. Attention and positions stay within a segment; nothing is padded.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Batch {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Positions, from 0 in each segment.
+    pub positions: Vec<u32>,
+    /// Where segments begin, and the end: `segments + 1` ascending numbers from 0.
+    pub starts: Vec<u32>,
+    /// What is to be predicted, by ascending row.
+    pub targets: Vec<Target>,
+}
+
+/// A token that is to be predicted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Target {
+    /// The row whose output predicts it: the one before the token's own.
+    pub row: u32,
+    /// The token.
+    pub token: u32,
+    /// The weight of its loss.
+    pub weight: f32,
+}
+
+impl Batch {
+    /// Joins `samples`. Empty ones are left out. A micro-batch has far fewer than 2^32 tokens, as memory ends before.
+    pub fn new<'s>(samples: impl IntoIterator<Item = &'s Sample>) -> Self {
+        let mut batch = Self { starts: vec![0], ..Self::default() };
+        for sample in samples.into_iter().filter(|sample| !sample.ids.is_empty()) {
+            let start = batch.tokens.len() as u32;
+            batch.tokens.extend(&sample.ids);
+            batch.positions.extend(0..sample.ids.len() as u32);
+            batch.starts.push(batch.tokens.len() as u32);
+            let predicted = sample.ids.iter().zip(&sample.weights).skip(1);
+            let targets = (start..).zip(predicted).filter(|(_, (_, weight))| **weight != 0.0);
+            batch.targets.extend(targets.map(|(row, (token, weight))| Target { row, token: *token, weight: *weight }));
+        }
+        batch
+    }
+
+    /// The weights of all targets: what the sum of losses is divided by, once summed over a step.
+    pub fn weight(&self) -> f64 {
+        self.targets.iter().map(|target| f64::from(target.weight)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn segments_follow_each_other_and_the_row_before_predicts() {
+        let one = Sample { ids: vec![7, 8, 9], weights: vec![0.0, 0.0, 1.0] };
+        let none = Sample { ids: vec![], weights: vec![] };
+        let two = Sample { ids: vec![5, 6], weights: vec![1.0, 0.5] };
+        let batch = Batch::new([&one, &none, &two]);
+        assert_eq!(batch.tokens, [7, 8, 9, 5, 6]);
+        assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
+        assert_eq!(batch.starts, [0, 3, 5]);
+        let target = |row, token, weight| Target { row, token, weight };
+        assert_eq!(batch.targets, [target(1, 9, 1.0), target(3, 6, 0.5)]);
+        assert!((batch.weight() - 1.5).abs() < 1e-12);
+        assert_eq!(Batch::new([]).starts, [0]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_target_reaches_out_of_its_segment(
+            rows in proptest::collection::vec(proptest::collection::vec((0u32..50, 0u8..3), 0..20), 0..12),
+        ) {
+            let sample = |row: &Vec<(u32, u8)>| Sample {
+                ids: row.iter().map(|(id, _)| *id).collect(),
+                weights: row.iter().map(|(_, weight)| f32::from(*weight)).collect(),
+            };
+            let samples: Vec<Sample> = rows.iter().map(sample).collect();
+            let batch = Batch::new(&samples);
+            prop_assert_eq!(batch.tokens.len(), samples.iter().map(|sample| sample.ids.len()).sum::<usize>());
+            prop_assert_eq!(*batch.starts.last().unwrap() as usize, batch.tokens.len());
+            let segment = |at: u32| batch.starts.partition_point(|start| *start <= at) - 1;
+            for target in &batch.targets {
+                let next = target.row + 1;
+                prop_assert!((next as usize) < batch.tokens.len());
+                prop_assert_eq!(segment(target.row), segment(next));
+                prop_assert_eq!(batch.positions[target.row as usize] + 1, batch.positions[next as usize]);
+                prop_assert_eq!(batch.tokens[next as usize], target.token);
+                prop_assert!(target.weight > 0.0);
+            }
+            let weights = samples.iter().flat_map(|sample| sample.weights.iter().skip(1));
+            let learned = weights.filter(|weight| **weight != 0.0).count();
+            prop_assert_eq!(batch.targets.len(), learned);
+        }
+    }
+}
