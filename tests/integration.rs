@@ -23,6 +23,7 @@ mod gguf_keys;
 mod gguf_release;
 mod golden;
 mod hostile;
+mod house;
 mod hub;
 mod inspect;
 // The tracer knows the registers of one processor.

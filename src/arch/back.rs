@@ -7,7 +7,6 @@ use super::FAMILIES;
 use super::family::Family;
 use super::names::{Bias, Heads, LISTED, OUTSIDE, Row, Sizes};
 use crate::error::{Error, Result, escaped};
-use crate::gguf::GgufModel;
 
 /// The embeddings.
 pub(crate) const EMBEDDINGS: &str = "model.embed_tokens.weight";
@@ -31,6 +30,9 @@ pub(crate) struct Found {
     /// The heads that its rows are reordered as.
     pub(crate) heads: Option<usize>,
 }
+
+/// A tensor of a GGUF: its name and its shape, outermost axis first.
+pub(crate) type Stored<'a> = (&'a str, &'a [usize]);
 
 /// Something that config.json says, and whether it is so.
 pub(crate) type Switch = (&'static str, bool);
@@ -60,23 +62,22 @@ impl Back {
 
     /// `model_type` of config.json.
     pub(crate) fn model_type(self) -> &'static str {
-        self.0.name
+        self.0.classes[0].model_type
     }
 
-    /// Names every tensor of `model`. Refuses unknown, missing and misshapen ones. Also tells how the switches of
+    /// Names every tensor of a model. Refuses unknown, missing and misshapen ones. Also tells how the switches of
     /// config.json are set: a switch is on if any layer has one of its biases, and then every layer must have all.
-    pub(crate) fn name_tensors(self, model: &GgufModel, sizes: &Sizes) -> Result<(Vec<Found>, Vec<Switch>)> {
-        let mut left: BTreeMap<&str, usize> =
-            model.tensors.iter().enumerate().map(|(i, tensor)| (tensor.info().name.as_str(), i)).collect();
+    pub(crate) fn name_tensors(self, stored: &[Stored<'_>], sizes: &Sizes) -> Result<(Vec<Found>, Vec<Switch>)> {
+        let mut left: BTreeMap<&str, usize> = stored.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
         left.remove(ROPE_FREQS);
-        let switches = self.switches(model);
+        let switches = self.switches(stored);
         let on = |bias: Bias| match bias {
             Bias::Never => false,
             Bias::Always => true,
             Bias::If(switch) => switches.contains(&(switch, true)),
         };
         // A model has at least as many tensors as layers, whatever its metadata claims.
-        let layers = sizes.layers.min(model.tensors.len() as u64);
+        let layers = sizes.layers.min(stored.len() as u64);
         let outside = OUTSIDE.iter().map(|row| (row, None));
         let inside = (0..layers).flat_map(|layer| self.0.layer.iter().map(move |row| (row, Some(layer))));
         let (mut found, mut missing) = (Vec::new(), Vec::new());
@@ -84,7 +85,7 @@ impl Back {
             for bias in [Some(false), on(row.bias).then_some(true)].into_iter().flatten() {
                 let name = row.our_name(layer, bias);
                 match left.remove(name.as_str()) {
-                    Some(index) => found.push(self.found(model, index, row, (layer, bias), sizes)?),
+                    Some(index) => found.push(self.found(stored[index], index, row, (layer, bias), sizes)?),
                     None if row.must || bias => missing.push(name),
                     None => {}
                 }
@@ -97,12 +98,12 @@ impl Back {
     }
 
     /// The switches of the family.
-    fn switches(self, model: &GgufModel) -> Vec<Switch> {
+    fn switches(self, stored: &[Stored<'_>]) -> Vec<Switch> {
         let mut switches: Vec<Switch> = Vec::new();
         for row in self.0.layer {
             let Bias::If(switch) = row.bias else { continue };
             let ending = format!(".{}.bias", row.ours);
-            let on = model.tensors.iter().any(|tensor| tensor.info().name.ends_with(&ending));
+            let on = stored.iter().any(|(name, _)| name.ends_with(&ending));
             match switches.iter_mut().find(|(name, _)| *name == switch) {
                 Some((_, any)) => *any |= on,
                 None => switches.push((switch, on)),
@@ -113,20 +114,19 @@ impl Back {
 
     fn found(
         self,
-        model: &GgufModel,
+        (name, stored): Stored<'_>,
         index: usize,
         row: &Row,
         (layer, bias): (Option<u64>, bool),
         sizes: &Sizes,
     ) -> Result<Found> {
-        let stored = model.tensors[index].info();
         let axes = if bias { 1 } else { row.axes };
         let shape: Vec<usize> = row.shape[..axes].iter().map(|dim| sizes.size(*dim) as usize).collect();
-        if trimmed(&stored.shape) != trimmed(&shape) {
+        if trimmed(stored) != trimmed(&shape) {
             let problem = format!(
                 "tensor {} has the shape {:?}, and the model's metadata make it {shape:?}",
-                escaped(&stored.name),
-                stored.shape
+                escaped(name),
+                stored
             );
             return Err(Error::refused(problem, INCONSISTENT));
         }

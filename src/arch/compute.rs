@@ -3,7 +3,7 @@
 
 use serde_json::Value as Json;
 
-use super::family::Family;
+use super::family::{Family, Window};
 use crate::arch::settings::Settings;
 use crate::error::{Error, Result, escaped};
 
@@ -55,13 +55,13 @@ fn window(settings: &Settings) -> Option<String> {
     let number = |key: &str, default| settings.get(key).and_then(Json::as_u64).unwrap_or(default);
     let is_sliding = |kind: &Json| kind.as_str() == Some("sliding_attention");
     let listed = settings.get("layer_types").and_then(Json::as_array).map(|kinds| kinds.iter().any(is_sliding));
-    let slides = match settings.text("model_type") {
-        Some("mistral" | "ministral") => listed.unwrap_or(true),
-        Some("qwen2" | "qwen3") => {
+    let slides = match settings.class().window {
+        Window::Always => listed.unwrap_or(true),
+        Window::Switched => {
             let some = number("max_window_layers", FULL_LAYERS) < number("num_hidden_layers", 0);
             settings.is_on("use_sliding_window") && listed.unwrap_or(some)
         }
-        _ => false,
+        Window::Never => false,
     };
     // Null is no window; where nothing is said, there is one.
     let given = settings.get("sliding_window").and_then(Json::as_u64);

@@ -7,23 +7,20 @@ pub(crate) mod family;
 mod llama;
 mod mistral;
 pub(crate) mod names;
-mod power;
 mod qwen2;
 mod qwen3;
-mod rope;
-pub(crate) mod rope_factors;
+pub(crate) mod rope;
 pub(crate) mod settings;
 mod spec;
 mod tensors;
 mod vocabulary;
-pub(crate) mod yarn;
 
 use serde_json::Value as Json;
 
 use self::family::Family;
 pub(crate) use self::names::Sizes;
 pub use self::rope::Rope;
-pub(crate) use self::rope_factors::Scaling;
+pub(crate) use self::rope::llama3::Scaling;
 pub use self::spec::{Heads, Projection, Spec};
 pub use self::tensors::{GgufTensor, HfTensor, Rows};
 #[cfg(test)]

@@ -17,10 +17,10 @@ use crate::merge::TO_FLOATS;
 pub(crate) enum Dim {
     /// Tokens.
     Vocab,
-    /// Width of the model.
-    Width,
-    /// Width of the feed-forward network.
+    /// Hidden values: those of a token between the layers.
     Hidden,
+    /// Values between the two halves of an MLP.
+    Intermediate,
     /// Queries of all heads.
     Query,
     /// Keys (or values) of all heads that have some.
@@ -101,10 +101,10 @@ fn ending(bias: bool) -> &'static str {
 
 /// Tensors outside the layers.
 pub(crate) const OUTSIDE: [Row; 3] = [
-    Row::linear("embed_tokens", "token_embd", [Dim::Vocab, Dim::Width], Bias::Never),
-    Row::norm("norm", "output_norm", Dim::Width),
+    Row::linear("embed_tokens", "token_embd", [Dim::Vocab, Dim::Hidden], Bias::Never),
+    Row::norm("norm", "output_norm", Dim::Hidden),
     // Absent where the embedding serves as the output too.
-    Row::linear("lm_head", "output", [Dim::Vocab, Dim::Width], Bias::Never).optional(),
+    Row::linear("lm_head", "output", [Dim::Vocab, Dim::Hidden], Bias::Never).optional(),
 ];
 
 /// Endings of tensors that the converter leaves out as well: they are computed or constant.
@@ -114,8 +114,8 @@ const LEFT_OUT: [&str; 3] = [".attention.masked_bias", ".attention.bias", ".rota
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sizes {
     pub(crate) vocab: u64,
-    pub(crate) width: u64,
     pub(crate) hidden: u64,
+    pub(crate) intermediate: u64,
     pub(crate) query_heads: u64,
     pub(crate) key_heads: u64,
     pub(crate) head: u64,
@@ -128,8 +128,8 @@ impl Sizes {
         let key_heads = settings.get("num_key_value_heads").map(|_| settings.require("num_key_value_heads"));
         Ok(Self {
             vocab: settings.require("vocab_size")?,
-            width: settings.require("hidden_size")?,
-            hidden: settings.require("intermediate_size")?,
+            hidden: settings.require("hidden_size")?,
+            intermediate: settings.require("intermediate_size")?,
             query_heads,
             key_heads: key_heads.transpose()?.unwrap_or(query_heads),
             head: settings.head_dim()?,
@@ -141,8 +141,8 @@ impl Sizes {
     pub(crate) fn size(&self, dim: Dim) -> u64 {
         match dim {
             Dim::Vocab => self.vocab,
-            Dim::Width => self.width,
             Dim::Hidden => self.hidden,
+            Dim::Intermediate => self.intermediate,
             Dim::Query => self.query_heads * self.head,
             Dim::Key => self.key_heads * self.head,
             Dim::Head => self.head,

@@ -1,23 +1,45 @@
 //! Qwen3, dense: Qwen2 with norms on queries and keys in place of biases.
 
-use super::family::Family;
+use super::family::{ConfigClass, Default, Family};
 use super::names::{Bias, Dim, Row};
-use super::qwen2::QWEN2;
+use super::qwen2::{self, QWEN2};
 
 /// See the file's header.
-pub(crate) const QWEN3: Family =
-    Family { name: "qwen3", architectures: &["Qwen3ForCausalLM", "Qwen3Model"], layer: LAYER, ..QWEN2 };
+pub(crate) const QWEN3: Family = Family {
+    name: "qwen3",
+    architectures: &["Qwen3ForCausalLM", "Qwen3Model"],
+    classes: &[CONFIG],
+    layer: LAYER,
+    computed: false,
+    ..QWEN2
+};
 
 const LAYER: &[Row] = &[
-    Row::norm("input_layernorm", "attn_norm", Dim::Width),
-    Row::linear("self_attn.q_proj", "attn_q", [Dim::Query, Dim::Width], Bias::If("attention_bias")),
-    Row::linear("self_attn.k_proj", "attn_k", [Dim::Key, Dim::Width], Bias::If("attention_bias")),
-    Row::linear("self_attn.v_proj", "attn_v", [Dim::Key, Dim::Width], Bias::If("attention_bias")),
-    Row::linear("self_attn.o_proj", "attn_output", [Dim::Width, Dim::Query], Bias::If("attention_bias")),
+    Row::norm("input_layernorm", "attn_norm", Dim::Hidden),
+    Row::linear("self_attn.q_proj", "attn_q", [Dim::Query, Dim::Hidden], Bias::If("attention_bias")),
+    Row::linear("self_attn.k_proj", "attn_k", [Dim::Key, Dim::Hidden], Bias::If("attention_bias")),
+    Row::linear("self_attn.v_proj", "attn_v", [Dim::Key, Dim::Hidden], Bias::If("attention_bias")),
+    Row::linear("self_attn.o_proj", "attn_output", [Dim::Hidden, Dim::Query], Bias::If("attention_bias")),
     Row::norm("self_attn.q_norm", "attn_q_norm", Dim::Head),
     Row::norm("self_attn.k_norm", "attn_k_norm", Dim::Head),
-    Row::norm("post_attention_layernorm", "ffn_norm", Dim::Width),
-    Row::linear("mlp.gate_proj", "ffn_gate", [Dim::Hidden, Dim::Width], Bias::Never),
-    Row::linear("mlp.up_proj", "ffn_up", [Dim::Hidden, Dim::Width], Bias::Never),
-    Row::linear("mlp.down_proj", "ffn_down", [Dim::Width, Dim::Hidden], Bias::Never),
+    Row::norm("post_attention_layernorm", "ffn_norm", Dim::Hidden),
+    Row::linear("mlp.gate_proj", "ffn_gate", [Dim::Intermediate, Dim::Hidden], Bias::Never),
+    Row::linear("mlp.up_proj", "ffn_up", [Dim::Intermediate, Dim::Hidden], Bias::Never),
+    Row::linear("mlp.down_proj", "ffn_down", [Dim::Hidden, Dim::Intermediate], Bias::Never),
+];
+
+const CONFIG: ConfigClass = ConfigClass { model_type: "qwen3", defaults: DEFAULTS, ..qwen2::CONFIG };
+
+const DEFAULTS: &[(&str, Default)] = &[
+    ("vocab_size", Default::Int(151_936)),
+    ("hidden_size", Default::Int(4096)),
+    ("intermediate_size", Default::Int(22_016)),
+    ("num_hidden_layers", Default::Int(32)),
+    ("num_attention_heads", Default::Int(32)),
+    ("num_key_value_heads", Default::IntOrHeads(32)),
+    ("head_dim", Default::Int(128)),
+    ("max_position_embeddings", Default::Int(32_768)),
+    ("rms_norm_eps", Default::Float(1e-6)),
+    ("tie_word_embeddings", Default::Off),
+    ("attention_bias", Default::Off),
 ];

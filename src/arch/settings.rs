@@ -3,104 +3,9 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::FAMILIES;
+use super::family::{ConfigClass, Default};
 use crate::error::{Error, Result, escaped};
-
-/// A value that transformers gives to a setting that config.json lacks.
-enum Default {
-    /// A whole number.
-    Int(u64),
-    /// A number.
-    Float(f64),
-    /// A switch that is off.
-    Off,
-    /// As many as the attention heads. It also stands in for null.
-    Heads,
-    /// The number, and as many as the attention heads for null.
-    IntOrHeads(u64),
-    /// The width of the model over its heads. It also stands in for null.
-    HeadDim,
-}
-
-/// Defaults of the configuration classes, by `model_type`: of the settings that a conversion reads.
-/// Source: `configuration_*.py` of transformers 5.23.
-const DEFAULTS: [(&str, &[(&str, Default)]); 5] = [
-    (
-        "llama",
-        &[
-            ("vocab_size", Default::Int(32_000)),
-            ("hidden_size", Default::Int(4096)),
-            ("intermediate_size", Default::Int(11_008)),
-            ("num_hidden_layers", Default::Int(32)),
-            ("num_attention_heads", Default::Int(32)),
-            ("num_key_value_heads", Default::Heads),
-            ("max_position_embeddings", Default::Int(2048)),
-            ("rms_norm_eps", Default::Float(1e-6)),
-            ("tie_word_embeddings", Default::Off),
-            ("attention_bias", Default::Off),
-            ("mlp_bias", Default::Off),
-            ("head_dim", Default::HeadDim),
-        ],
-    ),
-    (
-        "mistral",
-        &[
-            ("vocab_size", Default::Int(32_000)),
-            ("hidden_size", Default::Int(4096)),
-            ("intermediate_size", Default::Int(14_336)),
-            ("num_hidden_layers", Default::Int(32)),
-            ("num_attention_heads", Default::Int(32)),
-            ("num_key_value_heads", Default::IntOrHeads(8)),
-            ("max_position_embeddings", Default::Int(131_072)),
-            ("rms_norm_eps", Default::Float(1e-6)),
-            ("tie_word_embeddings", Default::Off),
-            ("head_dim", Default::HeadDim),
-        ],
-    ),
-    (
-        "ministral",
-        &[
-            ("vocab_size", Default::Int(32_000)),
-            ("hidden_size", Default::Int(4096)),
-            ("intermediate_size", Default::Int(14_336)),
-            ("num_hidden_layers", Default::Int(32)),
-            ("num_attention_heads", Default::Int(32)),
-            ("num_key_value_heads", Default::IntOrHeads(8)),
-            ("max_position_embeddings", Default::Int(131_072)),
-            ("rms_norm_eps", Default::Float(1e-6)),
-            ("tie_word_embeddings", Default::Off),
-        ],
-    ),
-    (
-        "qwen2",
-        &[
-            ("vocab_size", Default::Int(151_936)),
-            ("hidden_size", Default::Int(4096)),
-            ("intermediate_size", Default::Int(22_016)),
-            ("num_hidden_layers", Default::Int(32)),
-            ("num_attention_heads", Default::Int(32)),
-            ("num_key_value_heads", Default::IntOrHeads(32)),
-            ("max_position_embeddings", Default::Int(32_768)),
-            ("rms_norm_eps", Default::Float(1e-6)),
-            ("tie_word_embeddings", Default::Off),
-        ],
-    ),
-    (
-        "qwen3",
-        &[
-            ("vocab_size", Default::Int(151_936)),
-            ("hidden_size", Default::Int(4096)),
-            ("intermediate_size", Default::Int(22_016)),
-            ("num_hidden_layers", Default::Int(32)),
-            ("num_attention_heads", Default::Int(32)),
-            ("num_key_value_heads", Default::IntOrHeads(32)),
-            ("head_dim", Default::Int(128)),
-            ("max_position_embeddings", Default::Int(32_768)),
-            ("rms_norm_eps", Default::Float(1e-6)),
-            ("tie_word_embeddings", Default::Off),
-            ("attention_bias", Default::Off),
-        ],
-    ),
-];
 
 /// Members that a scaled rotary embedding must have, by its type. Where one is missing, transformers refuses the
 /// configuration, and the converter falls back to the plain file.
@@ -127,6 +32,19 @@ const REMEDY: &str = "take config.json from the model's source";
 pub(crate) struct Settings {
     members: Map<String, Json>,
     rope: Map<String, Json>,
+    class: &'static ConfigClass,
+}
+
+/// The configuration classes of all families.
+fn classes() -> impl Iterator<Item = &'static ConfigClass> {
+    FAMILIES.iter().flat_map(|family| family.classes)
+}
+
+/// The class that reads a config.json of this `model_type`, which lists the layers' types or does not.
+fn class(model_type: &str, lists_layers: bool) -> Option<&'static ConfigClass> {
+    let named = |name: &str| classes().find(|class| class.model_type == name);
+    let class = named(model_type)?;
+    class.with_layer_types.filter(|_| lists_layers).map_or(Some(class), named)
 }
 
 impl Settings {
@@ -135,20 +53,16 @@ impl Settings {
         let Json::Object(members) = config else {
             return Err(Error::refused("config.json is no JSON object", REMEDY));
         };
-        let model_type = match members.get("model_type").and_then(Json::as_str).unwrap_or_default() {
-            // As transformers' `AutoConfig` reads such a file.
-            "mistral" if members.contains_key("layer_types") => "ministral",
-            model_type => model_type,
-        };
-        let Some((_, defaults)) = DEFAULTS.iter().find(|row| row.0 == model_type) else {
-            let known = DEFAULTS.map(|row| row.0).join(", ");
+        let model_type = members.get("model_type").and_then(Json::as_str).unwrap_or_default();
+        let Some(class) = class(model_type, members.contains_key("layer_types")) else {
+            let known = classes().map(|class| class.model_type).collect::<Vec<_>>().join(", ");
             let problem =
                 format!("config.json has the model_type \"{}\"; GGUF is made of {known}", escaped(model_type));
             return Err(Error::refused(problem, super::BY_LLAMA_CPP));
         };
-        let plain = Self { members: members.clone(), rope: Map::new() };
+        let plain = Self { members: members.clone(), rope: Map::new(), class };
         let mut settings = plain.clone();
-        for (key, default) in *defaults {
+        for (key, default) in class.defaults {
             settings.default(key, default)?;
         }
         if settings.unify_rope()? { Ok(settings) } else { Ok(plain.plain_rope()) }
@@ -209,16 +123,14 @@ impl Settings {
                 kinds.dedup();
                 kinds
             }
-            _ if self.text("model_type").is_some_and(|t| t.starts_with("qwen")) => {
-                vec!["full_attention".to_owned(), "sliding_attention".to_owned()]
-            }
+            _ if self.class.nests_rope => vec!["full_attention".to_owned(), "sliding_attention".to_owned()],
             _ => Vec::new(),
         }
     }
 
-    /// Whether transformers accepts the dimensions: a Llama's width is a multiple of its heads.
+    /// Whether transformers accepts the dimensions.
     fn is_sound(&self) -> Result<bool> {
-        if self.text("model_type") != Some("llama") {
+        if !self.class.divides_heads {
             return Ok(true);
         }
         let heads = self.require("num_attention_heads")?;
@@ -278,13 +190,18 @@ impl Settings {
             .ok_or_else(|| Error::refused(format!("config.json has no {key}"), REMEDY))
     }
 
-    /// Width of an attention head.
+    /// The configuration class that reads it.
+    pub(crate) fn class(&self) -> &'static ConfigClass {
+        self.class
+    }
+
+    /// Values of an attention head.
     pub(crate) fn head_dim(&self) -> Result<u64> {
         if let Some(value) = self.get("head_dim") {
             return whole("head_dim", value).map(u64::from);
         }
-        let (width, heads) = (self.require("hidden_size")?, self.require("num_attention_heads")?);
-        width.checked_div(heads).ok_or_else(|| Error::refused("config.json: num_attention_heads is 0", REMEDY))
+        let (hidden, heads) = (self.require("hidden_size")?, self.require("num_attention_heads")?);
+        hidden.checked_div(heads).ok_or_else(|| Error::refused("config.json: num_attention_heads is 0", REMEDY))
     }
 
     /// All settings of the rotary embedding.

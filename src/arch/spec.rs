@@ -4,13 +4,11 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::FAMILIES;
+use super::family::Window;
 use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, ConfigText};
 use crate::error::{Error, Result, escaped};
-
-/// `model_type` in config.json of the families whose layers are those of Llama, with biases where the checkpoint has
-/// them, as Qwen2's queries, keys and values do.
-const FAMILIES: [&str; 3] = ["qwen2", "llama", "mistral"];
 
 /// The projections of a layer that can be adapted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,8 +130,9 @@ struct Fields<'c> {
 impl Fields<'_> {
     fn spec(&self, base: &Checkpoint) -> Result<Spec> {
         let model_type = self.config.string(&["model_type"]).unwrap_or_default();
-        let Some(family) = FAMILIES.into_iter().find(|family| *family == model_type) else {
-            let known = FAMILIES.join(", ");
+        let computed = FAMILIES.iter().filter(|family| family.computed).map(|family| &family.classes[0]);
+        let Some(class) = computed.clone().find(|class| class.model_type == model_type) else {
+            let known = computed.map(|class| class.model_type).collect::<Vec<_>>().join(", ");
             return Err(Error::refused(
                 format!("the model is of type {:?}, which qft can't train", escaped(&model_type)),
                 format!("choose a base of one of these types: {known}"),
@@ -160,9 +159,13 @@ impl Fields<'_> {
             return Err(self.malformed(&problem, "restore config.json from its source"));
         }
         let epsilon = self.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
-        let uses_window = family == "mistral" || self.flag("use_sliding_window");
+        let uses_window = match class.window {
+            Window::Never => false,
+            Window::Always => true,
+            Window::Switched => self.flag("use_sliding_window"),
+        };
         Ok(Spec {
-            model_type: family,
+            model_type: class.model_type,
             layers: self.layers(base)?,
             hidden,
             width: self.size("intermediate_size")?,

@@ -34,6 +34,3 @@ pub(crate) const TRAIN: [&[Flag]; 8] = [
 
 /// Those that `qft export` has no flag of its own for.
 pub const EXPORT: [&[Flag]; 2] = [&export::EXPORT, &serving::SERVING];
-
-#[cfg(test)]
-mod tests;

@@ -74,7 +74,9 @@ impl ToHfPlan {
         let embeddings =
             model.tensor("token_embd.weight").map_or(0, |tensor| tensor.info().shape.first().copied().unwrap_or(0));
         let shape = Shape::read(keys, embeddings as u64)?;
-        let (mut found, switches) = family.name_tensors(&model, &shape.sizes)?;
+        let stored: Vec<_> = model.tensors.iter().map(|tensor| tensor.info()).collect();
+        let stored: Vec<_> = stored.iter().map(|info| (info.name.as_str(), info.shape.as_slice())).collect();
+        let (mut found, switches) = family.name_tensors(&stored, &shape.sizes)?;
         let tied = tie(&mut found, options.tie);
         let factors = model.tensor(ROPE_FREQS).map(readable_factors).transpose()?;
         let (scaling, mut warnings) = {

@@ -3,9 +3,10 @@
 
 use serde_json::{Map, Value as Json};
 
+use crate::arch::compute;
 use crate::arch::family::Family;
+use crate::arch::rope::yarn;
 use crate::arch::settings::{Settings, number, whole};
-use crate::arch::{compute, yarn};
 use crate::error::{Error, Result, escaped};
 use crate::gguf::{Array, Metadata, Value};
 

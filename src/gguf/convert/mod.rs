@@ -9,7 +9,7 @@ use super::card::{describe, lineage_keys};
 use super::{Lineage, Metadata, Value};
 use crate::arch::family::Family;
 use crate::arch::settings::Settings;
-use crate::arch::{BY_LLAMA_CPP, GgufTensor, HfTensor, Recipe, family, names, rope_factors};
+use crate::arch::{BY_LLAMA_CPP, GgufTensor, HfTensor, Recipe, family, names, rope};
 use crate::checkpoint::ModelFiles;
 use crate::error::{Error, Result};
 
@@ -46,7 +46,7 @@ pub fn convert(files: &ModelFiles, tensors: &[HfTensor], options: &Options) -> R
     let settings = Settings::complete(&files.config)?;
     let mut placed = Vec::with_capacity(tensors.len() + 1);
     if family.generates_rope_factors {
-        placed.extend(rope_factors::factors(&settings)?);
+        placed.extend(rope::llama3::factors(&settings)?);
     }
     placed.extend(names::place(family, &settings, tensors, &mut warnings)?);
     let mut before_vocab = Metadata::default();
@@ -76,7 +76,6 @@ fn parameters(tensors: &[GgufTensor]) -> u64 {
 fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
     let has = |key: &str| files.config.get(key).is_some_and(|value| !value.is_null());
     let is_file = |name: &str| files.paths.contains_key(name);
-    let qwen = family.name.starts_with("qwen");
     if has("quantization_config") || is_file("hf_quant_config.json") {
         return Err(Error::refused(
             "the model's weights are quantized already",
@@ -87,8 +86,11 @@ fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
     let cases = [
         (has("text_config"), "the model is one of several in its config.json (text_config)"),
         (has("draft_vocab_size"), "the model is a draft model (EAGLE-3)"),
-        (qwen && (has("classifier_pooling") || is_file("modules.json")), "the model embeds sentences (modules.json)"),
-        (qwen && is_reranker(files)?, "the model is a reranker"),
+        (
+            family.has_embedders && (has("classifier_pooling") || is_file("modules.json")),
+            "the model embeds sentences (modules.json)",
+        ),
+        (family.has_embedders && is_reranker(files)?, "the model is a reranker"),
         (is_file("tekken.json") && !is_file("tokenizer.json"), "the model has tekken.json and no tokenizer.json"),
     ];
     match cases.into_iter().find(|case| case.0) {

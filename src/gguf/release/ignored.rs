@@ -2,7 +2,8 @@
 //! and have no place in its config.json. Source: src/models/{llama,qwen2,qwen3}.cpp and llama-context.cpp of llama.cpp.
 
 use super::Contents;
-use crate::arch::{self, yarn};
+use crate::arch;
+use crate::arch::rope::yarn;
 use crate::error::escaped;
 use crate::gguf::value::{Metadata, Value};
 

@@ -3,8 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
+use crate::arch::Sizes;
 use crate::arch::back::{Back, Switch};
-use crate::arch::{Sizes, yarn};
+use crate::arch::rope::yarn;
 use crate::error::{Error, Result, escaped};
 use crate::gguf::release::ignored;
 use crate::gguf::{Metadata, Value as GgufValue};
@@ -37,10 +38,10 @@ impl Shape {
         };
         let size =
             |key: &str| optional(key)?.ok_or_else(|| Error::refused(format!("the model states no {key}"), REMEDY));
-        let (width, query_heads) = (size("embedding_length")?, size("attention.head_count")?);
+        let (hidden, query_heads) = (size("embedding_length")?, size("attention.head_count")?);
         let key_heads = optional("attention.head_count_kv")?.unwrap_or(query_heads);
         let (key, rotated) = (optional("attention.key_length")?, optional("rope.dimension_count")?);
-        let head = key.or(rotated).unwrap_or(width / query_heads);
+        let head = key.or(rotated).unwrap_or(hidden / query_heads);
         let value = optional("attention.value_length")?;
         for (name, length) in [("rope.dimension_count", rotated), ("attention.value_length", value)] {
             if let Some(length) = length.filter(|length| *length != head) {
@@ -56,9 +57,9 @@ impl Shape {
                 REMEDY,
             ));
         }
-        let (layers, hidden) = (size("block_count")?, size("feed_forward_length")?);
+        let (layers, intermediate) = (size("block_count")?, size("feed_forward_length")?);
         Ok(Self {
-            sizes: Sizes { vocab, width, hidden, query_heads, key_heads, head, layers },
+            sizes: Sizes { vocab, hidden, intermediate, query_heads, key_heads, head, layers },
             context: size("context_length")?,
             head_stated: key.or(rotated).is_some(),
         })
@@ -97,12 +98,12 @@ pub(crate) fn config(keys: Keys<'_>, facts: &Facts<'_>) -> Result<String> {
     set("architectures", json!([facts.family.class()]));
     set("model_type", json!(facts.family.model_type()));
     set("vocab_size", json!(sizes.vocab));
-    set("hidden_size", json!(sizes.width));
-    set("intermediate_size", json!(sizes.hidden));
+    set("hidden_size", json!(sizes.hidden));
+    set("intermediate_size", json!(sizes.intermediate));
     set("num_hidden_layers", json!(sizes.layers));
     set("num_attention_heads", json!(sizes.query_heads));
     set("num_key_value_heads", json!(sizes.key_heads));
-    if facts.shape.head_stated || sizes.head * sizes.query_heads != sizes.width {
+    if facts.shape.head_stated || sizes.head * sizes.query_heads != sizes.hidden {
         set("head_dim", json!(sizes.head));
     }
     set("max_position_embeddings", json!(facts.shape.context));

@@ -4,7 +4,8 @@
 use serde_json::{Map, Value, json};
 
 use super::keys::{Keys, shortest};
-use crate::arch::{Scaling, yarn};
+use crate::arch::Scaling;
+use crate::arch::rope::yarn;
 use crate::error::{Error, Result, escaped};
 
 /// What llama.cpp assumes where the file says nothing, as transformers does.

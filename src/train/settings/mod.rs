@@ -4,6 +4,8 @@
 
 mod given;
 mod resolve;
+#[cfg(test)]
+mod swift_names;
 mod table;
 
 use std::path::PathBuf;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{EXPORT, Fate, Flag};
-use crate::train::settings::flags;
+use super::flags;
+use crate::swift::{EXPORT, Fate, Flag};
 
 /// A line a flag: its name, the commands that have it, its type, its default.
-const LIST: &str = include_str!("../../fixtures/swift/flags-4.6.0.tsv");
+const LIST: &str = include_str!("../../../fixtures/swift/flags-4.6.0.tsv");
 
 /// Names that ms-swift 2.6 and 3.12 had, and transformers 4, whose Trainer lent ms-swift's its flags.
 const OLDER: &[&str] = &[

@@ -1,9 +1,15 @@
-//! Rotary position embeddings: the tables of cos and sin, in f32. bf16 can't hold every position above 256.
+//! Rotary position embeddings: the tables of cos and sin, in f32 (bf16 can't hold every position above 256). What Llama 3
+//! does to frequencies is in `llama3`, `YaRN`'s factor in `yarn`.
+
+pub(crate) mod llama3;
+mod power;
+pub(crate) mod yarn;
 
 use std::path::Path;
 
 use serde_json::Value;
 
+use self::llama3::Scaling;
 use crate::checkpoint::ConfigText;
 use crate::error::{Error, Result, escaped};
 
@@ -12,14 +18,6 @@ use crate::error::{Error, Result, escaped};
 pub struct Rope {
     /// Angle of each pair of values at position 1.
     pub frequencies: Vec<f32>,
-}
-
-/// The parameters of Llama 3's scaling (`_compute_llama3_parameters` in transformers' `modeling_rope_utils.py`).
-struct Llama3 {
-    factor: f64,
-    low: f64,
-    high: f64,
-    length: f64,
 }
 
 impl Rope {
@@ -48,7 +46,7 @@ impl Rope {
             }
             "llama3" => {
                 let or = |key, default| positive(path, key, number(key).unwrap_or(default));
-                let scaling = Llama3 {
+                let scaling = Scaling {
                     factor: or("factor", 8.0)?,
                     low: or("low_freq_factor", 1.0)?,
                     high: or("high_freq_factor", 4.0)?,
@@ -58,7 +56,7 @@ impl Rope {
                     let problem = "has a rope low_freq_factor that is not below its high_freq_factor";
                     return Err(Error::malformed(path, problem, "restore config.json from its source"));
                 }
-                plain.map(|frequency| scaling.stretch(frequency)).collect()
+                plain.map(|frequency| scaling.scaled(frequency)).collect()
             }
             other => {
                 return Err(Error::refused(
@@ -86,20 +84,6 @@ fn positive(path: &Path, key: &str, value: f64) -> Result<f64> {
         return Ok(value);
     }
     Err(Error::malformed(path, format!("has a rope {key} of {value}"), "restore config.json from its source"))
-}
-
-impl Llama3 {
-    fn stretch(&self, frequency: f64) -> f64 {
-        let wavelength = 2.0 * std::f64::consts::PI / frequency;
-        if wavelength < self.length / self.high {
-            return frequency;
-        }
-        if wavelength > self.length / self.low {
-            return frequency / self.factor;
-        }
-        let smooth = (self.length / wavelength - self.low) / (self.high - self.low);
-        (1.0 - smooth) * frequency / self.factor + smooth * frequency
-    }
 }
 
 #[cfg(test)]

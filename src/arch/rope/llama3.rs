@@ -1,4 +1,5 @@
-//! The factors by which Llama 3 stretches its rotary embedding, as the tensor `rope_freqs.weight`.
+//! How Llama 3 scales its rotary embedding: frequencies as transformers computes them, and the factors on them that a GGUF
+//! has as the tensor `rope_freqs.weight`.
 
 use serde_json::Value as Json;
 
@@ -80,6 +81,20 @@ impl Scaling {
             ));
         }
         Ok(())
+    }
+
+    /// The scaled `frequency`, an angle a position (`_compute_llama3_parameters` in transformers'
+    /// `modeling_rope_utils.py`).
+    pub(super) fn scaled(&self, frequency: f64) -> f64 {
+        let wavelength = 2.0 * std::f64::consts::PI / frequency;
+        if wavelength < self.length / self.high {
+            return frequency;
+        }
+        if wavelength > self.length / self.low {
+            return frequency / self.factor;
+        }
+        let smooth = (self.length / wavelength - self.low) / (self.high - self.low);
+        (1.0 - smooth) * frequency / self.factor + smooth * frequency
     }
 
     /// The factors of the frequencies of heads of `dim` values, at most 2^20, with `base`, from 1 to 1e30.
