@@ -8,6 +8,7 @@ use super::change::{FactorPlan, LowRankPlan, float_of};
 use super::keys::Part;
 use super::problem::Way;
 use super::resolve::{Indexed, Module, Resolver, is_fraction};
+use super::tied::MAY_BE_TIED;
 use super::{Adapter, heads, tied};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::escaped;
@@ -16,11 +17,7 @@ use crate::merge::{Float, NormAxis};
 /// The two factors of a delta: A and B.
 pub(super) type Pair<'a> = (&'a Tensor, &'a Tensor);
 
-/// Why a change of an embedding is refused where its head is not known.
-pub(super) const MAY_BE_TIED: &str = "is for an embedding that may be tied to a head by a rule that qft does not know; set \
-                                      tie_word_embeddings in the base's config.json";
-
-/// Why another one is.
+/// Why a change of an embedding is refused where the head is known.
 const NORMALIZED: &str = "is for an embedding that its class normalizes, so that the change is none of its weight";
 
 impl Resolver<'_> {

@@ -218,3 +218,20 @@ impl TensorSource {
         source && terms && rows && self.magnitude.is_none() && other.magnitude.is_none()
     }
 }
+
+/// Whether two tensors of one shape hold the same values once both are of type `stored`.
+pub(super) fn same_values(a: &Tensor, b: &Tensor, stored: Dtype) -> bool {
+    if a.shape() != b.shape() {
+        return false;
+    }
+    if a.dtype() == b.dtype() {
+        return a.bytes() == b.bytes();
+    }
+    let rounded = |tensor: &Tensor| -> Option<Vec<u8>> {
+        let (from, to) = (Float::of(tensor.dtype())?, Float::of(stored)?);
+        let mut out = vec![0; tensor.elements() * to.size()];
+        let cast = Merge::cast(tensor.bytes(), from, to, tensor.elements().max(1), Overflow::Clamp, Vector::detect());
+        cast.run(0..tensor.elements(), &mut out).ok().map(|()| out)
+    };
+    rounded(a).is_some_and(|a| rounded(b) == Some(a))
+}

@@ -4,18 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::apply::MAY_BE_TIED;
-use super::change::{TensorSource, float_of};
+use super::change::{TensorSource, float_of, same_values};
 use super::keys::{self, Part};
 use super::problem::{Problem, Way, refusal};
 use super::rename::{Names, Place};
-use super::tied::Pair;
+use super::tied::{MAY_BE_TIED, Pair};
 use super::{Adapter, complete, heads, rename, tied};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result, escaped, shown};
-use crate::merge::{Float, Merge, Overflow, Vector};
+use crate::merge::Float;
 use crate::quantized::{self, Encoded};
-use safetensors::Dtype;
 
 /// What the merged model is made of.
 #[derive(Debug)]
@@ -326,21 +324,4 @@ impl Resolver<'_> {
 /// Whether an adapter's deltas are scaled by the user.
 pub(super) fn is_fraction(adapter: &Adapter) -> bool {
     (adapter.weight - 1.0).abs() > 0.0
-}
-
-/// Whether two tensors of one shape hold the same values once both are of type `stored`.
-pub(super) fn same_values(a: &Tensor, b: &Tensor, stored: Dtype) -> bool {
-    if a.shape() != b.shape() {
-        return false;
-    }
-    if a.dtype() == b.dtype() {
-        return a.bytes() == b.bytes();
-    }
-    let rounded = |tensor: &Tensor| -> Option<Vec<u8>> {
-        let (from, to) = (Float::of(tensor.dtype())?, Float::of(stored)?);
-        let mut out = vec![0; tensor.elements() * to.size()];
-        let cast = Merge::cast(tensor.bytes(), from, to, tensor.elements().max(1), Overflow::Clamp, Vector::detect());
-        cast.run(0..tensor.elements(), &mut out).ok().map(|()| out)
-    };
-    rounded(a).is_some_and(|a| rounded(b) == Some(a))
 }

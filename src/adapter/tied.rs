@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::change::TensorSource;
+use super::change::{TensorSource, same_values};
 use super::heads;
-use super::resolve::same_values;
 use crate::checkpoint::{Checkpoint, TEXT_SECTIONS, Tensor};
 
 /// Endings of the names of model classes that have an output head.
@@ -21,6 +20,10 @@ const WITH_HEAD: [&str; 10] = [
     "BertGenerationDecoder",
     "EncoderDecoderModel",
 ];
+
+/// Why a change of an embedding is refused where its head is not known.
+pub(super) const MAY_BE_TIED: &str = "is for an embedding that may be tied to a head by a rule that qft does not know; set \
+                                      tie_word_embeddings in the base's config.json";
 
 /// An embedding and its head.
 #[derive(Debug, Clone)]

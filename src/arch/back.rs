@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::FAMILIES;
 use super::family::Family;
-use super::names::{Bias, Heads, LISTED, OUTSIDE, Row, Sizes};
+use super::names::LISTED;
+use super::registry::FAMILIES;
+use super::row::{Bias, Heads, OUTSIDE, Row, Sizes};
 use crate::error::{Error, Result, escaped};
 
 /// The embeddings.

@@ -1,7 +1,7 @@
 //! What a family of models is: the architectures that belong to it, its configuration classes, its tensors' names and
 //! shapes, how its vocabulary is made, and whether it can be trained. The families themselves are one file each.
 
-use super::names::Row;
+use super::row::Row;
 use super::vocabulary::Recipe;
 
 /// A family of models.

@@ -1,7 +1,7 @@
 //! Llama and whatever has its shape: Llama 2 and 3, `SmolLM2`, and others that call themselves `LlamaForCausalLM`.
 
 use super::family::{ConfigClass, Default, Family, Window};
-use super::names::{Bias, Dim, Heads, Row};
+use super::row::{Bias, Dim, Heads, Row};
 use super::vocabulary::LLAMA_TOKENIZERS;
 
 /// See the file's header.

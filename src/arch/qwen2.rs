@@ -1,7 +1,7 @@
 //! Qwen2 and Qwen2.5.
 
 use super::family::{ConfigClass, Default, Family, Window};
-use super::names::{Bias, Dim, Row};
+use super::row::{Bias, Dim, Row};
 use super::vocabulary::QWEN_TOKENIZERS;
 
 /// See the file's header.

@@ -1,8 +1,8 @@
 //! Qwen3, dense: Qwen2 with norms on queries and keys in place of biases.
 
 use super::family::{ConfigClass, Default, Family};
-use super::names::{Bias, Dim, Row};
 use super::qwen2::{self, QWEN2};
+use super::row::{Bias, Dim, Row};
 
 /// See the file's header.
 pub(crate) const QWEN3: Family = Family {

@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::FAMILIES;
 use super::family::{ConfigClass, Default};
+use super::registry::FAMILIES;
 use crate::error::{Error, Result, escaped};
 
 /// Members that a scaled rotary embedding must have, by its type. Where one is missing, transformers refuses the
@@ -58,7 +58,7 @@ impl Settings {
             let known = classes().map(|class| class.model_type).collect::<Vec<_>>().join(", ");
             let problem =
                 format!("config.json has the model_type \"{}\"; GGUF is made of {known}", escaped(model_type));
-            return Err(Error::refused(problem, super::BY_LLAMA_CPP));
+            return Err(Error::refused(problem, super::registry::BY_LLAMA_CPP));
         };
         let plain = Self { members: members.clone(), rope: Map::new(), class };
         let mut settings = plain.clone();

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::FAMILIES;
 use super::family::Window;
+use super::registry::FAMILIES;
 use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, ConfigText};
 use crate::error::{Error, Result, escaped};

@@ -1,6 +1,6 @@
 //! Taking numbers and text off the front of a header, never more than the file has and never more memory than qft allows.
 
-use super::read::{BadGguf, Result};
+use super::bad::{BadGguf, Result};
 
 /// Most memory, in bytes, that the values of all keys may take. A vocabulary of 256,000 tokens takes some 30 MB.
 const MAX_VALUES: usize = 512 << 20;

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use super::bad::{BadGguf, Result};
 use super::cursor::Cursor;
-use super::read::{BadGguf, Result};
 use super::rules;
 use super::value::{Array, Metadata, Value, ValueType};
 

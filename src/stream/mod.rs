@@ -5,6 +5,7 @@ mod bounds;
 mod destination;
 mod foreign;
 mod inputs;
+mod job;
 mod journal;
 mod publish;
 mod schedule;
@@ -25,9 +26,9 @@ pub(crate) use destination::{check_destination, check_file, check_files};
 pub use foreign::Overwrite;
 pub(crate) use foreign::{check_finished, files_of_model};
 pub(crate) use inputs::{Input, InputDigest};
+pub(crate) use job::BLOCK_LEN;
+pub use job::{CardShare, CardUse, Timings};
 pub(crate) use staging::{Staging, free_space};
-pub(crate) use workers::BLOCK_LEN;
-pub use workers::{CardShare, CardUse, Timings};
 
 use crate::digest::Hex;
 use crate::error::{Error, Result};
@@ -35,9 +36,9 @@ use crate::ggml::TensorType;
 use crate::gpu::{Assist, Cards};
 use crate::merge::Vector;
 use crate::progress::Progress;
+use job::Job;
 use journal::{Finished, Journal};
 use staging::JOURNAL;
-use workers::Job;
 
 /// How to run a plan: nothing here changes a byte of the output.
 pub struct Run<'a> {

@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::inputs::{InputDigest, Inputs, Step};
+use super::job::{CardUse, Job, Timings};
 use super::sink::Buffer;
-use super::workers::{CardUse, Job, Timings};
 use super::{BLOCK_LEN, Work, in_flight};
 use crate::digest::{Hasher, Hex};
 use crate::error::Error;

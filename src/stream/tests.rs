@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use super::Work;
-use super::workers::{Job, run};
+use super::job::Job;
+use super::workers::run;
 use crate::error::Result;
 use crate::gpu::{Assist, Card, Cards, Device, SimulatedCard};
 use crate::progress::Silent;

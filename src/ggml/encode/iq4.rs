@@ -3,8 +3,9 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::classic::{peak, store};
+use super::classic::peak;
 use super::vector::{Work, run};
+use super::weighted::store;
 use crate::ggml::decode::IQ4_VALUES;
 use crate::ggml::float16::f32_to_f16;
 use crate::merge::Vector;

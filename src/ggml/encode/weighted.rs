@@ -3,10 +3,10 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::classic::store;
 use super::k::{WEIGHTED, fit_affine, fit_symmetric};
 use super::lanes::{Lanes, Tile, code};
 use super::vector::Work;
+use crate::ggml::float16::f32_to_f16;
 
 /// Rows whose squares are summed together.
 const TOGETHER: usize = 4;
@@ -92,4 +92,27 @@ fn codes(values: &[f32; 32], inverse: f32, floor: f32, low: f32, high: f32) -> [
         *out = code(inverse * (value - floor), low, high);
     }
     codes
+}
+
+/// Writes a block: its scales as f16, the fifth bits of codes if there are such, and nibbles, the first half of the
+/// codes in the low ones.
+#[inline(always)]
+pub(super) fn store(scales: &[f32], codes: &[u8; 32], fifth: bool, out: &mut [u8]) {
+    let (halves, mut rest) = out.split_at_mut(2 * scales.len());
+    for (scale, half) in scales.iter().zip(halves.as_chunks_mut().0) {
+        *half = f32_to_f16(*scale).to_le_bytes();
+    }
+    if fifth {
+        let (bits, nibbles) = rest.split_at_mut(4);
+        let fifth = codes.as_chunks().0.iter().rev().fold(0, |bits: u32, eight| {
+            // The product moves bit 0 of byte `i` to bit `56 + i`.
+            let ones = u64::from_le_bytes(*eight) >> 4 & 0x0101_0101_0101_0101;
+            bits << 8 | (ones.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32
+        });
+        bits.copy_from_slice(&fifth.to_le_bytes());
+        rest = nibbles;
+    }
+    for (j, byte) in rest.iter_mut().enumerate() {
+        *byte = codes[j] & 15 | codes[j + 16] << 4;
+    }
 }

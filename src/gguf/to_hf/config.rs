@@ -2,13 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::Keys;
+use super::keys::{Keys, tokens};
 use crate::arch::Sizes;
 use crate::arch::back::{Back, Switch};
 use crate::arch::rope::yarn;
 use crate::error::{Error, Result, escaped};
+use crate::gguf::Metadata;
 use crate::gguf::release::ignored;
-use crate::gguf::{Metadata, Value as GgufValue};
 
 const REMEDY: &str = "the file is incomplete: download or convert the model again";
 
@@ -126,22 +126,8 @@ pub(crate) fn config(keys: Keys<'_>, facts: &Facts<'_>) -> Result<String> {
 }
 
 fn ids(keys: Keys<'_>) -> Result<Vec<(&'static str, u64)>> {
-    let ids = IDS.into_iter().filter_map(|(key, stored)| Some(token_id(keys, stored).transpose()?.map(|id| (key, id))));
+    let ids = IDS.into_iter().filter_map(|(key, stored)| Some(keys.token_id(stored).transpose()?.map(|id| (key, id))));
     ids.collect()
-}
-
-/// The id that `tokenizer.ggml.<key>` gives, if there is such a token.
-pub(crate) fn token_id(keys: Keys<'_>, key: &str) -> Result<Option<u64>> {
-    let id = keys.id(&format!("tokenizer.ggml.{key}"))?;
-    Ok(id.filter(|id| *id < tokens(keys.metadata)))
-}
-
-/// The number of tokens that the file lists.
-fn tokens(metadata: &Metadata) -> u64 {
-    match metadata.get("tokenizer.ggml.tokens") {
-        Some(GgufValue::Array(tokens)) => tokens.len() as u64,
-        _ => 0,
-    }
 }
 
 /// Warnings of ids that no token has, which are left out.
@@ -171,7 +157,7 @@ pub(crate) fn generation_config(keys: Keys<'_>) -> Result<String> {
     }
     let mut ends: Vec<u64> = Vec::new();
     for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
-        ends.extend(token_id(keys, key)?.filter(|id| !ends.contains(id)));
+        ends.extend(keys.token_id(key)?.filter(|id| !ends.contains(id)));
     }
     if ends.len() > 1 {
         config.insert("eos_token_id".to_owned(), json!(ends));

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use super::tokenizer;
 use crate::error::{Error, Result, escaped};
 use crate::gguf::{Array, GgufModel, Metadata, Value};
 
+/// What to do about a tokenizer that can't be made from the keys.
+pub(super) const TOKENIZER_REMEDY: &str = "name a directory with the model's tokenizer by --tokenizer";
 /// What to do about a broken key that no other directory replaces.
 const REMEDY: &str = "the file is broken: download or convert the model again";
 
@@ -39,6 +40,12 @@ impl<'a> Keys<'a> {
     /// The token's id that `key` has; whether there is such a token is not checked.
     pub(crate) fn id(&self, key: &str) -> Result<Option<u64>> {
         self.typed(key, "the id of a token", Value::as_u64)
+    }
+
+    /// The id that `tokenizer.ggml.<key>` gives, if there is such a token.
+    pub(super) fn token_id(&self, key: &str) -> Result<Option<u64>> {
+        let id = self.id(&format!("tokenizer.ggml.{key}"))?;
+        Ok(id.filter(|id| *id < tokens(self.metadata)))
     }
 
     /// The finite number that `key` has.
@@ -80,7 +87,7 @@ impl<'a> Keys<'a> {
     /// The error of a `key` that is broken. A tokenizer can come from elsewhere; ids of tokens are in config.json too.
     pub(crate) fn broken(&self, key: &str, problem: &str) -> Error {
         let replaced = key.starts_with("tokenizer.") && !key.ends_with("_token_id");
-        let remedy = if replaced { tokenizer::REMEDY } else { REMEDY };
+        let remedy = if replaced { TOKENIZER_REMEDY } else { REMEDY };
         Error::malformed(self.path, format!("the key {} {problem}", escaped(key)), remedy)
     }
 
@@ -92,6 +99,14 @@ impl<'a> Keys<'a> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         let wrong = || self.broken(key, &format!("is {}, and must be {wanted}", described(value)));
         read(value).map(Some).ok_or_else(wrong)
+    }
+}
+
+/// The number of tokens that the file lists.
+pub(super) fn tokens(metadata: &Metadata) -> u64 {
+    match metadata.get("tokenizer.ggml.tokens") {
+        Some(Value::Array(tokens)) => tokens.len() as u64,
+        _ => 0,
     }
 }
 

@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::pre::PreTokenizer;
+use super::super::keys::{Keys, TOKENIZER_REMEDY as REMEDY};
+use super::Kind;
+use super::pre::{PreTokenizer, byte_level};
 use super::vocabulary::{Vocabulary, merges_json};
-use super::{Keys, Kind, REMEDY};
 use crate::error::{Error, Result, escaped};
 
 /// What a byte-level vocabulary brings to tokenizer.json.
@@ -30,11 +31,6 @@ pub(crate) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> 
     });
     parts.insert("model".to_owned(), model);
     Ok(Kind { parts, processor: Some(byte_level(false)), adds: (pre.adds_bos, false), sentencepiece: false })
-}
-
-/// The part of tokenizer.json that maps bytes to printable characters; alone, it cuts a text as GPT-2 does.
-pub(crate) fn byte_level(cuts: bool) -> Value {
-    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": cuts})
 }
 
 /// The merges of the file, each of two tokens that make a third. Tokenizers refuse to load any others.

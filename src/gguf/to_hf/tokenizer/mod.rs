@@ -11,13 +11,9 @@ mod vocabulary;
 
 use serde_json::{Map, Value, json};
 
-use super::config::token_id;
-use super::keys::Keys;
+use super::keys::{Keys, TOKENIZER_REMEDY as REMEDY};
 use crate::error::{Error, Result, escaped};
 use vocabulary::Vocabulary;
-
-/// What to do where a tokenizer can't be made.
-pub(crate) const REMEDY: &str = "name a directory with the model's tokenizer by --tokenizer";
 
 /// A file's name and bytes.
 pub(crate) type Text = (String, Vec<u8>);
@@ -131,7 +127,7 @@ fn special_tokens<'a>(keys: Keys<'_>, vocabulary: &Vocabulary<'a>, sentencepiece
     let assumed = |name: &str| SENTENCEPIECE_IDS.iter().find(|row| sentencepiece && row.0 == name).map(|row| row.1);
     let mut tokens = Vec::new();
     for (name, key) in SPECIAL {
-        let id = token_id(keys, key)?.or_else(|| assumed(name));
+        let id = keys.token_id(key)?.or_else(|| assumed(name));
         tokens.extend(id.and_then(|id| Some(Special { name, id, text: vocabulary.text(id)? })));
     }
     Ok(tokens)

@@ -4,8 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::REMEDY;
-use super::byte_level::byte_level;
+use super::super::keys::TOKENIZER_REMEDY as REMEDY;
 use crate::error::{Error, Result, escaped};
 
 /// A way to cut a text.
@@ -142,6 +141,11 @@ impl PreTokenizer {
         };
         json!({"type": "Sequence", "pretokenizers": steps})
     }
+}
+
+/// The part of tokenizer.json that maps bytes to printable characters; alone, it cuts a text as GPT-2 does.
+pub(super) fn byte_level(cuts: bool) -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": cuts})
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 
 use serde_json::{Map, json};
 
+use super::super::keys::{Keys, TOKENIZER_REMEDY as REMEDY};
+use super::Kind;
 use super::vocabulary::{Vocabulary, merges_json};
-use super::{Keys, Kind, REMEDY};
 use crate::error::{Error, Result};
 
 /// Stands for a space in a piece.

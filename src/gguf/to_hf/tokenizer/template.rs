@@ -1,6 +1,7 @@
 //! Chat templates: the one that speaks for the model, and named ones for other uses.
 
-use super::{Keys, REMEDY, Text};
+use super::super::keys::{Keys, TOKENIZER_REMEDY as REMEDY};
+use super::Text;
 use crate::error::{Error, Result, escaped};
 
 const TEMPLATE: &str = "tokenizer.chat_template";

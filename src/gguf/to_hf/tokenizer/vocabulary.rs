@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{Keys, REMEDY};
+use super::super::keys::{Keys, TOKENIZER_REMEDY as REMEDY};
 use crate::error::{Error, Result, escaped};
 use crate::gguf::vocab::is_padding;
 
