@@ -1,8 +1,12 @@
 //! The library's one error type. Every variant names the file or tensor and a remedy; text that came out of a
 //! file is escaped, so that a hostile name can't drive the reader's terminal.
 
+mod kind;
+
 use std::io;
 use std::path::{Path, PathBuf};
+
+pub use kind::ErrorKind;
 
 /// What went wrong, where, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +32,11 @@ pub enum Error {
         /// What the reader can do.
         remedy: String,
     },
-    /// The inputs are well formed, but what was asked can't be done with them.
+    /// What was asked can't be done, for a reason of this kind.
     #[error("{problem}\n  remedy: {remedy}")]
-    Refused {
+    Failed {
+        /// The kind.
+        kind: ErrorKind,
         /// What can't be done, with the names.
         problem: String,
         /// What the reader can do.
@@ -43,6 +49,10 @@ pub enum Error {
         problem: String,
         /// What the reader can do.
         remedy: String,
+        /// The bytes that were needed, if they are known.
+        needed: Option<u64>,
+        /// The bytes that were free, if they are known.
+        free: Option<u64>,
     },
     /// A value is NaN or infinite where none may be.
     #[error(
@@ -178,11 +188,6 @@ impl Error {
     /// Whether it came after something was moved at the destination, and was not moved back.
     pub(crate) fn has_moved(&self) -> bool {
         matches!(self, Self::InPlace { .. } | Self::Halfway { .. })
-    }
-
-    /// An [`Error::Refused`].
-    pub fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Refused { problem: problem.into(), remedy: remedy.into() }
     }
 }
 

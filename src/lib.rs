@@ -33,6 +33,6 @@ pub mod text;
 pub mod train;
 pub mod verify;
 
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};
 
 const _: () = assert!(usize::BITS == 64, "qft maps whole models and needs a 64-bit target");

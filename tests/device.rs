@@ -150,7 +150,7 @@ fn where_a_card_is_demanded_its_failure_leaves_the_destination_untouched() {
     for card in cards() {
         let demanded = if card == "cuda" { card } else { "simulated:demanded" };
         let flags = format!("{export} --device {demanded} --inject-fault lost@2");
-        bench.refuses(&flags, &["remedy: ", "--device auto"]);
+        bench.fails(75, &flags, &["remedy: ", "--device auto"]);
         assert_eq!(names(&bench), before, "nothing is left behind");
     }
 }

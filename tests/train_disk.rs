@@ -56,7 +56,7 @@ fn a_disk_without_room_for_a_checkpoint_is_told_before_the_run() {
     let bench = bench("qwen2");
     for line in [format!("{RUN} --out disk/o"), format!("{RUN} --out disk/o --dry-run")] {
         let Some(said) = on_a_disk(&bench, "size=8m", "\"$@\"", &line) else { return };
-        assert_eq!(said.code, Some(1), "{}", said.err);
+        assert_eq!(said.code, Some(75), "{}", said.err);
         assert!(said.err.contains("a checkpoint in disk/o needs 16.8 MB, and its disk has 8."), "{}", said.err);
         assert!(said.err.contains("give another --output_dir"), "{}", said.err);
     }
@@ -75,7 +75,7 @@ fn two_runs_in_one_directory_are_kept_apart() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let again = format!("{line} --max_steps 100000 --resume_from_checkpoint one/checkpoint-5");
-    bench.refuses(&again, &["another process trains in one", "--output_dir"]);
+    bench.fails(75, &again, &["another process trains in one", "--output_dir"]);
     first.kill().unwrap();
     first.wait().unwrap();
     // A process that was killed leaves no lock.

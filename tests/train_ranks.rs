@@ -267,7 +267,7 @@ fn a_rank_that_is_killed_amid_training_ends_the_other() {
     assert!(wait_for_lines(&bench, &mut first, "out", 2), "{:?}", said(first.wait_with_output().unwrap()));
     signal(&second, "-KILL");
     let first = ends_within(first, 20);
-    assert_eq!(first.code, Some(1), "{}", first.err);
+    assert_eq!(first.code, Some(75), "{}", first.err);
     assert!(first.err.contains("the ranks can't go on: rank 1 has ended"), "{}", first.err);
     ends_within(second, 5);
 }
@@ -282,7 +282,7 @@ fn a_port_that_is_taken_is_told_by_both() {
     let children = [0, 1].map(|rank| qft(&bench, rank, "127.0.0.1", port, &line));
     let [first, second] = children.map(|child| ends_within(child, 60));
     assert!(
-        first.code == Some(1) && first.err.contains("in use") && first.err.contains("MASTER_PORT"),
+        first.code == Some(75) && first.err.contains("in use") && first.err.contains("MASTER_PORT"),
         "{}",
         first.err
     );

@@ -24,6 +24,7 @@ fn a_mistyped_directory_is_no_model_on_the_hub() {
     let mut command = bench.command();
     command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", "http://127.0.0.1:9");
     let said = crate::workbench::said(command.args(export("org/name").split(' ')).output().unwrap());
+    assert_eq!(said.code, Some(75), "nothing answers there, which may pass: {}", said.err);
     assert!(said.err.contains("there is no directory org/name here") && said.err.contains("check the network"));
 }
 

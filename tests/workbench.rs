@@ -77,8 +77,13 @@ impl Bench {
 
     /// Runs `qft`, expects exit code 1, no panic and a message that mentions each of `mentions`.
     pub(crate) fn refuses(&self, line: &str, mentions: &[&str]) -> Said {
+        self.fails(1, line, mentions)
+    }
+
+    /// As [`Self::refuses`], with another exit code.
+    pub(crate) fn fails(&self, code: i32, line: &str, mentions: &[&str]) -> Said {
         let said = self.qft(line);
-        assert_eq!(said.code, Some(1), "qft {line}\n{}\n{}", said.out, said.err);
+        assert_eq!(said.code, Some(code), "qft {line}\n{}\n{}", said.out, said.err);
         assert!(!said.err.contains("panicked"), "{}", said.err);
         for mention in mentions {
             assert!(said.err.contains(mention), "qft {line}: {mention:?} is not in {}", said.err);

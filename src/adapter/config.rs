@@ -363,7 +363,7 @@ fn token_indices(raw: Option<TokenIndices>) -> Result<Vec<(String, Vec<u64>)>, S
 
 fn refuse_other_kinds(path: &Path, config: &Map<String, Value>) -> Result<()> {
     let refuse = |what: String, remedy: &str| {
-        Err(Error::refused(format!("{}: {what} can't be merged by qft", crate::error::shown(path)), remedy))
+        Err(Error::unsupported(format!("{}: {what} can't be merged by qft", crate::error::shown(path)), remedy))
     };
     let kind = match config.get("peft_type") {
         None | Some(Value::Null) => "LORA",

@@ -81,5 +81,5 @@ pub(super) fn refusal(base: &Checkpoint, adapters: &[Adapter], problems: &[Probl
         remedies.push(format!("give the 16-bit model that it was made from as --base{original}"));
     }
     remedies.extend(ways.iter().map(|way| way.remedy().to_owned()));
-    Error::refused(text, remedies.join("; "))
+    Error::inconsistent(text, remedies.join("; "))
 }

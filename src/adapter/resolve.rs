@@ -62,7 +62,7 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter], decode: bool) -> Result<
     let mut untied = resolver.pair.clone().is_some_and(|pair| pair.settle(base, &mut resolver.tensors));
     let kind = tied::model_type(base).unwrap_or_default();
     if untied && heads::is_bound(&kind) {
-        return Err(Error::refused(
+        return Err(Error::unsupported(
             format!(
                 "embedding and head of a {} can't be written apart: its flag does more than tie them",
                 escaped(&kind)
@@ -103,7 +103,7 @@ fn gathered<'t>(
         ),
         _ => return Ok(()),
     };
-    Err(Error::refused(
+    Err(Error::inconsistent(
         format!("{} {what}: it was saved without gathering the weights (DeepSpeed ZeRO-3, FSDP)", shown(path)),
         "save it again with stage3_gather_16bit_weights_on_model_save in DeepSpeed's config (FSDP: a full state dict), or \
          make its weights from the checkpoint beside it with DeepSpeed's zero_to_fp32.py",
@@ -300,7 +300,7 @@ impl Resolver<'_> {
             && e != h
             && before == self.base.tensors.get(&pair.head).and_then(|t| t.shape().first().copied()).or(before)
         {
-            return Err(Error::refused(
+            return Err(Error::inconsistent(
                 format!("the merged {} would have {e} rows and {} {h}", escaped(&pair.embedding), escaped(&pair.head)),
                 "save the adapter again with both embeddings (save_embedding_layers=True), after resizing",
             ));
@@ -309,7 +309,7 @@ impl Resolver<'_> {
         let value = self.tensors.get(&pair.embedding).filter(|t| t.replaced_by.is_some() && !t.is_base_layer);
         let by_name = ["embed_tokens.weight", "shared.weight"].iter().any(|name| pair.embedding.ends_with(name));
         if pair.tied && !by_name && value.is_some() && embedding != before && !brought {
-            return Err(Error::refused(
+            return Err(Error::inconsistent(
                 format!(
                     "{} has a new number of rows, and the head's new rows are in no file",
                     escaped(&pair.embedding)

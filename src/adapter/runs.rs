@@ -54,8 +54,8 @@ pub fn newest_checkpoint(output: &Path) -> Result<PathBuf> {
     }
     let problem = format!("{} holds no checkpoint-N with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}", shown(output));
     Err(match newest(model_written)? {
-        Some(model) => Error::refused(format!("{problem}, but {}", shown(&model)), WHOLE_MODEL),
-        None => Error::refused(problem, "train first, or name the adapter with --adapter"),
+        Some(model) => Error::invalid(format!("{problem}, but {}", shown(&model)), WHOLE_MODEL),
+        None => Error::not_found(problem, "train first, or name the adapter with --adapter"),
     })
 }
 

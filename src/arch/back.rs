@@ -50,7 +50,7 @@ impl Back {
         }
         let mut known: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
         known.dedup();
-        Err(Error::refused(
+        Err(Error::unsupported(
             format!("a model of the architecture {} has no way back to Hugging Face yet", escaped(architecture)),
             format!("use the original model; the way back is known for {}", known.join(", ")),
         ))
@@ -129,7 +129,7 @@ impl Back {
                 escaped(name),
                 stored
             );
-            return Err(Error::refused(problem, INCONSISTENT));
+            return Err(Error::inconsistent(problem, INCONSISTENT));
         }
         let heads = match row.heads {
             Heads::Query => Some(sizes.query_heads as usize),
@@ -153,5 +153,5 @@ fn refuse(names: &[String], problem: &str, remedy: &str) -> Result<()> {
     if names.len() > LISTED {
         listed += &format!(" and {} more", names.len() - LISTED);
     }
-    Err(Error::refused(format!("the model {problem} {listed}"), remedy))
+    Err(Error::inconsistent(format!("the model {problem} {listed}"), remedy))
 }

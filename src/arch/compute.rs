@@ -35,7 +35,7 @@ pub(crate) fn check(family: &Family, settings: &Settings, warnings: &mut Vec<Str
         let Some(differs) = (rule.differs)(settings) else { continue };
         let problem = format!("config.json: {differs}, and llama.cpp does not do so for {}", family.name);
         let Some(suffer) = rule.suffer else {
-            return Err(Error::refused(
+            return Err(Error::unsupported(
                 problem,
                 "serve the safetensors (which an export without --gguf writes): a GGUF would be another model",
             ));

@@ -69,7 +69,7 @@ pub(crate) fn place(
         let name = place.name();
         if !names.insert(name.clone()) {
             let problem = format!("two tensors would be {name}; the second is {}", escaped(&tensor.name));
-            return Err(Error::refused(problem, "remove one of them from the model"));
+            return Err(Error::inconsistent(problem, "remove one of them from the model"));
         }
         check(&place, tensor, &sizes)?;
         let heads = if family.permutes { place.row.heads } else { Heads::None };
@@ -80,7 +80,7 @@ pub(crate) fn place(
         };
         if heads.is_some() && !sizes.head.is_multiple_of(2) {
             let problem = format!("heads of {} values can't be reordered for llama.cpp: they must be even", sizes.head);
-            return Err(Error::refused(problem, "check head_dim in config.json"));
+            return Err(Error::inconsistent(problem, "check head_dim in config.json"));
         }
         placed.push(GgufTensor {
             always_f32: tensor.shape.len() <= 1 || name.ends_with("_norm.weight") || !name.ends_with(".weight"),
@@ -110,7 +110,7 @@ fn check(place: &Place, tensor: &HfTensor, sizes: &Sizes) -> Result<()> {
             tensor.dtype
         );
         let remedy = if tensor.dtype == Dtype::F64 { TO_FLOATS } else { "give the 16-bit model that it was made from" };
-        return Err(Error::refused(problem, remedy));
+        return Err(Error::unsupported(problem, remedy));
     }
     let axes = if place.bias { 1 } else { place.row.axes };
     let expected: Vec<u64> = place.row.shape[..axes].iter().map(|dim| sizes.size(*dim)).collect();
@@ -120,7 +120,7 @@ fn check(place: &Place, tensor: &HfTensor, sizes: &Sizes) -> Result<()> {
             escaped(&tensor.name),
             tensor.shape
         );
-        return Err(Error::refused(problem, "take config.json and weights from the same model"));
+        return Err(Error::inconsistent(problem, "take config.json and weights from the same model"));
     }
     Ok(())
 }
@@ -153,7 +153,7 @@ fn refuse_lost(family: &Family, lost: &[&str], layers: u64) -> Result<()> {
             "check architectures and num_hidden_layers in config.json (nothing is left out silently), or {BY_LLAMA_CPP}"
         )
     };
-    Err(Error::refused(problem, remedy))
+    Err(Error::unsupported(problem, remedy))
 }
 
 fn refuse_missing(family: &Family, settings: &Settings, names: &HashSet<String>, layers: u64) -> Result<()> {
@@ -161,7 +161,7 @@ fn refuse_missing(family: &Family, settings: &Settings, names: &HashSet<String>,
     // Before names are made for as many layers as a file says.
     if layers.saturating_mul(family.layer.len() as u64) > 2 * (names.len() as u64 + 1) + 1000 {
         let problem = format!("config.json says {layers} layers; the model has {} tensors", names.len());
-        return Err(Error::refused(problem, REMEDY));
+        return Err(Error::inconsistent(problem, REMEDY));
     }
     let outside = OUTSIDE.iter().map(|row| (row, None));
     let inside = (0..layers).flat_map(|layer| family.layer.iter().map(move |row| (row, Some(layer))));
@@ -180,7 +180,7 @@ fn refuse_missing(family: &Family, settings: &Settings, names: &HashSet<String>,
         return Ok(());
     }
     let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
-    Err(Error::refused(
+    Err(Error::inconsistent(
         format!("the model lacks {} tensors of a {}: {}", missing.len(), family.name, list(&missing)),
         REMEDY,
     ))

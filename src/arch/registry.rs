@@ -30,7 +30,10 @@ pub(crate) fn is_known(architecture: &str) -> bool {
 pub(crate) fn family(config: &Json) -> Result<&'static Family> {
     let name = config.get("architectures").and_then(|list| list.get(0)).and_then(Json::as_str);
     let Some(name) = name else {
-        return Err(Error::refused("config.json names no architecture", "take config.json from the model's source"));
+        return Err(Error::inconsistent(
+            "config.json names no architecture",
+            "take config.json from the model's source",
+        ));
     };
     if let Some(family) = FAMILIES.iter().find(|family| family.architectures.contains(&name)) {
         return Ok(family);
@@ -38,5 +41,5 @@ pub(crate) fn family(config: &Json) -> Result<&'static Family> {
     let known = FAMILIES.iter().map(|family| family.architectures[0]).collect::<Vec<_>>().join(", ");
     let what = OTHERS.iter().find(|row| name.contains(row.0)).map_or(String::new(), |row| format!(", {}", row.1));
     let problem = format!("GGUF is made of {known}, and this model is {}{what}", escaped(name));
-    Err(Error::refused(problem, BY_LLAMA_CPP))
+    Err(Error::unsupported(problem, BY_LLAMA_CPP))
 }

@@ -51,14 +51,14 @@ impl Settings {
     /// Completes `config`, the content of config.json.
     pub(crate) fn complete(config: &Json) -> Result<Self> {
         let Json::Object(members) = config else {
-            return Err(Error::refused("config.json is no JSON object", REMEDY));
+            return Err(Error::inconsistent("config.json is no JSON object", REMEDY));
         };
         let model_type = members.get("model_type").and_then(Json::as_str).unwrap_or_default();
         let Some(class) = class(model_type, members.contains_key("layer_types")) else {
             let known = classes().map(|class| class.model_type).collect::<Vec<_>>().join(", ");
             let problem =
                 format!("config.json has the model_type \"{}\"; GGUF is made of {known}", escaped(model_type));
-            return Err(Error::refused(problem, super::registry::BY_LLAMA_CPP));
+            return Err(Error::unsupported(problem, super::registry::BY_LLAMA_CPP));
         };
         let plain = Self { members: members.clone(), rope: Map::new(), class };
         let mut settings = plain.clone();
@@ -96,7 +96,7 @@ impl Settings {
         let mut rope = match given {
             Some(Json::Object(rope)) => rope,
             None | Some(Json::Null) => Map::new(),
-            Some(_) => return Err(Error::refused("config.json: rope_scaling is no object", REMEDY)),
+            Some(_) => return Err(Error::inconsistent("config.json: rope_scaling is no object", REMEDY)),
         };
         let theta = self.members.shift_remove("rope_theta").unwrap_or_else(|| json!(ROPE_THETA));
         let length = self.members.get("max_position_embeddings").cloned().unwrap_or(Json::Null);
@@ -187,7 +187,7 @@ impl Settings {
             .map(|value| whole(key, value))
             .transpose()?
             .map(u64::from)
-            .ok_or_else(|| Error::refused(format!("config.json has no {key}"), REMEDY))
+            .ok_or_else(|| Error::inconsistent(format!("config.json has no {key}"), REMEDY))
     }
 
     /// The configuration class that reads it.
@@ -201,7 +201,7 @@ impl Settings {
             return whole("head_dim", value).map(u64::from);
         }
         let (hidden, heads) = (self.require("hidden_size")?, self.require("num_attention_heads")?);
-        hidden.checked_div(heads).ok_or_else(|| Error::refused("config.json: num_attention_heads is 0", REMEDY))
+        hidden.checked_div(heads).ok_or_else(|| Error::inconsistent("config.json: num_attention_heads is 0", REMEDY))
     }
 
     /// All settings of the rotary embedding.
@@ -236,15 +236,16 @@ fn complete_rope(rope: &mut Map<String, Json>, theta: &Json, length: &Json) -> b
 pub(crate) fn whole(key: &str, value: &Json) -> Result<u32> {
     value.as_u64().and_then(|value| u32::try_from(value).ok()).ok_or_else(|| {
         let problem = format!("config.json: {key} is {}, and must be a whole number below 2^32", shown(value));
-        Error::refused(problem, REMEDY)
+        Error::inconsistent(problem, REMEDY)
     })
 }
 
 /// `value` of setting `key` as a number.
 pub(crate) fn number(key: &str, value: &Json) -> Result<f64> {
     let number = value.as_f64().filter(|value| (*value as f32).is_finite());
-    number
-        .ok_or_else(|| Error::refused(format!("config.json: {key} is {}, and must be a number", shown(value)), REMEDY))
+    number.ok_or_else(|| {
+        Error::inconsistent(format!("config.json: {key} is {}, and must be a number", shown(value)), REMEDY)
+    })
 }
 
 fn shown(value: &Json) -> String {

@@ -133,14 +133,14 @@ impl Fields<'_> {
         let computed = FAMILIES.iter().filter(|family| family.computed).map(|family| &family.classes[0]);
         let Some(class) = computed.clone().find(|class| class.model_type == model_type) else {
             let known = computed.map(|class| class.model_type).collect::<Vec<_>>().join(", ");
-            return Err(Error::refused(
+            return Err(Error::unsupported(
                 format!("the model is of type {:?}, which qft can't train", escaped(&model_type)),
                 format!("choose a base of one of these types: {known}"),
             ));
         };
         if let Some(method) = base.quantization() {
             let problem = format!("the base is quantized ({method}), and qft trains on bf16, f16 or f32");
-            return Err(Error::refused(problem, "name the model that it was quantized from with --model"));
+            return Err(Error::unsupported(problem, "name the model that it was quantized from with --model"));
         }
         match self.config.string(&["hidden_act"]).as_deref() {
             None | Some("silu" | "swish") => {}

@@ -198,7 +198,7 @@ fn tokenizer_of<'a>(adapters: &[&'a Path], choice: TokenizerChoice) -> Result<Op
         return Ok(None);
     }
     let problem = "the adapter's tokenizer was asked for, but no adapter has a vocabulary";
-    Err(Error::refused(
+    Err(Error::not_found(
         problem,
         "give an adapter with its tokenizer files beside it; or, in an export, take the base's with --tokenizer base",
     ))
@@ -287,7 +287,7 @@ pub fn tokenizer_files(dir: &Path) -> Result<Vec<Companion>> {
         insert(&mut found, dir, name, CompanionSource::Base)?;
     }
     if found.is_empty() {
-        return Err(Error::refused(
+        return Err(Error::not_found(
             format!("{} has no tokenizer", shown(dir)),
             "name the directory of the original model",
         ));

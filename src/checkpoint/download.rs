@@ -13,7 +13,7 @@ use super::hub::{ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Id, Located, Locator, i
 use super::instead;
 use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex};
 use super::weights::Numbered;
-use crate::error::{Error, Result, escaped, shown};
+use crate::error::{Error, ErrorKind, Result, escaped, shown};
 
 /// The Hub's answer to what a revision of a model holds.
 #[derive(Deserialize)]
@@ -54,7 +54,7 @@ impl Download<'_> {
         let Listing { sha, siblings } = listing.map_err(|e| failed(from, id, "the list of files", &e))?;
         if !is_part(&sha) {
             let problem = format!("{} answers with a commit named {:?}", from.endpoint, escaped(&sha));
-            return Err(Error::refused(problem, "check HF_ENDPOINT: it must be a Hugging Face Hub or a mirror of it"));
+            return Err(Error::invalid(problem, "check HF_ENDPOINT: it must be a Hugging Face Hub or a mirror of it"));
         }
         // All files come from this one commit, even if the branch moves on meanwhile.
         let repo = api.repo(id.repo(&sha));
@@ -109,21 +109,22 @@ impl Download<'_> {
         let names = self.files.keys().map(String::as_str);
         if let Numbered::Lacking { name, of } = Numbered::among(names.clone()) {
             let problem = format!("of the {of} numbered shards of {on} {} is missing", escaped(&name));
-            return Error::refused(problem, "find a whole copy of the model");
+            return Error::not_found(problem, "find a whole copy of the model");
         }
         if let Some(remedy) = instead::remedy_for(&names) {
-            return Error::refused(format!("{on} has no safetensors weights that transformers would find"), remedy);
+            return Error::unsupported(format!("{on} has no safetensors weights that transformers would find"), remedy);
         }
         match names.clone().find(|name| name.ends_with(".safetensors")) {
-            Some(name) => Error::refused(
+            Some(name) => Error::unsupported(
                 format!("{on} has weights of another name than {SINGLE_FILE}: {}", escaped(name)),
                 format!(
                     "download it, rename that file to {SINGLE_FILE} if it is the whole model, and give the directory"
                 ),
             ),
-            None => {
-                Error::refused(format!("{on} has no weights"), "check the id: it may be that of another kind of model")
-            }
+            None => Error::not_found(
+                format!("{on} has no weights"),
+                "check the id: it may be that of another kind of model",
+            ),
         }
     }
 
@@ -149,7 +150,7 @@ impl Download<'_> {
         let _ = target.canonicalize().and_then(fs::remove_file);
         let _ = fs::remove_file(&target);
         let problem = format!("{} came with {got} bytes, not the {} listed", shown(&target), size.unwrap_or(0));
-        Err(Error::refused(problem, "run the command again; the damaged file was removed from the cache"))
+        Err(Error::network(problem, "run the command again; the damaged file was removed from the cache"))
     }
 }
 
@@ -178,7 +179,8 @@ fn publish_ref(cache: &Cache, id: &Id, sha: &str) -> io::Result<()> {
 
 /// Explains why `path` in the cache can't be written.
 fn unwritable(from: &Locator, path: &Path, error: &io::Error) -> Error {
-    Error::refused(
+    Error::new(
+        ErrorKind::of_io(error),
         format!("cannot write {}: {error}", shown(path)),
         format!(
             "make {} writable and free some space there, or set HF_HOME to another directory",
@@ -224,7 +226,13 @@ fn failed(from: &Locator, id: &Id, what: &str, error: &ApiError) -> Error {
             ),
         ),
     };
-    Error::refused(format!("cannot download {what} of {name} from {endpoint}: {reason}"), remedy)
+    let kind = match error {
+        ApiError::LockAcquisition(_) => ErrorKind::Busy,
+        ApiError::IoError(cause) if ErrorKind::of_io(cause) != ErrorKind::Io => ErrorKind::of_io(cause),
+        _ if code == 0 => ErrorKind::Network { status: None },
+        _ => ErrorKind::of_status(code),
+    };
+    Error::new(kind, format!("cannot download {what} of {name} from {endpoint}: {reason}"), remedy)
 }
 
 /// The HTTP status in `error`. Read from its text, because hf-hub does not export the client's error type.

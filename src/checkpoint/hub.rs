@@ -147,7 +147,7 @@ impl Locator {
             "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, or download it with `huggingface-cli download {name}` (now \
              `hf download`) or `modelscope download --model {name}`, or give a directory"
         );
-        Error::refused(problem, remedy)
+        Error::not_found(problem, remedy)
     }
 }
 
@@ -173,7 +173,7 @@ impl<'a> Id<'a> {
         }
         if !name.split('/').chain(revision.iter().flat_map(|r| r.split('/'))).all(is_part) {
             let problem = format!("{:?} is neither a directory nor a Hub id", escaped(spec));
-            return Err(Error::refused(problem, "give a directory that exists, or org/name or org/name@revision"));
+            return Err(Error::not_found(problem, "give a directory that exists, or org/name or org/name@revision"));
         }
         Ok(Self { name, revision })
     }

@@ -34,9 +34,9 @@ const GGUF: &str = "quantize it with qft quantize, or make a directory of it wit
 pub(super) fn no_directory(file: &Path) -> Error {
     let problem = format!("{} is no directory", shown(file));
     if file.extension().is_some_and(|ending| ending == "gguf") {
-        return Error::refused(format!("{problem}, but a GGUF model"), GGUF);
+        return Error::invalid(format!("{problem}, but a GGUF model"), GGUF);
     }
-    Error::refused(problem, "give the directory that the model's files are in")
+    Error::invalid(problem, "give the directory that the model's files are in")
 }
 
 /// Says that there is no directory `spec`, and which are called nearly so. It may be a Hub id, too.
@@ -47,7 +47,7 @@ pub(super) fn no_such_directory(spec: &str, may_be_id: bool) -> Error {
     } else {
         "check the path, or give a Hub id: org/name or org/name@revision".to_owned()
     };
-    Error::refused(format!("no such directory: {}{near}", escaped(spec)), remedy)
+    Error::not_found(format!("no such directory: {}{near}", escaped(spec)), remedy)
 }
 
 /// The directories that are called nearly as `path`, as a part of a sentence; nothing where there is none.

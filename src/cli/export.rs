@@ -159,19 +159,22 @@ const DEFAULT_SHARD: ByteSize = ByteSize(5_000_000_000);
 /// Flags that contradict each other or ask for what qft does not do.
 fn check(args: &ExportArgs) -> qft::Result<()> {
     if !args.safe_serialization {
-        return Err(Error::refused("--safe-serialization false: qft writes nothing but safetensors", "drop the flag"));
+        return Err(Error::unsupported(
+            "--safe-serialization false: qft writes nothing but safetensors",
+            "drop the flag",
+        ));
     }
     if args.gguf.is_empty() && args.quality.wanted() {
-        return Err(Error::refused("a quality report was asked for, but no GGUF file", "add --gguf q4_k_m"));
+        return Err(Error::invalid("a quality report was asked for, but no GGUF file", "add --gguf q4_k_m"));
     }
     if !args.merge_lora && !args.adapter.is_empty() {
-        return Err(Error::refused(
+        return Err(Error::invalid(
             "an adapter is named, but nothing is to be merged",
             "add --merge-lora, or drop --adapter",
         ));
     }
     if !args.merge_lora && args.base.is_none() {
-        return Err(Error::refused(
+        return Err(Error::invalid(
             "nothing to do: neither --merge-lora nor --base is given",
             "merge the newest checkpoint with --merge-lora, or name a model to reshard with --base",
         ));

@@ -28,6 +28,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use qft::ErrorKind;
 
 use signals::{CANCEL, STOP, handle_signals, unasked};
 
@@ -40,7 +41,8 @@ pub(crate) struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reason; 2 bad command line; \
-                          3 verify found a difference; 130 interrupted.";
+                          3 verify found a difference; 75 failed, and a retry may help (network, GPU, memory, disk \
+                          space); 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -57,6 +59,8 @@ pub(crate) enum Command {
 
 /// Exit code of `verify` for a release that is not what it should be.
 const EXIT_DIFFERENT: u8 = 3;
+/// Exit code of a failure that a retry may cure: `EX_TEMPFAIL` of sysexits.h.
+const EXIT_TRANSIENT: u8 = 75;
 /// Exit code of a run that was interrupted.
 const EXIT_INTERRUPTED: u8 = 130;
 
@@ -104,11 +108,15 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    let interrupted =
-        matches!(error.downcast_ref(), Some(qft::Error::Interrupted { .. } | qft::Error::Unjoined { .. }));
+    let kind = error.downcast_ref::<qft::Error>().map(qft::Error::kind);
+    let interrupted = kind == Some(ErrorKind::Interrupted);
     let line = if interrupted { format!("qft: {error}") } else { format!("error: {error}") };
     let _ = writeln!(io::stderr(), "{line}");
-    if interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::FAILURE }
+    match kind {
+        Some(ErrorKind::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
+        Some(kind) if kind.is_transient() => ExitCode::from(EXIT_TRANSIENT),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 /// Prints to standard output.

@@ -67,7 +67,7 @@ pub(super) fn find_base(
         return locator.model(spec, &mut downloading).map(provenance);
     }
     let Some(Found { adapter, .. }) = adapters.first() else {
-        return Err(Error::refused("no base and no adapter was named", "name the model with --base"));
+        return Err(Error::invalid("no base and no adapter was named", "name the model with --base"));
     };
     if let (Some(original), Some(named)) = (adapter.config.unquantized_base(), &adapter.config.base_model)
         && !Path::new(named).exists()
@@ -78,7 +78,7 @@ pub(super) fn find_base(
             shown(&adapter.dir),
             escaped(named)
         );
-        return Err(Error::refused(problem, format!("give the 16-bit model: --base {}", escaped(original))));
+        return Err(Error::unsupported(problem, format!("give the 16-bit model: --base {}", escaped(original))));
     }
     let mut first_error = None;
     for (spec, place) in named_bases(adapter) {
@@ -94,7 +94,7 @@ pub(super) fn find_base(
     }
     let dir = shown(&adapter.dir);
     Err(first_error
-        .unwrap_or_else(|| Error::refused(format!("{dir} does not name its base"), "name the base with --base")))
+        .unwrap_or_else(|| Error::not_found(format!("{dir} does not name its base"), "name the base with --base")))
 }
 
 /// Says who named a base that can't be had. What helps with a Hub id is known where it was looked for; a path was that of
@@ -107,7 +107,8 @@ fn not_here(adapter: &Adapter, spec: &str, place: &str, error: &Error) -> Error 
         None => "give the base with --base: its directory, or its Hub id".to_owned(),
     };
     let dir = shown(&adapter.dir);
-    Error::refused(
+    Error::new(
+        error.kind(),
         format!("{place} of {dir} names {} as the base, which is not to be had here: {problem}", escaped(spec)),
         remedy,
     )

@@ -40,7 +40,7 @@ impl QualityArgs {
     pub(super) fn check_outside(&self, out: &Path) -> qft::Result<()> {
         match self.report_html.as_deref().filter(|page| page.starts_with(out)) {
             None => Ok(()),
-            Some(page) => Err(Error::refused(
+            Some(page) => Err(Error::invalid(
                 format!("{} would lie in the release {}", shown(page), shown(out)),
                 "write the page beside it",
             )),
@@ -57,7 +57,8 @@ impl QualityArgs {
         let Some(page) = &self.report_html else { return Ok(()) };
         write_page(page, &quality.to_html(), overwrite).map_err(|error| {
             let (problem, remedy) = error.split();
-            Error::refused(
+            Error::new(
+                error.kind(),
                 format!("the GGUF output is complete, but the quality report is not written: {problem}"),
                 remedy.unwrap_or_else(|| "write the page elsewhere".to_owned()),
             )

@@ -54,5 +54,5 @@ fn no_file(args: &QuantizeArgs) -> Error {
             quoted(&args.job.out)
         ),
     };
-    Error::refused(format!("{} is a directory, and no GGUF file", shown(dir)), remedy)
+    Error::invalid(format!("{} is a directory, and no GGUF file", shown(dir)), remedy)
 }

@@ -216,7 +216,7 @@ impl Inputs {
                     "give the base and the adapters that the release was made from; if it was made with --allow-overflow, \
                      restore its {MANIFEST}, which says so"
                 );
-                Ok(Audited::Failed(Error::refused(error.split().0, remedy)))
+                Ok(Audited::Failed(Error::new(error.kind(), error.split().0, remedy)))
             }
             Err(error) => Ok(Audited::Failed(error)),
         }
@@ -272,7 +272,7 @@ fn default_adapters(
     listed: Option<&[(f64, Option<String>)]>,
 ) -> qft::Result<Vec<Found>> {
     const REMEDY: &str = "name each adapter with --adapter, as it was given to export";
-    let refused = |problem: &str, remedy: &str| Error::refused(format!("{} {problem}", shown(release)), remedy);
+    let refused = |problem: &str, remedy: &str| Error::invalid(format!("{} {problem}", shown(release)), remedy);
     let (weight, digest) = match listed {
         None => {
             let problem = format!("has no {MANIFEST} that lists its adapters");

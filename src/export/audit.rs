@@ -115,7 +115,7 @@ fn whole(shards: Vec<Shard>) -> Result<Shard> {
     let mut shards = shards.into_iter();
     match (shards.next(), shards.next()) {
         (Some(shard), None) => Ok(shard),
-        _ => Err(Error::refused(
+        _ => Err(Error::bug(
             format!("the audit laid the expected tensors out in {count} shards, and compares one"),
             "report this: it is a bug in qft",
         )),
@@ -266,7 +266,7 @@ mod tests {
             keep_first(&mut first, index, Ok(Some(missing(name))));
         }
         assert_eq!(first.as_ref().unwrap(), &Some((3, missing("a"))));
-        keep_first(&mut first, 7, Err(Error::refused("no", "none")));
+        keep_first(&mut first, 7, Err(Error::bug("no", "none")));
         keep_first(&mut first, 1, Ok(Some(missing("z"))));
         assert!(first.is_err());
     }

@@ -49,7 +49,7 @@ pub fn audit_gguf(
     let first = model.files.first().map(|file| file.path().to_owned()).unwrap_or_default();
     let weighted = model.metadata.get(FILE_KEY).is_some();
     if weighted && imatrix.is_none() {
-        return Err(Error::refused(
+        return Err(Error::invalid(
             format!("{} was made with an imatrix, which the audit needs too", shown(&first)),
             "give it with --imatrix, as it was given to export",
         ));

@@ -76,7 +76,7 @@ impl<'a> MergedTensor<'a> {
 
     fn prepare(&self) -> Result<Prepared<'a>> {
         let merge = self.source.merge(self.dtype, self.overflow, self.vector).ok_or_else(|| {
-            Error::refused(
+            Error::bug(
                 format!("tensor {} of type {:?} can't be changed", self.name, self.source.source.dtype()),
                 "report this: the plan should have refused it",
             )

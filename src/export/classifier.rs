@@ -61,7 +61,7 @@ pub(super) fn find(
             Ok((!same).then(|| Classifier { class: class.to_owned(), labels }))
         }
         (Some(ending), Some(stem)) => Ok(Some(Classifier { class: format!("{stem}{ending}"), labels })),
-        (None, _) => Err(Error::refused(
+        (None, _) => Err(Error::inconsistent(
             format!(
                 "{} brings {}, the head of a classifier, but its task_type is {}",
                 shown(&adapter.dir),
@@ -70,7 +70,7 @@ pub(super) fn find(
             ),
             "set task_type in adapter_config.json to what was trained: SEQ_CLS, TOKEN_CLS or QUESTION_ANS",
         )),
-        (_, None) => Err(Error::refused(
+        (_, None) => Err(Error::inconsistent(
             format!(
                 "{} brings {}, but which class has it can't be told from the base's config.json: architectures is {}",
                 shown(&adapter.dir),

@@ -49,7 +49,10 @@ impl Coverage {
                  its entries are for {}",
                 first(&self.strangers)
             );
-            return Err(Error::refused(problem, "give the importance matrix of this model, or leave out --imatrix"));
+            return Err(Error::inconsistent(
+                problem,
+                "give the importance matrix of this model, or leave out --imatrix",
+            ));
         }
         let mut warnings = Vec::new();
         if self.without.iter().any(|name| !OFTEN_WITHOUT.contains(&name.as_str())) {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::block::{MergedTensor, Parts, Ready};
 use crate::adapter::TensorSource;
 use crate::digest::{Hasher, Hex};
-use crate::error::{Error, Result, escaped};
+use crate::error::{Error, ErrorKind, Result, escaped};
 use crate::ggml::decode::decode;
 use crate::ggml::encode::encode;
 use crate::ggml::{ErrorSums, Quality, TensorType, first_bad_scale};
@@ -427,7 +427,8 @@ impl<'a> Encoder<'a> {
                 let magnitudes = values[start..start + kind.block_len()].iter().map(|v| v.abs()).enumerate();
                 let largest = magnitudes.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(start, |(i, _)| start + i);
                 let ((row, column), name, value) = (at(largest), escaped(&self.tensor.name), values[largest]);
-                Err(Error::refused(
+                Err(Error::new(
+                    ErrorKind::Numeric,
                     format!(
                         "tensor {name}: the value {value:e} at row {row}, column {column} is beyond a scale of {kind}"
                     ),
@@ -461,7 +462,7 @@ struct Scratch {
 }
 
 pub(super) fn no_floats(name: &str, dtype: Dtype) -> Error {
-    Error::refused(
+    Error::unsupported(
         format!("tensor {} is of type {dtype:?}; only BF16, F16 and F32 go into a GGUF file", escaped(name)),
         "save the model in BF16, F16 or F32; if it is quantized, give the one that it was made from",
     )

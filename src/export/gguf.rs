@@ -269,7 +269,7 @@ fn needed(weighed: Weighed, kinds: &BTreeMap<String, Choice>) -> Result<BTreeMap
         let choice = kinds[&name];
         if weights.is_none() && choice.needs_importance {
             let (name, kind) = (escaped(&name), choice.kind);
-            return Err(Error::refused(
+            return Err(Error::inconsistent(
                 format!("tensor {name} as {kind} needs weights, and the imatrix has none for it"),
                 "choose another type for it with --tensor-type, or make the imatrix anew",
             ));
@@ -285,8 +285,5 @@ fn kind_of(dtype: Dtype) -> Option<TensorType> {
 }
 
 fn no_tensor(name: &str) -> Error {
-    Error::refused(
-        format!("the conversion wants tensor {}, which is not there", escaped(name)),
-        "report this: it is a bug",
-    )
+    Error::bug(format!("the conversion wants tensor {}, which is not there", escaped(name)), "report this: it is a bug")
 }

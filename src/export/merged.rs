@@ -38,7 +38,7 @@ impl Merged {
         warnings.extend(dtype.and_then(|dtype| uncast(base, &resolution.tensors, dtype)));
         let tensors = output_tensors(resolution.tensors, dtype);
         if let Some(tensor) = tensors.iter().find(|t| t.len().is_none()) {
-            return Err(Error::refused(
+            return Err(Error::inconsistent(
                 format!("tensor {} is too large", escaped(&tensor.name)),
                 "check the base's header",
             ));

@@ -103,7 +103,7 @@ impl ExportPlan {
             && let Some(method) = base.quantization()
             && decodable(&base).is_empty()
         {
-            return Err(Error::refused(
+            return Err(Error::unsupported(
                 format!("the base is quantized ({method}), and can't be cast"),
                 "drop --dtype, or give the 16-bit model that it was made from",
             ));
@@ -228,7 +228,7 @@ fn judge(findings: Vec<Finding>, strictly: bool, keeps_vocabulary: bool) -> Resu
     };
     if let Some(finding) = findings.iter().find(refused) {
         let problem = format!("the release would not load: {}: {}", finding.file, finding.problem);
-        return Err(Error::refused(problem, finding.remedy.clone()));
+        return Err(Error::inconsistent(problem, finding.remedy.clone()));
     }
     let line = |Finding { file, problem, remedy, .. }: Finding| match file {
         "." => format!("{problem}; {remedy}"),

@@ -45,7 +45,7 @@ pub fn trimmed(shape: &[usize]) -> &[usize] {
 /// Lays out a file with `metadata` and `tensors`, in their order. `general.alignment` is honoured.
 pub fn lay_out(metadata: &Metadata, tensors: &[TensorForm<'_>]) -> Result<Layout> {
     lay_out_strictly(metadata, tensors).map_err(|problem| {
-        Error::refused(escaped(&problem), "GGUF can't hold it: change the name, the shape or the type")
+        Error::unsupported(escaped(&problem), "GGUF can't hold it: change the name, the shape or the type")
     })
 }
 

@@ -95,7 +95,7 @@ pub(crate) fn check_plan<'a>(
 ) -> Result<Vec<String>> {
     let found = find(metadata, tensors);
     match found.iter().find(|finding| finding.verdict == Verdict::Refuse) {
-        Some(finding) => Err(Error::refused(&finding.problem, finding.remedy)),
+        Some(finding) => Err(Error::inconsistent(&finding.problem, finding.remedy)),
         None => Ok(found.into_iter().map(|finding| finding.problem).collect()),
     }
 }

@@ -29,7 +29,9 @@ pub fn split(stem: &str, metadata: &Metadata, tensors: &[TensorForm<'_>], max_si
     for (i, tensor) in tensors.iter().enumerate() {
         let len = rules::tensor_len(tensor.name, tensor.shape, tensor.kind)
             .and_then(|len| rules::padded(len, DEFAULT_ALIGNMENT).ok_or_else(|| "a tensor's size overflows".to_owned()))
-            .map_err(|problem| Error::refused(escaped(&problem), "GGUF can't hold it: change the shape or the type"))?;
+            .map_err(|problem| {
+                Error::unsupported(escaped(&problem), "GGUF can't hold it: change the shape or the type")
+            })?;
         let next = size.saturating_add(len as u64);
         if next > max_size && i > 0 {
             starts.push(i);
@@ -39,9 +41,9 @@ pub fn split(stem: &str, metadata: &Metadata, tensors: &[TensorForm<'_>], max_si
         }
     }
     let count = u16::try_from(starts.len())
-        .map_err(|_| Error::refused(format!("{} parts are more than GGUF can count", starts.len()), REMEDY))?;
+        .map_err(|_| Error::invalid(format!("{} parts are more than GGUF can count", starts.len()), REMEDY))?;
     let total = i32::try_from(tensors.len())
-        .map_err(|_| Error::refused(format!("{} tensors are more than a split can count", tensors.len()), REMEDY))?;
+        .map_err(|_| Error::invalid(format!("{} tensors are more than a split can count", tensors.len()), REMEDY))?;
     let ends = starts.iter().skip(1).copied().chain([tensors.len()]);
     let part = |(number, tensors): (u16, Range<usize>)| {
         let mut metadata = if number == 0 { metadata.clone() } else { Metadata::default() };

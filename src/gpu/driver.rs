@@ -5,6 +5,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use cudarc::driver::{DriverError, result};
 
 use super::choice::Device;
+use crate::error::ErrorKind;
 use crate::size::ByteSize;
 
 /// The oldest driver that takes the kernels' PTX 8.4: CUDA 12.4, as `cuDriverGetVersion` counts.
@@ -80,6 +81,16 @@ pub(crate) fn said(error: DriverError) -> String {
 }
 
 impl NoCard {
+    /// Of which kind an error is that says so.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::LittleMemory { free, needed, .. } => {
+                ErrorKind::OutOfMemory { needed: Some(needed.0), free: Some(free.0) }
+            }
+            _ => ErrorKind::Device { lost: matches!(self, Self::Failed(_)) },
+        }
+    }
+
     /// What is wrong, and what to do about it: the two parts of the message.
     pub(crate) fn parts(&self) -> (String, String) {
         let text = self.to_string();

@@ -29,7 +29,7 @@ pub(super) fn only_model(dir: &Path) -> Result<Option<PathBuf>> {
         many => {
             let names: Vec<String> = many.iter().filter_map(first).map(|path| shown(&path)).collect();
             let problem = format!("{} holds several models: {}", shown(dir), names.join(", "));
-            Err(Error::refused(problem, "name one of the files"))
+            Err(Error::invalid(problem, "name one of the files"))
         }
     }
 }

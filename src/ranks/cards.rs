@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::nccl::{Communicator, Functions, UniqueId};
 use super::trouble::AGAIN;
 use super::{CardSum, Ranks, TcpRanks};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How long connecting the cards may take, where nothing says that it failed.
 const CONNECTING: Duration = Duration::from_mins(3);
@@ -88,7 +88,8 @@ impl CardRanks {
             return error;
         }
         self.tcp.give_up(&format!("it could not sum gradients on its card: {why}"));
-        Error::refused(
+        Error::new(
+            ErrorKind::Device { lost: true },
             format!("rank {} could not sum gradients on the cards: {why}", self.tcp.rank()),
             format!(
                 "see the other ranks' last messages, and what NCCL_DEBUG=INFO tells; then {AGAIN}; QFT_NCCL=off sums \

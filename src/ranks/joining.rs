@@ -49,7 +49,8 @@ impl Joining {
             met.inspect_err(|_| stop.store(true, Ordering::SeqCst))
         };
         let meeting = (launch.count > 1).then(|| thread::Builder::new().name("ranks".to_owned()).spawn(meet));
-        let failed = |error| Error::refused(format!("no thread can be started: {error}"), "raise the limit of threads");
+        let failed =
+            |error| Error::out_of_memory(format!("no thread can be started: {error}"), "raise the limit of threads");
         let meeting = meeting.transpose().map_err(failed)?;
         Ok(Self { launch: launch.clone(), patience, notice, meeting })
     }
@@ -88,7 +89,7 @@ impl Joining {
         }
         let met = self.meeting.take().map_or_else(|| Ok(Ok(vec![None])), JoinHandle::join);
         let Ok(met) = met else {
-            return Err(Error::refused("the search for the other ranks panicked", "report this as a defect of qft"));
+            return Err(Error::bug("the search for the other ranks panicked", "report this as a defect of qft"));
         };
         let mut ranks = TcpRanks::over(self.launch.rank, met?, self.patience.answer);
         ranks.compare(run, waiting)?;
@@ -145,7 +146,7 @@ impl TcpRanks {
             return Ok(());
         };
         let who = if other == rank { format!("this process, rank {rank},") } else { format!("rank {other}") };
-        Err(Error::refused(
+        Err(Error::invalid(
             format!("{who} trains with other settings, data or another model than rank 0"),
             "start all ranks with the same command on the same files; give each run a MASTER_PORT of its own \
              (torchrun: --master_port)",

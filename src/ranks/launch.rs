@@ -86,25 +86,25 @@ impl Launch {
 
 fn parse(name: &str, text: &str, most: usize) -> Result<usize> {
     text.parse().ok().filter(|number| *number <= most).ok_or_else(|| {
-        Error::refused(format!("{name} is {}, but must be a number up to {most}", escaped(text)), REMEDY)
+        Error::invalid(format!("{name} is {}, but must be a number up to {most}", escaped(text)), REMEDY)
     })
 }
 
 fn below(name: &str, position: Option<usize>, of: &str, count: Option<usize>) -> Result<()> {
     match (position, count) {
         (Some(position), Some(count)) if position >= count => {
-            Err(Error::refused(format!("{name} is {position}, but {of} is {count}: ranks count from 0"), REMEDY))
+            Err(Error::invalid(format!("{name} is {position}, but {of} is {count}: ranks count from 0"), REMEDY))
         }
         _ => Ok(()),
     }
 }
 
 fn ensure(holds: bool, problem: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::refused(problem(), REMEDY)) }
+    if holds { Ok(()) } else { Err(Error::invalid(problem(), REMEDY)) }
 }
 
 fn lacking(name: &str, world: usize) -> Error {
-    Error::refused(format!("WORLD_SIZE is {world}, but {name} is not set"), REMEDY)
+    Error::invalid(format!("WORLD_SIZE is {world}, but {name} is not set"), REMEDY)
 }
 
 #[cfg(test)]

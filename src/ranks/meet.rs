@@ -209,8 +209,11 @@ impl Meeting<'_> {
             bound => bound,
         };
         listener.and_then(Reception::new).map_err(|error| {
-            let remedy = if error.kind() == ErrorKind::AddrInUse { PORT } else { PLACE };
-            Error::refused(format!("rank 0 can't wait for the other ranks at {place}: {error}"), remedy).into()
+            let problem = format!("rank 0 can't wait for the other ranks at {place}: {error}");
+            match error.kind() {
+                ErrorKind::AddrInUse => Error::busy(problem, PORT).into(),
+                _ => Error::network(problem, PLACE).into(),
+            }
         })
     }
 
@@ -231,7 +234,7 @@ impl Meeting<'_> {
             }
             if waited >= self.patience.name {
                 let problem = format!("rank {rank} does not find MASTER_ADDR {host} in {waited:.0?}: {why}");
-                return Err(Error::refused(problem, PLACE).into());
+                return Err(Error::network(problem, PLACE).into());
             }
             self.waits(format!("for the name {host} to be known ({why})"));
             self.pause(RETRY);
@@ -349,7 +352,7 @@ impl Meeting<'_> {
         }
         let address = address.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());
         let rank = self.launch.rank;
-        Stop::Failed(Error::refused(
+        Stop::Failed(Error::network(
             format!("rank {rank} can't reach rank {lower} at {address}: {error}"),
             format!(
                 "see rank {lower}'s last message, if it has ended; else every host must reach every other at any port: \
@@ -404,7 +407,7 @@ impl Meeting<'_> {
         self.waits(format!("for an answer of what listens at {place}"));
         let (start, mut answer) = (Instant::now(), [0; Welcome::LEN]);
         let goes_on = || self.goes_on() && start.elapsed() < silence;
-        let stranger = |what: &str| Stop::Failed(Error::refused(format!("what listens at {place} {what}"), PORT));
+        let stranger = |what: &str| Stop::Failed(Error::invalid(format!("what listens at {place} {what}"), PORT));
         let read = first.set_write_timeout(Some(WRITE)).and_then(|()| {
             first.write_all(&self.hello(port, 0).bytes())?;
             let (magic, rest) = answer.split_at_mut(Welcome::MAGIC.len());
@@ -451,7 +454,7 @@ impl Meeting<'_> {
     }
 
     fn failed(&self, problem: &str) -> Error {
-        Error::refused(
+        Error::network(
             format!("the {} ranks of the run did not come together: {problem}", self.launch.count),
             "start all ranks within a few minutes of each other, with one MASTER_ADDR and MASTER_PORT that every host \
              reaches; the message of the rank that is missing may say more",
@@ -465,7 +468,7 @@ impl Meeting<'_> {
             Verdict::RankTaken | Verdict::Joined => ("has a rank that is already here", "give each rank its own RANK"),
         };
         let place = self.place();
-        Error::refused(format!("{who}, which came to {place} as rank {rank}, {problem}"), format!("{remedy}; {PORT}"))
+        Error::invalid(format!("{who}, which came to {place} as rank {rank}, {problem}"), format!("{remedy}; {PORT}"))
     }
 }
 

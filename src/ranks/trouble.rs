@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use super::wire::{Frame, LastWords};
-use crate::error::{Error, escaped};
+use crate::error::{self, Error, escaped};
 
 /// How to go on from what the ranks have saved: another beginning must not be asked for as well.
 pub(super) const AGAIN: &str = "start all ranks again (where a checkpoint was written: with --resume_from_checkpoint true, \
@@ -124,6 +124,11 @@ impl Trouble {
                 (format!("has failed: {why}"), format!("its own message says what to do about that; then {again}"))
             }
         };
-        Error::refused(format!("the ranks can't {cannot}: rank {rank} {problem}{seen}"), remedy)
+        let kind = match cause {
+            Cause::Closed | Cause::Silent | Cause::Lost(_) => error::ErrorKind::Network { status: None },
+            Cause::OutOfStep(_) => error::ErrorKind::InvalidInput,
+            Cause::Failed(_) => error::ErrorKind::Peer,
+        };
+        Error::new(kind, format!("the ranks can't {cannot}: rank {rank} {problem}{seen}"), remedy)
     }
 }

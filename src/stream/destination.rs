@@ -16,17 +16,18 @@ const LISTED: usize = 8;
 /// those that hold an input or do not look like a model, and by it alone those that hold more than a model). Returns what
 /// is deleted that is no part of a model.
 pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: Overwrite) -> Result<Vec<String>> {
-    let refuse = |problem: String, remedy: &str| Err(Error::refused(problem, remedy));
+    let refuse = |problem: String, remedy: &str| Err(Error::exists(problem, remedy));
     let nothing = Ok(Vec::new());
     let other = "choose another destination with --out";
     if out.file_name().is_none() {
-        return refuse(format!("{} can't be a destination", shown(out)), other);
+        return Err(Error::invalid(format!("{} can't be a destination", shown(out)), other));
     }
     let real = resolved(out);
     for input in inputs {
         let input = resolved(input);
         if input.starts_with(&real) {
-            return refuse(format!("the destination {} holds the input {}", shown(out), shown(&input)), other);
+            let problem = format!("the destination {} holds the input {}", shown(out), shown(&input));
+            return Err(Error::invalid(problem, other));
         }
     }
     // The old content, which the next run puts back, if a run was killed while it lay aside.
@@ -102,7 +103,7 @@ pub(crate) fn check_files(
         Some(first) if !overwrite => {
             let more = if found.len() > 1 { format!(" and {} more", found.len() - 1) } else { String::new() };
             let first = shown(&out.with_file_name(first));
-            Err(Error::refused(
+            Err(Error::exists(
                 format!("{first}{more} would be left of an older model of this name"),
                 "choose another --out, or replace all of it with --overwrite",
             ))
@@ -112,14 +113,14 @@ pub(crate) fn check_files(
 }
 
 fn check_one(flag: &str, out: &Path, inputs: &[&Path], overwrite: bool, left: &Halfway) -> Result<()> {
-    let refuse = |problem: String, remedy: &str| Err(Error::refused(problem, remedy));
+    let refuse = |problem: String, remedy: &str| Err(Error::exists(problem, remedy));
     let other = &format!("choose another destination with {flag}");
     let Some(name) = out.file_name().map(|name| name.to_string_lossy()) else {
-        return refuse(format!("{} can't be a destination", shown(out)), other);
+        return Err(Error::invalid(format!("{} can't be a destination", shown(out)), other));
     };
     let real = resolved(out);
     if inputs.iter().any(|input| resolved(input).starts_with(&real)) {
-        return refuse(format!("the destination {} is an input, or holds it", shown(out)), other);
+        return Err(Error::invalid(format!("the destination {} is an input, or holds it", shown(out)), other));
     }
     let another = format!("choose another {flag}, or replace it with --overwrite");
     match fs::symlink_metadata(out) {

@@ -90,7 +90,7 @@ pub(crate) fn check_finished(dir: &Path) -> Result<()> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     let is_hidden = name.starts_with('.') && HIDDEN.iter().any(|ending| name.ends_with(ending));
     if is_hidden || [JOURNAL, RECORD, DISPLACED].iter().any(|name| dir.join(name).exists()) {
-        return Err(Error::refused(
+        return Err(Error::invalid(
             format!("{} is what qft left when it was interrupted, and no model", shown(dir)),
             "run the command that began it again, with --resume; a training with --resume_from_checkpoint true",
         ));

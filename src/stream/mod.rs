@@ -64,7 +64,7 @@ impl Run<'_> {
             Some(why) => {
                 let (problem, remedy) = why.parts();
                 let auto = "use --device auto, which does the work on the processor where there is no card";
-                Err(Error::refused(problem, format!("{auto}; or {remedy}")))
+                Err(Error::new(why.kind(), problem, format!("{auto}; or {remedy}")))
             }
             None => Ok(()),
         }

@@ -50,12 +50,12 @@ impl Staging {
             _ => {}
         }
         if fs::symlink_metadata(&dir).map_err(Error::io("look at", &dir))?.file_type().is_symlink() {
-            return Err(Error::refused(format!("{} is a link", shown(&dir)), "remove it, then run again"));
+            return Err(Error::exists(format!("{} is a link", shown(&dir)), "remove it, then run again"));
         }
         let lock = File::open(&dir).map_err(Error::io("open", &dir))?;
         // A filesystem without locks is no reason to refuse.
         if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-            return Err(Error::refused(
+            return Err(Error::busy(
                 format!("another qft is writing to {}", shown(&destination)),
                 "wait for it, or choose another destination",
             ));
@@ -91,10 +91,12 @@ impl Staging {
         if free >= needed {
             return Ok(());
         }
-        let (out, needed, free) = (shown(&self.destination), ByteSize(needed), ByteSize(free));
+        let (out, size, rest) = (shown(&self.destination), ByteSize(needed), ByteSize(free));
         Err(Error::NoSpace {
-            problem: format!("{out} needs {needed} and its disk has {free} free"),
+            problem: format!("{out} needs {size} and its disk has {rest} free"),
             remedy: "free some space, or give a destination on another disk with --out".to_owned(),
+            needed: Some(needed),
+            free: Some(free),
         })
     }
 

@@ -394,7 +394,7 @@ struct PanicGuard<'s, 'j, 'a>(&'s Stream<'j, 'a>);
 impl Drop for PanicGuard<'_, '_, '_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let bug = || Error::refused("a worker failed", "report this: it is a bug");
+            let bug = || Error::bug("a worker failed", "report this: it is a bug");
             self.0.lock().error.get_or_insert_with(bug);
             self.0.ring_all();
         }

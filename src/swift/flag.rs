@@ -75,7 +75,7 @@ impl Flag {
         match self.fate {
             Fate::Only { values, .. } if asks_for_nothing(value, values) => Ok(Value::Null),
             _ => self.kind.take(value).map_err(|problem| {
-                Error::refused(format!("{name}: {problem}"), format!("give {} for {name}", self.kind.expected()))
+                Error::invalid(format!("{name}: {problem}"), format!("give {} for {name}", self.kind.expected()))
             }),
         }
     }
@@ -90,7 +90,7 @@ impl Flag {
                 Ok(Some(format!("{name} {value} changes nothing: {why}")))
             }
             Fate::Only { values, remedy } if !value.is_null() && !asks(values) => {
-                Err(Error::refused(format!("qft has no {name} {}", shown(value)), remedy))
+                Err(Error::unsupported(format!("qft has no {name} {}", shown(value)), remedy))
             }
             _ => Ok(None),
         }

@@ -129,7 +129,7 @@ impl ChatTemplate {
         });
         rendered?.map_err(|e| {
             let problem = format!("the chat template of {} refuses it: {e}", shown(&self.path));
-            Error::refused(problem, "change the row, or leave it out")
+            Error::inconsistent(problem, "change the row, or leave it out")
         })
     }
 
@@ -222,7 +222,7 @@ fn read(dir: &Path, config: &Map<String, Json>) -> Result<(PathBuf, BTreeMap<Str
         }
     }
     let problem = format!("{} has no chat template, which says how a conversation becomes text", shown(dir));
-    Err(Error::refused(problem, "train an instruct model, or put its chat_template.jinja there"))
+    Err(Error::not_found(problem, "train an instruct model, or put its chat_template.jinja there"))
 }
 
 /// Text as Python reads it: every line ends in a line feed.

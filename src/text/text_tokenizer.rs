@@ -44,7 +44,7 @@ impl TextTokenizer {
         let sources = Sources::read(&files, text.as_deref())?;
         let Some(Opened { path, mut tokenizer, growth }) = open_whole(&sources)? else {
             let problem = format!("{} has no tokenizer.json, which training reads", shown(dir));
-            return Err(Error::refused(problem, "copy it from the model's source, or save the tokenizer anew"));
+            return Err(Error::not_found(problem, "copy it from the model's source, or save the tokenizer anew"));
         };
         // It would add tokens, which a chat template writes itself, and trim places; places are wanted whole.
         tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
@@ -67,7 +67,7 @@ impl TextTokenizer {
         if text.len() > self.most_bytes {
             let most = ByteSize(self.most_bytes as u64);
             let problem = format!("a text has {}, and at most {most} are tokenized", ByteSize(text.len() as u64));
-            return Err(Error::refused(problem, "cut the row into shorter ones"));
+            return Err(Error::unsupported(problem, "cut the row into shorter ones"));
         }
         let _turn = (text.len() > MUCH).then(|| self.turn.lock());
         let encode = || {

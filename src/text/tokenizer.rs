@@ -114,7 +114,7 @@ impl<'t> HfTokenizer<'t> {
             return Ok(places);
         }
         let (path, last) = (self.shown_path(), highest.saturating_sub(1));
-        Err(Error::refused(
+        Err(Error::inconsistent(
             format!("{path}: has a token of id {last}; config.json has a vocab_size of {places}"),
             "take tokenizer and config.json from the same model, or resize the model's embeddings to the tokenizer",
         ))

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Skipped steps in a row that stop a run.
 pub const MOST_IN_A_ROW: u32 = 3;
@@ -70,7 +70,8 @@ impl Guard {
     /// The error of a run that was stopped at `step`.
     pub fn stopped(&self, step: u64) -> Error {
         let GuardCounts { skipped, in_a_row } = self.counts;
-        Error::refused(
+        Error::new(
+            ErrorKind::Numeric,
             format!(
                 "the loss or the gradient was NaN or infinite in {in_a_row} steps in a row, the last of them step \
                  {step} ({skipped} steps of this run in all)"

@@ -77,14 +77,14 @@ impl TrainPlan {
         let reports = Report::parse(&settings.report_to)?;
         let targets = settings.targets()?;
         if settings.lora_rank > MOST_RANK {
-            return Err(Error::refused(
+            return Err(Error::unsupported(
                 format!("--lora_rank {} is more than qft trains", settings.lora_rank),
                 format!("choose one up to {MOST_RANK}: more than the width of a layer adds nothing"),
             ));
         }
         let (layout, groups) = spec.layout(settings.lora_spec(), |path| targets.adapt(path));
         if layout.len > MOST_PARAMETERS {
-            return Err(Error::refused(
+            return Err(Error::unsupported(
                 format!("the adapter has {} parameters, more than qft trains", layout.len),
                 "lower --lora_rank, or adapt fewer modules with --target_modules",
             ));
@@ -98,7 +98,7 @@ impl TrainPlan {
         notes.extend(data.notes.iter().cloned());
         let longest = data.train.longest_sample().max(data.held_out.longest_sample());
         if let Some(window) = spec.window.filter(|window| *window < longest) {
-            return Err(Error::refused(
+            return Err(Error::unsupported(
                 format!("the model attends to {window} tokens at most, and rows are longer, which qft does not train"),
                 format!("set --max_length {window}"),
             ));

@@ -129,7 +129,7 @@ impl Prepared {
         let encoder = Encoder::new(dir, options)?;
         let vocabulary = spec.vocabulary;
         if encoder.ids_end() as usize > vocabulary {
-            return Err(Error::refused(
+            return Err(Error::inconsistent(
                 format!(
                     "the tokenizer knows {} tokens, and the model has embeddings for {vocabulary}",
                     encoder.ids_end()
@@ -173,7 +173,7 @@ impl Prepared {
         drop(rows);
         let packs = settings.packing.then_some(max_length).flatten();
         if settings.packing && packs.is_none() {
-            return Err(Error::refused("--packing needs to know how long a row is", "add --max_length 3072"));
+            return Err(Error::invalid("--packing needs to know how long a row is", "add --max_length 3072"));
         }
         let mut lengths = Lengths::new(&train, &train_order);
         let train = Rows::new(train, &train_order, packs);
@@ -236,7 +236,7 @@ fn check_strictly(set: &Encoded, rows: &[&Conversation]) -> Result<()> {
     });
     refused.map_or(Ok(()), |(origin, problem, remedy)| {
         let remedy = format!("{remedy}; or run without --strict, which leaves such rows out");
-        Err(Error::refused(format!("{origin}: {problem}"), remedy))
+        Err(Error::inconsistent(format!("{origin}: {problem}"), remedy))
     })
 }
 
@@ -257,14 +257,14 @@ fn nothing_left(set: &Encoded, rows: &[&Conversation]) -> Error {
     let most = counts.iter().max_by_key(|(_, count)| **count).map(|(kind, _)| *kind);
     let first = set.dropped.iter().find(|dropped| Some(dropped.reason.kind()) == most);
     let Some((first, row)) = first.and_then(|first| Some((first, rows.get(first.row)?))) else {
-        return Error::refused("there is no row to train on", "give data in one of the forms that `qft train` reads");
+        return Error::not_found("there is no row to train on", "give data in one of the forms that `qft train` reads");
     };
     let why = match &first.reason {
         Reason::Refused { problem, .. } => problem.clone(),
         reason => reason.to_string(),
     };
     let problem = format!("no row is left to train on ({}); {}: {why}", reasons.join(", "), row.origin);
-    Error::refused(problem, first.reason.remedy())
+    Error::not_found(problem, first.reason.remedy())
 }
 
 /// How many rows are left out, and the first of each kind by name.
@@ -311,5 +311,5 @@ fn digest(rows: &[&Conversation]) -> Hex {
 /// A choice by the name that serde has for it.
 fn named<T: serde::de::DeserializeOwned>(name: &str, flag: &str) -> Result<T> {
     serde_json::from_value(Value::String(name.to_owned()))
-        .map_err(|error| Error::refused(format!("{flag}: {error}"), "choose one of those"))
+        .map_err(|error| Error::invalid(format!("{flag}: {error}"), "choose one of those"))
 }

@@ -34,7 +34,7 @@ impl ScheduleKind {
         KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind).ok_or_else(|| {
             let known: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
             let problem = format!("there is no learning rate schedule \"{}\" here", escaped(name));
-            Error::refused(problem, format!("choose one of {} with --lr_scheduler_type", known.join(", ")))
+            Error::unsupported(problem, format!("choose one of {} with --lr_scheduler_type", known.join(", ")))
         })
     }
 
@@ -87,11 +87,11 @@ impl Schedule {
 pub fn warmup_steps(total: u64, steps: f64, ratio: f64) -> Result<u64> {
     if !(steps >= 0.0 && steps.is_finite()) {
         let problem = format!("a warm-up can't have {steps} steps");
-        return Err(Error::refused(problem, "give --warmup_steps a number of steps, or a share of all below 1"));
+        return Err(Error::invalid(problem, "give --warmup_steps a number of steps, or a share of all below 1"));
     }
     if !(0.0..=1.0).contains(&ratio) {
         let problem = format!("a warm-up can't be {ratio} of a run");
-        return Err(Error::refused(problem, "give --warmup_ratio a number from 0 to 1, or use --warmup_steps"));
+        return Err(Error::invalid(problem, "give --warmup_ratio a number from 0 to 1, or use --warmup_steps"));
     }
     let share = if steps > 0.0 { steps } else { ratio };
     let steps = if steps >= 1.0 { steps } else { (total as f64 * share).ceil() };

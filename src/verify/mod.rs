@@ -372,7 +372,7 @@ mod tests {
         result.unreadable(Path::new("out"), &error);
         result.unreadable(Path::new("out"), &error);
         result.unreadable(Path::new("out"), &Error::malformed(Path::new("out"), "is empty", "none"));
-        result.unreadable(Path::new("out"), &Error::refused("no", "none"));
+        result.unreadable(Path::new("out"), &Error::invalid("no", "none"));
         let lines: Vec<String> = result.problems.iter().map(|p| format!("{}: {}", p.file, p.problem)).collect();
         assert_eq!(lines, ["a/b: is\\u{1b} bad", ".: is empty", ".: no"]);
     }

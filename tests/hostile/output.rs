@@ -77,7 +77,8 @@ fn staging_that_is_not_ours() {
     fs::create_dir(scene.0.path(staging)).unwrap();
     let lock = fs::File::open(scene.0.path(staging)).unwrap();
     lock.lock().unwrap();
-    wrong.extend(scene.refuses("locked", &args, &["out", "another qft"]));
+    let said = scene.run(&[], &args);
+    wrong.extend(describe("locked", &args, &complaints(&said, 75, &said.err, &["out", "another qft"]), &said));
     expect_none(wrong);
 }
 
@@ -133,7 +134,8 @@ fn on_a_disk(scene: &Scene, what: &str, options: &str, args: &[&str], mentions: 
     fs::create_dir_all(scene.0.path("disk")).unwrap();
     let args = [EXPORT, &["--out", "disk/out"], args].concat();
     let said = scene.run(&wrapper, &args);
-    let mut wrong = complaints(&said, 1, &said.err, &[mentions, &["remedy: "]].concat());
+    let code = if options == "ro" { 1 } else { 75 };
+    let mut wrong = complaints(&said, code, &said.err, &[mentions, &["remedy: "]].concat());
     let left = scene.0.read("listing");
     if !left.is_empty() && !is_kept(left.trim(), &said) {
         wrong.push(format!("left on the disk: {left:?}"));

@@ -19,7 +19,7 @@ pub(crate) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
     let base = get("rope_theta", 10_000.0)? as f32;
     // Any real base is; beyond, powers would overflow.
     if !(1.0..1e30).contains(&base) {
-        return Err(Error::refused(
+        return Err(Error::inconsistent(
             format!("config.json has a rope_theta of {base}"),
             "check rope_theta in config.json",
         ));
@@ -34,7 +34,10 @@ pub(crate) fn factors(settings: &Settings) -> Result<Option<GgufTensor>> {
     let dim = settings.head_dim()?;
     // The tensors' shapes bound it too, but they are checked elsewhere.
     if dim > 1 << 20 {
-        return Err(Error::refused(format!("config.json has heads of {dim} values"), "check head_dim in config.json"));
+        return Err(Error::inconsistent(
+            format!("config.json has heads of {dim} values"),
+            "check head_dim in config.json",
+        ));
     }
     let values = scaling.factors(base, dim);
     Ok(Some(GgufTensor {
@@ -60,7 +63,7 @@ impl Scaling {
     fn check(&self) -> Result<()> {
         let refuse = |problem: String| {
             let problem = format!("config.json: in the rotary embedding's scaling (rope_scaling), {problem}");
-            Err(Error::refused(problem, "take rope_scaling from the config.json of the model's source"))
+            Err(Error::inconsistent(problem, "take rope_scaling from the config.json of the model's source"))
         };
         for (name, value) in [
             ("factor", self.factor),

@@ -59,7 +59,7 @@ impl Rope {
                 plain.map(|frequency| scaling.scaled(frequency)).collect()
             }
             other => {
-                return Err(Error::refused(
+                return Err(Error::unsupported(
                     format!("config.json asks for rope scaling of type {:?}", escaped(other)),
                     format!(
                         "train without it: set rope_type in {place} to \"default\" in a copy of config.json, and put \

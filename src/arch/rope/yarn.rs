@@ -32,7 +32,7 @@ pub(crate) fn attn_factor(rope: &Map<String, Json>) -> Result<Option<f32>> {
     let times = (wanted / plain) as f32;
     if !times.is_finite() || times <= 0.0 {
         let problem = format!("config.json: in the scaling of the rotary embedding, the attention factor is {wanted}");
-        return Err(Error::refused(problem, "take rope_scaling from the config.json of the model's source"));
+        return Err(Error::inconsistent(problem, "take rope_scaling from the config.json of the model's source"));
     }
     Ok((times.to_bits() != 1f32.to_bits()).then_some(times))
 }

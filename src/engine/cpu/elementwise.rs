@@ -62,7 +62,7 @@ pub(super) fn embed(table: &Matrix, batch: &Batch) -> Result<Matrix> {
 pub(super) fn check_tokens<'t>(table: &Matrix, tokens: impl Iterator<Item = &'t u32>) -> Result<()> {
     let rows = table.rows();
     match tokens.max() {
-        Some(token) if *token as usize >= rows => Err(Error::refused(
+        Some(token) if *token as usize >= rows => Err(Error::inconsistent(
             format!("the data has the token {token}, and the model's table of tokens has {rows} rows"),
             "use the tokenizer that came with the model",
         )),
@@ -126,7 +126,7 @@ pub(super) fn rotate(
     let [cos, sin] = tables;
     let positions = cos.len().min(sin.len()) / half.max(1);
     if batch.positions.iter().any(|position| *position as usize >= positions) {
-        return Err(Error::refused(
+        return Err(Error::bug(
             format!("a conversation is longer than the {positions} positions that were prepared"),
             "report this: conversations are cut before",
         ));

@@ -55,7 +55,7 @@ impl Frozen {
         if !rest.is_empty() {
             let (rows, parts) = (group.outputs - rest.len() / width, weights.len());
             let problem = format!("{parts} weights have {rows} rows, and {} were planned", group.outputs);
-            return Err(Error::refused(problem, "make sure that config.json and the weights are of one model"));
+            return Err(Error::inconsistent(problem, "make sure that config.json and the weights are of one model"));
         }
         Ok(Self {
             group: group.clone(),

@@ -134,7 +134,7 @@ pub(super) fn transposed_times(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 #[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
 pub(super) fn failed(error: candle_core::Error) -> Error {
-    Error::refused(format!("a product of matrices failed: {error}"), "report this: sizes that were checked don't fit")
+    Error::bug(format!("a product of matrices failed: {error}"), "report this: sizes that were checked don't fit")
 }
 
 /// Values below which a thread of its own costs more than it saves.

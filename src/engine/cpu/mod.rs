@@ -199,5 +199,5 @@ fn check(batch: &Batch) -> Result<()> {
         return Ok(());
     }
     let problem = format!("a batch of {tokens} tokens has segments or targets outside of them");
-    Err(Error::refused(problem, "report this: batches are made from checked rows"))
+    Err(Error::bug(problem, "report this: batches are made from checked rows"))
 }

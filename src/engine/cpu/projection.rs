@@ -44,7 +44,7 @@ pub(super) fn adapt(frozen: &Frozen, mut x: Matrix, dropout: Option<&Dropout>) -
     let width = x.width();
     if x.cols() != inputs || width != inputs + room {
         let problem = format!("an input has {} and {} columns, not {inputs} and {}", x.cols(), width, inputs + room);
-        return Err(Error::refused(problem, "report this: the model's parts don't fit"));
+        return Err(Error::bug(problem, "report this: the model's parts don't fit"));
     }
     if room == 0 {
         return Ok(x);

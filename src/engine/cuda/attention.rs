@@ -44,7 +44,7 @@ fn kernels(heads: Heads) -> Result<&'static Kernels> {
         let Heads { query, key, size } = heads;
         let problem =
             format!("the model has {query} heads of {size} values over {key}; cards have kernels for 64 and 128");
-        Error::refused(problem, "train it with --device cpu")
+        Error::unsupported(problem, "train it with --device cpu")
     })
 }
 
@@ -57,7 +57,7 @@ pub(super) fn check(heads: Heads, shared: u32) -> Result<()> {
     }
     let (size, needed, shared) = (heads.size, ByteSize(needed.into()), ByteSize(shared.into()));
     let problem = format!("heads of {size} values need {needed} of shared memory a block, and the card has {shared}");
-    Err(Error::refused(problem, "use a data center card (A100, H100), or --device cpu"))
+    Err(Error::unsupported(problem, "use a data center card (A100, H100), or --device cpu"))
 }
 
 /// Whether rows are of these heads, and of this batch.

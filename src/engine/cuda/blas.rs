@@ -84,7 +84,7 @@ impl Blas {
         // That a file is not there says less than anything else.
         let absent = |reason: &&String| !reason.contains("No such file");
         let reason = reasons.iter().find(absent).or(reasons.first()).map_or("", String::as_str);
-        Err(Error::refused(
+        Err(Error::device(
             format!("cuBLAS, which training on a card needs, can't be used: {}", escaped(reason)),
             format!(
                 "install it (with the CUDA toolkit, or `pip install nvidia-cublas-cu12`) and put it on LD_LIBRARY_PATH, or \
@@ -147,7 +147,7 @@ impl Blas {
         let Some(Call { transposed, sizes: [m, n, k], strides: [lda, ldb, ldc] }) =
             Call::new(transposed, [b, a, out].map(|at| at.stride), sizes)
         else {
-            return Err(Error::refused(
+            return Err(Error::unsupported(
                 format!("a product of {sizes:?} is too large for cuBLAS, or its rows overlap"),
                 "lower --per_device_train_batch_size",
             ));

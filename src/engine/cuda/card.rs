@@ -45,7 +45,7 @@ unsafe impl Plain for [u32; 2] {}
 /// What the driver's answer means for the user.
 pub(super) fn failed(error: DriverError) -> Error {
     if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-        return Error::refused(
+        return Error::out_of_memory(
             "the card has too little memory for this model and these batches",
             "lower --per_device_train_batch_size or --max_length (what does not fit is computed again already); \
              where the base alone is too large, take a smaller one with --model, or use --device cpu",
@@ -59,14 +59,14 @@ impl Card {
     pub(super) fn open(device: Device) -> Result<Self> {
         let refused = |no_card: gpu::NoCard| {
             let (problem, remedy) = no_card.parts();
-            Error::refused(problem, remedy)
+            Error::new(no_card.kind(), problem, remedy)
         };
         let number = gpu::find_cards(device).map_err(refused)?.first().copied().unwrap_or(0);
         let context = CudaContext::new(number).map_err(failed)?;
         // SAFETY: all work is on one stream, so there is nothing for events to order.
         unsafe { context.disable_event_tracking() };
         if !context.has_async_alloc() {
-            return Err(Error::refused("the card's driver has no memory pools", "update it, or use --device cpu"));
+            return Err(Error::device("the card's driver has no memory pools", "update it, or use --device cpu"));
         }
         let stream = context.new_stream().map_err(failed)?;
         let name = context.name().map_err(failed)?;
@@ -220,7 +220,10 @@ impl Card {
         }
         let function = self.functions.get(kernel)?;
         let Ok(grid) = u32::try_from(grid).and_then(i32::try_from).and_then(u32::try_from) else {
-            return Err(Error::refused("a batch is too large for one launch", "lower --per_device_train_batch_size"));
+            return Err(Error::unsupported(
+                "a batch is too large for one launch",
+                "lower --per_device_train_batch_size",
+            ));
         };
         // The driver reads the arguments before it returns.
         let mut places: Vec<_> = arguments.iter().map(|argument| ptr::from_ref(argument).cast_mut().cast()).collect();
@@ -249,5 +252,5 @@ fn within(memory: &DeviceMemory, start: usize, len: usize) -> Result<()> {
 
 /// A mistake of a caller's, which kernels would not survive.
 pub(super) fn broken(what: &str) -> Error {
-    Error::refused(format!("the card was given {what}"), "report this: it is a mistake in qft; or use --device cpu")
+    Error::bug(format!("the card was given {what}"), "report this: it is a mistake in qft; or use --device cpu")
 }

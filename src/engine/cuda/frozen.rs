@@ -136,11 +136,14 @@ fn check(group: &Group) -> Result<()> {
     if *inputs == 0 || !inputs.is_multiple_of(STEP) || !edges.iter().all(|edge| edge.is_multiple_of(STEP)) {
         let problem =
             format!("the model has a projection of {inputs} to {outputs} values; cards take multiples of {STEP}");
-        return Err(Error::refused(problem, "use --device cpu"));
+        return Err(Error::unsupported(problem, "use --device cpu"));
     }
     if !slots.is_empty() && !(1..=MOST_RANK).contains(rank) {
         let problem = format!("cards train ranks of 1 to {MOST_RANK}, not {rank}");
-        return Err(Error::refused(problem, format!("choose a --lora_rank up to {MOST_RANK}, or use --device cpu")));
+        return Err(Error::unsupported(
+            problem,
+            format!("choose a --lora_rank up to {MOST_RANK}, or use --device cpu"),
+        ));
     }
     let ordered = slots.iter().enumerate().all(|(number, slot)| {
         slot.columns == (number * rank..(number + 1) * rank)

@@ -95,7 +95,7 @@ impl Staging {
         }
         if width > PIECE {
             let problem = format!("a weight has rows of {} values, and cards take {} at most", width / 2, PIECE / 2);
-            return Err(Error::refused(problem, "use --device cpu"));
+            return Err(Error::unsupported(problem, "use --device cpu"));
         }
         let each = PIECE / width;
         let count = rows.div_ceil(each);

@@ -230,7 +230,7 @@ impl QualityReport {
 pub fn check_page(page: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
     let ending = page.extension().unwrap_or_default().to_ascii_lowercase();
     if ending != "html" && ending != "htm" {
-        return Err(Error::refused(
+        return Err(Error::invalid(
             format!("{} is no name of a page", shown(page)),
             "give --report-html a name that ends in .html",
         ));

@@ -145,7 +145,7 @@ fn readable_factors(tensor: &ModelTensor) -> Result<Vec<f32>> {
     if decode::can_decode(tensor.info().kind) {
         return Ok(GgufSource::all(tensor));
     }
-    Err(Error::refused(format!("{ROPE_FREQS} is of the type {}", tensor.info().kind), "use the original model"))
+    Err(Error::unsupported(format!("{ROPE_FREQS} is of the type {}", tensor.info().kind), "use the original model"))
 }
 
 /// The tensors of the output. Refuses those that can't be decoded.
@@ -154,7 +154,7 @@ fn unplaced(found: Vec<Found>, model: &GgufModel, dtype: Float) -> Result<Vec<Ou
         let source = GgufSource { tensor: model.tensors[index].clone(), heads };
         if !source.is_readable() {
             let info = source.tensor.info();
-            return Err(Error::refused(
+            return Err(Error::unsupported(
                 format!("tensor {} of the type {} can't be decoded", escaped(&info.name), info.kind),
                 "use a file of another type, or the original model",
             ));

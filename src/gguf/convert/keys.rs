@@ -114,7 +114,7 @@ fn rope(family: &Family, settings: &Settings, keys: &mut Keys<'_>) -> Result<()>
                 format!("the rotary embedding of type \"{}\" has no place in a GGUF of {}", escaped(kind), family.name);
             let remedy = "set rope_type to \"default\" in rope_scaling, or in rope_parameters, of config.json; or \
                           serve the safetensors (which an export without --gguf writes)";
-            return Err(Error::refused(problem, remedy));
+            return Err(Error::unsupported(problem, remedy));
         }
     }
     if let Some(sections) = settings.all_rope().get("mrope_section").and_then(Json::as_array) {
@@ -155,7 +155,7 @@ impl Keys<'_> {
             Some((name, value)) if !value.is_null() => self.set(key, typed(name, value, *kind)?),
             _ if must => {
                 let problem = format!("config.json: the scaling of the rotary embedding has no {}", from[0]);
-                return Err(Error::refused(problem, "take config.json from the model's source"));
+                return Err(Error::inconsistent(problem, "take config.json from the model's source"));
             }
             _ => {}
         }

@@ -77,7 +77,7 @@ fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
     let has = |key: &str| files.config.get(key).is_some_and(|value| !value.is_null());
     let is_file = |name: &str| files.paths.contains_key(name);
     if has("quantization_config") || is_file("hf_quant_config.json") {
-        return Err(Error::refused(
+        return Err(Error::unsupported(
             "the model's weights are quantized already",
             "give the 16-bit model that it was made from; block FP8 is decoded by `qft export --base DIR --dtype bf16 --out \
              OTHER`",
@@ -94,7 +94,7 @@ fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
         (is_file("tekken.json") && !is_file("tokenizer.json"), "the model has tekken.json and no tokenizer.json"),
     ];
     match cases.into_iter().find(|case| case.0) {
-        Some((_, problem)) => Err(Error::refused(problem, BY_LLAMA_CPP)),
+        Some((_, problem)) => Err(Error::unsupported(problem, BY_LLAMA_CPP)),
         None => Ok(()),
     }
 }

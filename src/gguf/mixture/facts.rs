@@ -34,7 +34,7 @@ impl Facts {
             let number = first_number(value).filter(|n| u32::try_from(*n).is_ok());
             number.map(Some).ok_or_else(|| {
                 let key = escaped(&format!("{architecture}.{key}"));
-                Error::refused(
+                Error::inconsistent(
                     format!("{key} is no number, or one out of range"),
                     "convert the model again: its GGUF metadata is broken",
                 )
@@ -76,7 +76,7 @@ fn first_number(value: &Value) -> Option<u64> {
 }
 
 fn missing(key: &str) -> Error {
-    Error::refused(
+    Error::inconsistent(
         format!("the GGUF metadata has no {}", escaped(key)),
         "use a GGUF file of a language model, made by a converter",
     )

@@ -97,7 +97,7 @@ const UNKNOWN: [&str; 3] = ["glm5-next", "graniteswitch", "nanbeige"];
 pub fn choose(candidates: &[Candidate], facts: &Facts, choices: &Choices, has_imatrix: bool) -> Result<Vec<Choice>> {
     if UNKNOWN.contains(&facts.architecture.as_str()) {
         let problem = format!("which types tensors of a {} model get is not known", facts.architecture);
-        return Err(Error::refused(problem, "quantize it with llama-quantize"));
+        return Err(Error::unsupported(problem, "quantize it with llama-quantize"));
     }
     let mut rules = Rules::new(candidates, facts, choices, has_imatrix);
     let chosen = candidates.iter().map(|tensor| {
@@ -147,18 +147,18 @@ fn check(tensor: &Candidate, choice: Choice, choices: &Choices, has_imatrix: boo
     let (name, source, kind) = (escaped(tensor.name), tensor.source(), choice.kind);
     if kind.row_bytes(tensor.columns()).is_none() {
         let problem = format!("tensor {name}: rows of {} values hold no whole block of {kind}", tensor.columns());
-        return Err(Error::refused(
+        return Err(Error::unsupported(
             problem,
             "choose another type for it, such as f16, with --token-embedding-type or --output-tensor-type",
         ));
     }
     if kind != source && source.is_quantized() && !choices.allow_requantize {
         let problem = format!("tensor {name} is quantized already, as {source}; {kind} would lose more");
-        return Err(Error::refused(problem, "start from the F16, BF16 or F32 file, or pass --allow-requantize"));
+        return Err(Error::invalid(problem, "start from the F16, BF16 or F32 file, or pass --allow-requantize"));
     }
     if choice.needs_importance && !has_imatrix {
         let problem = format!("tensor {name}: {} as {kind} is of no use without an importance matrix", choices.mixture);
-        return Err(Error::refused(
+        return Err(Error::invalid(
             problem,
             "give one with --imatrix, or choose q2_k with --type (--gguf in an export)",
         ));
@@ -176,11 +176,11 @@ pub fn check_codecs(candidates: &[Candidate], choices: &[Choice]) -> Result<()> 
         }
         if !PLAIN.contains(&source) && !can_decode(source) {
             let problem = format!("tensor {name}: qft can't decode {source}");
-            return Err(Error::refused(problem, "start from the F16, BF16 or F32 file"));
+            return Err(Error::unsupported(problem, "start from the F16, BF16 or F32 file"));
         }
         if !PLAIN.contains(&kind) && !can_encode(kind) {
             let problem = format!("tensor {name}: qft can't encode {kind}");
-            return Err(Error::refused(problem, "choose another type, such as q4_k, q6_k or q8_0"));
+            return Err(Error::unsupported(problem, "choose another type, such as q4_k, q6_k or q8_0"));
         }
     }
     Ok(())

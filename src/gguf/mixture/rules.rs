@@ -152,7 +152,7 @@ impl<'a> Rules<'a> {
             return Ok(());
         }
         let name = escaped(tensor.name);
-        Err(Error::refused(
+        Err(Error::inconsistent(
             format!("tensor {name}: its name has no block below block_count, {}", self.facts.layers),
             "choose the types with --pure or --tensor-type, which need no block",
         ))
@@ -178,7 +178,7 @@ pub(super) fn fallback(kind: T, columns: usize) -> Result<T> {
         _ => {
             let problem =
                 format!("rows of {columns} values hold no whole block of {kind}, and nothing stands in for it");
-            return Err(Error::refused(problem, "choose another type for the tensor with --tensor-type"));
+            return Err(Error::unsupported(problem, "choose another type for the tensor with --tensor-type"));
         }
     };
     Ok(if columns.is_multiple_of(smaller.block_len()) { smaller } else { T::F16 })

@@ -30,14 +30,14 @@ impl Shape {
             None => Ok(None),
             Some(value) => match value.as_u64().filter(|n| *n > 0 && u32::try_from(*n).is_ok()) {
                 Some(size) => Ok(Some(size)),
-                None => Err(Error::refused(
+                None => Err(Error::unsupported(
                     format!("the model's {key} is no size: {:.60}", format!("{value:?}")),
                     "models whose layers differ have no way back yet: use the original",
                 )),
             },
         };
         let size =
-            |key: &str| optional(key)?.ok_or_else(|| Error::refused(format!("the model states no {key}"), REMEDY));
+            |key: &str| optional(key)?.ok_or_else(|| Error::inconsistent(format!("the model states no {key}"), REMEDY));
         let (hidden, query_heads) = (size("embedding_length")?, size("attention.head_count")?);
         let key_heads = optional("attention.head_count_kv")?.unwrap_or(query_heads);
         let (key, rotated) = (optional("attention.key_length")?, optional("rope.dimension_count")?);
@@ -45,14 +45,14 @@ impl Shape {
         let value = optional("attention.value_length")?;
         for (name, length) in [("rope.dimension_count", rotated), ("attention.value_length", value)] {
             if let Some(length) = length.filter(|length| *length != head) {
-                return Err(Error::refused(
+                return Err(Error::unsupported(
                     format!("the model's {name} is {length}, and its heads have {head} columns"),
                     "such models have no way back yet: use the original",
                 ));
             }
         }
         if head == 0 || !head.is_multiple_of(2) || !query_heads.is_multiple_of(key_heads) {
-            return Err(Error::refused(
+            return Err(Error::inconsistent(
                 format!("the model can't have {query_heads} heads of {head} columns and {key_heads} key-value heads"),
                 REMEDY,
             ));
@@ -92,7 +92,7 @@ pub(crate) fn config(keys: Keys<'_>, facts: &Facts<'_>) -> Result<String> {
     let sizes = &facts.shape.sizes;
     let epsilon = keys
         .number_of_architecture("attention.layer_norm_rms_epsilon")?
-        .ok_or_else(|| Error::refused("the model states no attention.layer_norm_rms_epsilon", REMEDY))?;
+        .ok_or_else(|| Error::inconsistent("the model states no attention.layer_norm_rms_epsilon", REMEDY))?;
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
     set("architectures", json!([facts.family.class()]));

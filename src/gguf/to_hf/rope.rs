@@ -35,7 +35,7 @@ pub(crate) fn scaling(
     let keyed = keyed(keys)?;
     let Some(factors) = factors else { return Ok((keyed, None)) };
     if factors.len() as u64 != head / 2 || !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
-        return Err(Error::refused(
+        return Err(Error::inconsistent(
             format!(
                 "rope_freqs.weight has {} factors or broken ones; heads of {head} columns need {}",
                 factors.len(),
@@ -48,7 +48,7 @@ pub(crate) fn scaling(
         return Ok((keyed, None));
     }
     if keyed.is_some() {
-        return Err(Error::refused(
+        return Err(Error::unsupported(
             "the model scales its rotary frequencies both by keys and by the tensor rope_freqs.weight",
             "transformers has no such scaling: use the original model",
         ));
@@ -81,7 +81,7 @@ fn keyed(keys: Keys<'_>) -> Result<Option<Value>> {
     let times = keys.number_of_architecture(yarn::ATTN_FACTOR)?.and_then(|times| times.as_f64());
     let times = times.filter(|times| times.to_bits() != 1f64.to_bits());
     if let Some(times) = times.filter(|_| kind != Some("yarn") || factor.is_none()) {
-        return Err(Error::refused(
+        return Err(Error::unsupported(
             format!("the model scales its rotary embedding by {times} (rope.scaling.attn_factor) without YaRN"),
             "transformers has no such scaling: use the original model",
         ));
@@ -106,7 +106,7 @@ fn keyed(keys: Keys<'_>) -> Result<Option<Value>> {
             }
             Ok(Some(Value::Object(scaling)))
         }
-        (Some(kind), _) => Err(Error::refused(
+        (Some(kind), _) => Err(Error::unsupported(
             format!("the model's rotary scaling {} has no way back", escaped(kind)),
             "use the original model; linear, yarn and llama3's scaling have a way back",
         )),

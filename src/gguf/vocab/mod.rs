@@ -136,7 +136,7 @@ pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
     if options.vocab_size > MAX_TOKENS {
         let problem =
             format!("config.json has a vocab_size of {}; no more than {MAX_TOKENS} is known", options.vocab_size);
-        return Err(Error::refused(problem, "restore config.json from its source"));
+        return Err(Error::inconsistent(problem, "restore config.json from its source"));
     }
     let text = files.text("tokenizer.json")?;
     let sources = Sources::read(files, text.as_deref())?;
@@ -154,7 +154,7 @@ pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
             return Ok(vocab);
         }
     }
-    Err(Error::refused(
+    Err(Error::not_found(
         format!("the model has no tokenizer that can be converted: none of {} is there", options.recipe.files()),
         if files.paths.contains_key("vocab.json") {
             "save the tokenizer anew with transformers, which writes tokenizer.json"

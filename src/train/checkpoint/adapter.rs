@@ -152,13 +152,13 @@ pub fn load_factors(dir: &Path, layout: &Layout) -> Result<Vec<f32>> {
                 layout.spec.rank,
                 layout.spec.scale
             );
-            return Err(Error::refused(problem, fitting(dir, &config, layout, (rank, scale))));
+            return Err(Error::invalid(problem, fitting(dir, &config, layout, (rank, scale))));
         }
     }
     if config.use_dora != layout.spec.magnitudes {
         let (its, ours) = (config.use_dora, layout.spec.magnitudes);
         let problem = format!("the adapter in {} has use_dora {its}, this run {ours}", shown(dir));
-        return Err(Error::refused(problem, format!("give --use_dora {}", config.use_dora)));
+        return Err(Error::invalid(problem, format!("give --use_dora {}", config.use_dora)));
     }
     let path = member(dir, ADAPTER_WEIGHTS, NO_FACTORS)?;
     let entries = entries(layout);

@@ -99,7 +99,7 @@ impl Resume {
     pub fn open(dir: &Path, settings: &Settings, layout: &Layout, now: &Progress) -> Result<Self> {
         let Some(optimizer) = member_if_there(dir, OPTIMIZER)? else {
             let problem = format!("{} holds no {OPTIMIZER}, so it can't be resumed", shown(dir));
-            return Err(Error::refused(problem, NO_STATE));
+            return Err(Error::not_found(problem, NO_STATE));
         };
         let path = member(dir, PROGRESS, NO_STATE)?;
         let mut record: Record = parse(&path)?;
@@ -111,14 +111,14 @@ impl Resume {
         // Checkpoints of before hold none.
         let base = &record.progress.base_fingerprint;
         if !base.is_empty() && *base != now.base_fingerprint {
-            return Err(Error::refused(
+            return Err(Error::invalid(
                 format!("{} was trained on other weights than the base has now", shown(dir)),
                 "give the base that it was trained on with --model, or take its factors alone with --resume_only_model true",
             ));
         }
         compare_data(dir, &record.progress, now, settings.ignore_data_skip, &mut notes)?;
         if record.layout != layout_digest(layout) {
-            return Err(Error::refused(
+            return Err(Error::invalid(
                 format!("{} was written for other modules than this run adapts", shown(dir)),
                 "give the --model, --target_modules and --target_regex of its args.json",
             ));
@@ -224,7 +224,7 @@ fn compare_settings(dir: &Path, then: &Settings, now: &Settings) -> Result<Vec<S
                 Rule::Drawn => format!("give --{name} {was}, or take the factors alone with --resume_only_model true"),
                 _ => format!("give --{name} {was}"),
             };
-            return Err(Error::refused(format!("{} was trained with {name} {was}, not {is}", shown(dir)), remedy));
+            return Err(Error::invalid(format!("{} was trained with {name} {was}, not {is}", shown(dir)), remedy));
         }
         notes.push(format!("{name} was {was} and is {is} from here on"));
     }
@@ -241,7 +241,7 @@ fn compare_data(dir: &Path, then: &Progress, now: &Progress, anew: bool, notes: 
     for (what, was, is) in rows.into_iter().filter(|(_, was, is)| was != is) {
         let [was, is] = [was, is].map(|text| escaped(&text.chars().take(16).collect::<String>()));
         if !anew {
-            return Err(Error::refused(
+            return Err(Error::invalid(
                 format!("{what} was {was} when {} was written, and is {is}", shown(dir)),
                 "resume with the same data and settings, or begin the data anew with --ignore_data_skip true",
             ));
@@ -267,7 +267,7 @@ fn find(spec: &str, output: &Path, remedy: &'static str) -> Result<PathBuf> {
         return Ok(dir.to_owned());
     }
     newest_checkpoint(dir).map_err(|error| match error {
-        Error::Refused { problem, .. } => Error::refused(problem, remedy),
+        Error::Failed { kind, problem, .. } => Error::new(kind, problem, remedy),
         other => other,
     })
 }

@@ -44,7 +44,7 @@ pub fn lock(run: &Path) -> Result<File> {
     let dir = File::open(run).map_err(Error::io("open", run))?;
     // A filesystem without locks is no reason to refuse.
     if matches!(dir.try_lock(), Err(TryLockError::WouldBlock)) {
-        return Err(Error::refused(
+        return Err(Error::busy(
             format!("another process trains in {}", shown(run)),
             "wait until it ends, or begin a run of its own with another --output_dir",
         ));
@@ -84,7 +84,7 @@ pub fn check_new(output: &Path) -> Result<()> {
     let Some(checkpoint) = entries.flatten().map(|entry| entry.path()).find(|path| step_of(path).is_some()) else {
         return Ok(());
     };
-    Err(Error::refused(
+    Err(Error::exists(
         format!("{} is there already: a new run would write among the checkpoints of another", shown(&checkpoint)),
         "go on from it with --resume_from_checkpoint true, name another --output_dir, or drop --add_version false",
     ))

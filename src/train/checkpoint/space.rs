@@ -41,10 +41,12 @@ impl Space {
         if needed <= self.free {
             return Ok(());
         }
-        let (needed, free) = (ByteSize(needed), ByteSize(self.free));
+        let (dir, size, rest) = (shown(dir), ByteSize(needed), ByteSize(self.free));
         Err(Error::NoSpace {
-            problem: format!("a checkpoint in {} needs {needed}, and its disk has {free} free", shown(dir)),
+            problem: format!("a checkpoint in {dir} needs {size}, and its disk has {rest} free"),
             remedy: "free some space, or give another --output_dir".to_owned(),
+            needed: Some(needed),
+            free: Some(self.free),
         })
     }
 

@@ -67,16 +67,16 @@ pub fn write(run: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
 
 /// `error`, where it is a full disk's, told for a run.
 fn without_space(error: Error) -> Error {
-    let problem = match error {
-        Error::NoSpace { problem, .. } => problem,
+    let (problem, needed, free) = match error {
+        Error::NoSpace { problem, needed, free, .. } => (problem, needed, free),
         Error::Io { operation, path, cause }
             if matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
         {
-            format!("cannot {operation} {}: {cause}", shown(&path))
+            (format!("cannot {operation} {}: {cause}", shown(&path)), None, None)
         }
         error => return error,
     };
-    Error::NoSpace { problem, remedy: MORE_SPACE.to_owned() }
+    Error::NoSpace { problem, remedy: MORE_SPACE.to_owned(), needed, free }
 }
 
 /// Writes every file beside its place.
@@ -84,7 +84,7 @@ fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
     let Snapshot { settings, layout, parameters, progress, .. } = *snapshot;
     let sizes = [Some(parameters), snapshot.moments.map(|m| m[0]), snapshot.moments.map(|m| m[1])];
     if sizes.into_iter().flatten().any(|values| values.len() != layout.len) {
-        return Err(Error::refused("a checkpoint's vectors don't fit its layout", "report this as a defect of qft"));
+        return Err(Error::bug("a checkpoint's vectors don't fit its layout", "report this as a defect of qft"));
     }
     let staging = Staging::open(&checkpoint_dir(run, progress.global_step))?;
     let fill = || {
@@ -132,7 +132,7 @@ fn write_moments(path: &Path, layout: &Layout, first: &[f32], second: &[f32]) ->
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|e| {
-        Error::refused(format!("a checkpoint's state can't be written: {e}"), "report this as a defect of qft")
+        Error::bug(format!("a checkpoint's state can't be written: {e}"), "report this as a defect of qft")
     })?;
     text.push(b'\n');
     Ok(text)

@@ -47,7 +47,7 @@ pub fn load(dir: &Path, key: &str) -> Option<Encoded> {
 pub fn store(dir: &Path, key: &str, set: &Encoded) -> Result<PathBuf> {
     fs::create_dir_all(dir).map_err(Error::io("make", dir))?;
     let bytes = written(key, set).ok_or_else(|| {
-        Error::refused(
+        Error::bug(
             "the tokenized set has a row number that the cache can't hold",
             "run without a cache: --load_from_cache_file false",
         )

@@ -42,13 +42,13 @@ impl FromStr for DatasetSpec {
     fn from_str(text: &str) -> Result<Self> {
         let text = text.trim();
         if text.is_empty() {
-            return Err(Error::refused("the dataset has no name", "give a file, or a directory of data files"));
+            return Err(Error::invalid("the dataset has no name", "give a file, or a directory of data files"));
         }
         let whole = Self { path: text.into(), sample: None };
         match text.rsplit_once('#') {
             Some((path, count)) if !path.is_empty() && !whole.path.exists() => match count.parse() {
                 Ok(count) if (1..=MAX_SAMPLE).contains(&count) => Ok(Self { path: path.into(), sample: Some(count) }),
-                _ => Err(Error::refused(
+                _ => Err(Error::invalid(
                     format!("`#{}` after {} is no number of rows", escaped(count), escaped(path)),
                     format!("give a whole number from 1 to {MAX_SAMPLE}, as in data.jsonl#500"),
                 )),
@@ -69,7 +69,7 @@ impl DatasetSpec {
     /// The files, in order: a directory's by name. Its subdirectories are left alone.
     fn files(&self) -> Result<Vec<PathBuf>> {
         if !self.path.try_exists().map_err(Error::io("look at", &self.path))? {
-            return Err(Error::refused(
+            return Err(Error::not_found(
                 format!("there is no file or directory {}", shown(&self.path)),
                 "check the path; a dataset of a hub must be downloaded first",
             ));
@@ -90,14 +90,14 @@ impl DatasetSpec {
         if let Some(first) = held_out.first()
             && held_out.len() < files.len()
         {
-            return Err(Error::refused(
+            return Err(Error::invalid(
                 format!("{} holds files for training and others, such as {}", shown(&self.path), shown(first)),
                 "name the files instead of their directory",
             ));
         }
         if files.is_empty() {
             let problem = format!("{} holds no file named .{}", shown(&self.path), EXTENSIONS.join(", ."));
-            return Err(Error::refused(problem, "name the files, or the directory that they are in"));
+            return Err(Error::not_found(problem, "name the files, or the directory that they are in"));
         }
         Ok(files)
     }
@@ -170,7 +170,7 @@ pub fn load(specs: &[DatasetSpec], strict: bool, seed: u64) -> Result<Loaded> {
         if count > MAX_REPEATED.max(read) {
             let problem = format!("{spec} asks for {count} rows, and there are {read} that can be used");
             let remedy = format!("ask for {MAX_REPEATED} at most; --num_train_epochs repeats them too");
-            return Err(Error::refused(problem, remedy));
+            return Err(Error::invalid(problem, remedy));
         }
         let chosen = sample(read, count, seed, nth);
         if count < read {
@@ -236,7 +236,7 @@ fn nothing(specs: &[DatasetSpec], loaded: &Loaded) -> Error {
         Some(first) => format!("none of {} rows can be used; the first, {first}", loaded.skipped.len()),
         None => format!("there is no row in {}", paths.join(", ")),
     };
-    Error::refused(problem, "give data in one of the forms that `qft train` reads")
+    Error::not_found(problem, "give data in one of the forms that `qft train` reads")
 }
 
 #[cfg(test)]

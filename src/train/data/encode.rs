@@ -229,7 +229,7 @@ impl Encoder {
     /// The sample of a row, and how many of its turns are written as it has them.
     fn fitted(&self, row: &Conversation) -> Result<(Sample, usize), Reason> {
         let refused = |error: Error| match error {
-            Error::Refused { problem, remedy } => Reason::Refused { problem, remedy },
+            Error::Failed { problem, remedy, .. } => Reason::Refused { problem, remedy },
             other => Reason::Refused { problem: other.to_string(), remedy: "drop the row".to_owned() },
         };
         let EncodeOptions { max_length, truncation, .. } = self.options;

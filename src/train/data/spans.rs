@@ -271,7 +271,7 @@ impl Scene<'_> {
 
     fn refused(&self, turn: &Turn, problem: &str, remedy: String) -> Error {
         let template = shown(self.writer.template.path());
-        Error::refused(format!("the chat template of {template} {problem} message {}", turn.first + 1), remedy)
+        Error::unsupported(format!("the chat template of {template} {problem} message {}", turn.first + 1), remedy)
     }
 
     fn unclear(&self, one: &Wanted<'_>) -> Error {

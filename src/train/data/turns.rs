@@ -55,7 +55,7 @@ impl Chat {
             let group = at..at + group.len();
             let written = assistant(&said[group.clone()]).map_err(|problem| {
                 let problem = format!("message {}: {problem}", group.start + 1);
-                Error::refused(problem, "write a call as {\"name\": ..., \"arguments\": {...}}")
+                Error::inconsistent(problem, "write a call as {\"name\": ..., \"arguments\": {...}}")
             })?;
             let calls = written.get("tool_calls").and_then(Json::as_array).into_iter().flatten();
             turns.push(Turn {

@@ -54,12 +54,12 @@ impl Report {
             let name = name.as_ref();
             let Some((_, report)) = REPORTS.iter().find(|(known, _)| *known == name) else {
                 let problem = format!("qft does not report to \"{}\"", escaped(name));
-                return Err(Error::refused(problem, others(name)));
+                return Err(Error::unsupported(problem, others(name)));
             };
             match report {
                 None if names.len() > 1 => {
                     let problem = "--report_to names none, and something else as well";
-                    return Err(Error::refused(problem, "leave one of them out"));
+                    return Err(Error::invalid(problem, "leave one of them out"));
                 }
                 Some(report) if !reports.contains(report) => reports.push(*report),
                 _ => {}

@@ -4,13 +4,16 @@ use super::super::log::TrainProgress;
 use super::super::settings::Compute;
 use crate::arch::Heads;
 use crate::engine::CudaEngine;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::Device;
 
 /// `error`, told for a run that is under way: no other device takes over from a card there.
 pub(super) fn card_failed(error: Error, again: &str) -> Error {
     match error {
-        Error::Card { problem } => Error::refused(problem, format!("{again}, on the card or with --device cpu")),
+        Error::Card { problem } => {
+            let remedy = format!("{again}, on the card or with --device cpu");
+            Error::new(ErrorKind::Device { lost: true }, problem, remedy)
+        }
         error => error,
     }
 }
@@ -27,7 +30,7 @@ pub(super) fn open_card(
     }
     if compute == Some(Compute::F32) {
         if device.demands_card() {
-            return Err(Error::refused(
+            return Err(Error::invalid(
                 "cards train in bf16",
                 "drop --torch_dtype float32 and --bf16 false, or use --device cpu",
             ));

@@ -49,7 +49,7 @@ impl Given {
             }
             let value = serde_json::to_value(value).map_err(|e| bad(e.to_string()))?;
             given.set(flag, &value).map_err(|error| match error {
-                Error::Refused { problem, .. } => bad(problem),
+                Error::Failed { problem, .. } => bad(problem),
                 other => other,
             })?;
         }
@@ -83,7 +83,7 @@ impl Given {
         // What is null takes the default, which is none wherever a kind gives null.
         let fields: Map<String, Value> = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
         let mut settings: Settings = serde_json::from_value(Value::Object(fields))
-            .map_err(|e| Error::refused(escaped(&e.to_string()), "give values as `qft train --help` shows them"))?;
+            .map_err(|e| Error::invalid(escaped(&e.to_string()), "give values as `qft train --help` shows them"))?;
         settings.others = others.into_iter().filter(|(name, _)| !SECRETS.contains(&name.as_str())).collect();
         Ok(settings)
     }

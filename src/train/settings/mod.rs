@@ -226,7 +226,7 @@ impl Settings {
 
     /// Checks what one flag alone does not show, and notes what is changed by others.
     fn check(mut self) -> Result<Self> {
-        let refuse = |problem: &str, remedy: &str| Err(Error::refused(problem, remedy));
+        let refuse = |problem: &str, remedy: &str| Err(Error::invalid(problem, remedy));
         if self.model.is_empty() {
             return refuse("no base is named", "name a directory or a Hub id with --model");
         }

@@ -109,14 +109,14 @@ impl Targets {
         known.dedup();
         let (idle, known) = (escaped(idle), escaped(&known.join(",")));
         Err(match self {
-            Self::Pattern(..) => Error::refused(
+            Self::Pattern(..) => Error::invalid(
                 format!("the expression {idle} matches no linear layer that qft trains"),
                 format!(
                     "correct it: it must match a whole path, such as {path}; or drop it, and choose among {known} with \
                      --target_modules"
                 ),
             ),
-            _ => Error::refused(
+            _ => Error::invalid(
                 format!("--target_modules {idle}: no linear layer that qft trains has that name"),
                 format!("choose among {known}, or all-linear"),
             ),
@@ -128,7 +128,7 @@ impl Settings {
     /// Where to compute.
     pub fn device(&self) -> Result<Device> {
         let refuse =
-            |what: String| Error::refused(format!("--device {}: there is none such", escaped(&self.device)), what);
+            |what: String| Error::invalid(format!("--device {}: there is none such", escaped(&self.device)), what);
         self.device.parse().map_err(refuse)
     }
 
@@ -189,7 +189,7 @@ impl Settings {
             (None, names) => {
                 if let Some(bad) = names.iter().find(|name| is_pattern(name)) {
                     let problem = format!("--target_modules {}: a regular expression stands alone", escaped(bad));
-                    return Err(Error::refused(problem, "give one expression of all modules, or names"));
+                    return Err(Error::invalid(problem, "give one expression of all modules, or names"));
                 }
                 None
             }
@@ -200,7 +200,7 @@ impl Settings {
         };
         let whole = format!("^(?:{pattern})$");
         let regex = RegexBuilder::new(&whole).size_limit(MAX_PATTERN).build().map_err(|_| {
-            Error::refused(
+            Error::invalid(
                 format!("the expression {} for the modules to adapt is not understood", escaped(pattern)),
                 "correct it (look-around is not supported), or drop it, and give names with --target_modules",
             )
@@ -246,7 +246,7 @@ impl Settings {
         let family = FAMILIES.iter().find(|(family, _)| *family == model_type).map_or(&[][..], |(_, names)| names);
         let fits = |name: &String| name == model_type || family.contains(&name.as_str());
         if let Some(named) = self.model_type.as_ref().filter(|named| !fits(named)) {
-            return Err(Error::refused(
+            return Err(Error::invalid(
                 format!("--model_type {}, but config.json says {}", escaped(named), escaped(model_type)),
                 "drop the flag, or name the model that was meant with --model",
             ));

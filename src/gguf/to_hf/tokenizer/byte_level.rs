@@ -38,7 +38,7 @@ fn merges(vocabulary: &Vocabulary<'_>) -> Result<Value> {
     let ids = vocabulary.ids();
     let base = |text: &str| ids.get(text).is_some_and(|id| *id < vocabulary.base);
     let Some(merges) = vocabulary.merges.filter(|merges| !merges.is_empty()) else {
-        return Err(Error::refused(
+        return Err(Error::inconsistent(
             "the model has a vocabulary of the kind gpt2 without tokenizer.ggml.merges",
             REMEDY,
         ));
@@ -47,7 +47,7 @@ fn merges(vocabulary: &Vocabulary<'_>) -> Result<Value> {
         let pair =
             merge.split_once(' ').filter(|(left, right)| base(left) && base(right) && base(&format!("{left}{right}")));
         pair.ok_or_else(|| {
-            Error::refused(format!("the merge {} is not of two tokens that make a third", escaped(merge)), REMEDY)
+            Error::inconsistent(format!("the merge {} is not of two tokens that make a third", escaped(merge)), REMEDY)
         })
     });
     Ok(merges_json(&pairs.collect::<Result<Vec<_>>>()?))

@@ -60,7 +60,7 @@ pub(crate) fn files(keys: Keys<'_>, rows: u64, context: u64) -> Result<Vec<Text>
         Some("llama") => sentencepiece::kind(keys, &vocabulary)?,
         other => {
             let problem = format!("a tokenizer of the kind {} has no way back", escaped(other.unwrap_or("none")));
-            return Err(Error::refused(problem, REMEDY));
+            return Err(Error::unsupported(problem, REMEDY));
         }
     };
     let special = special_tokens(keys, &vocabulary, kind.sentencepiece)?;

@@ -122,7 +122,7 @@ impl PreTokenizer {
     pub(crate) fn of(name: &str) -> Result<&'static Self> {
         static ALL: [PreTokenizer; WAYS.len()] = WAYS;
         ALL.iter().find(|way| way.names.contains(&name)).ok_or_else(|| {
-            Error::refused(
+            Error::unsupported(
                 format!("the tokenizer cuts texts in the way {}, which qft doesn't know", escaped(name)),
                 REMEDY,
             )

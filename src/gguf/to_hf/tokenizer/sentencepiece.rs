@@ -18,7 +18,7 @@ const LONGEST: usize = 1024;
 /// does so after each special token too: as llama.cpp does, and as Llama 2's own file.
 pub(crate) fn kind(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Kind> {
     if !vocabulary.has_scores() {
-        return Err(Error::refused(
+        return Err(Error::inconsistent(
             "the model has a vocabulary of the kind llama without tokenizer.ggml.scores",
             REMEDY,
         ));

@@ -16,7 +16,7 @@ pub(crate) fn files(keys: Keys<'_>) -> Result<Vec<Text>> {
             Some(name) if is_plain(name) => format!("additional_chat_templates/{name}.jinja"),
             Some(name) => {
                 let problem = format!("the chat template {} can't be a file of that name", escaped(name));
-                return Err(Error::refused(problem, REMEDY));
+                return Err(Error::inconsistent(problem, REMEDY));
             }
             None => continue,
         };

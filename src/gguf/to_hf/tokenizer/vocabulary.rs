@@ -37,7 +37,7 @@ pub(crate) struct Vocabulary<'a> {
 impl<'a> Vocabulary<'a> {
     /// Reads the vocabulary of a model whose embeddings have `rows` rows.
     pub(crate) fn read(keys: Keys<'a>, rows: u64) -> Result<Self> {
-        let refuse = |problem: String| Err(Error::refused(problem, REMEDY));
+        let refuse = |problem: String| Err(Error::inconsistent(problem, REMEDY));
         let Some(tokens) = keys.texts("tokenizer.ggml.tokens")? else {
             return refuse("the model has no vocabulary".to_owned());
         };
