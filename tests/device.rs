@@ -142,7 +142,7 @@ fn a_card_that_fails_costs_nothing_but_time() {
 }
 
 #[test]
-fn where_a_card_is_demanded_its_failure_leaves_the_destination_untouched() {
+fn a_demanded_gpu_that_fails_leaves_the_destination_untouched() {
     let bench = bench(false);
     let before = names(&bench);
     let export =

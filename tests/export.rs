@@ -18,7 +18,7 @@ fn bench() -> Bench {
 const EXPORT: &str = "export --merge-lora --base base --adapter adapter --out out";
 
 #[test]
-fn the_bare_command_takes_the_newest_checkpoint_of_the_newest_run() {
+fn the_bare_command_takes_the_newest_checkpoint() {
     let bench = bench();
     for (run, steps) in [("output/v0-old", [100, 900]), ("output/v1-new", [20, 100])] {
         for step in steps {
@@ -200,7 +200,7 @@ fn warns_of_files_that_loaders_choke_on() {
 }
 
 #[test]
-fn the_checksums_are_sha256sums_own_and_the_manifest_is_complete() {
+fn checksums_are_sha256sum_s_and_the_manifest_is_complete() {
     let bench = bench();
     bench.ok(&format!("{EXPORT} --max-shard 8KB"));
     let check = std::process::Command::new("sha256sum")

@@ -111,7 +111,7 @@ pub(crate) fn imatrix(bench: &Bench, name: &str, entries: &[(&str, usize)]) {
 }
 
 #[test]
-fn an_importance_matrix_is_of_this_model_and_claims_what_was_used() {
+fn an_importance_matrix_must_be_of_this_model() {
     let bench = bench(false);
     bench.ok(GGUF);
     imatrix(&bench, "other.dat", &[("blk.9.attn_q.weight", 256), ("blk.9.attn_k.weight", 256)]);
@@ -202,7 +202,7 @@ fn no_path_of_a_disk_gets_into_a_file() {
 }
 
 #[test]
-fn what_llama_cpp_computes_otherwise_is_told_before_a_byte_is_written() {
+fn what_llama_cpp_computes_otherwise_is_told_first() {
     let bench = bench(false);
     assert_eq!(warns(&bench, GGUF), "");
     edit(&bench, "base/config.json", |config| {

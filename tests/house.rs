@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Most lines of a source file.
 const MOST_LINES: usize = 500;
+/// Most letters of a test's name.
+const LONGEST_NAME: usize = 60;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -265,11 +267,25 @@ fn a_planted_arrow_is_found() {
     assert!(without_row[0].ends_with("the room attic has no row in docs/design.md"), "{without_row:?}");
 }
 
+/// Every Rust file of the project, with its text.
+fn everything() -> impl Iterator<Item = (PathBuf, String)> {
+    let dirs = ["src", "tests", "benches", "xtask/src", "fuzz/fuzz_targets", "examples"];
+    let dirs = dirs.map(|dir| root().join(dir)).into_iter().filter(|dir| dir.is_dir());
+    dirs.flat_map(|dir| sources(&dir)).map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
+}
+
 #[test]
 fn no_file_is_longer_than_a_reader_holds() {
-    let dirs = ["src", "tests", "benches", "xtask/src", "fuzz/fuzz_targets", "examples"];
-    let dirs = dirs.iter().map(|dir| root().join(dir)).filter(|dir| dir.is_dir());
-    let lines = |path: PathBuf| (fs::read_to_string(&path).unwrap().lines().count(), path);
-    let long: Vec<_> = dirs.flat_map(|dir| sources(&dir)).map(lines).filter(|(lines, _)| *lines > MOST_LINES).collect();
+    let long: Vec<_> = everything().filter(|(_, text)| text.lines().count() > MOST_LINES).map(|(path, _)| path).collect();
     assert!(long.is_empty(), "files of more than {MOST_LINES} lines: {long:?}");
+}
+
+#[test]
+fn names_of_tests_fit_a_line() {
+    let mut long = Vec::new();
+    for (_, text) in everything() {
+        let tests = text.split("#[test]").skip(1).filter_map(|rest| rest.split("fn ").nth(1)?.split('(').next());
+        long.extend(tests.filter(|name| name.len() > LONGEST_NAME).map(str::to_owned));
+    }
+    assert_eq!(long, Vec::<String>::new(), "names of more than {LONGEST_NAME} letters");
 }

@@ -134,7 +134,7 @@ fn the_last_line_of_an_interrupted_run_goes_on() {
 }
 
 #[test]
-fn a_checkpoint_that_does_not_fit_names_the_flag_that_makes_it_fit() {
+fn a_checkpoint_that_does_not_fit_names_the_flag() {
     let bench = bench("qwen2");
     bench.ok(&format!("{TRAIN} --max_length 128 --output_dir out"));
     let checkpoint = run_of(&bench, "out").join("checkpoint-2");
@@ -238,7 +238,7 @@ fn a_gguf_that_is_refused_is_written_as_the_remedy_says() {
 }
 
 #[test]
-fn a_value_beyond_the_type_is_clamped_or_kept_as_the_remedy_says() {
+fn a_value_beyond_the_type_is_clamped_or_kept() {
     let bench = bench("llama");
     let mut tensors = bench.model("base");
     let huge = &mut tensors.get_mut("model.layers.0.mlp.up_proj.weight").unwrap().2;

@@ -39,7 +39,7 @@ fn the_quickstart_of_ms_swift_trains_and_its_export_merges() {
 }
 
 #[test]
-fn what_ms_swift_does_and_qft_does_not_is_refused_with_a_way_out() {
+fn what_only_ms_swift_does_is_refused_with_a_remedy() {
     let bench = bench("qwen2");
     let train = "train --model base --dataset data.jsonl --device cpu --dry-run";
     for (flags, remedy) in [

@@ -200,7 +200,7 @@ fn a_flipped_bit_is_seen_before_a_run_goes_on() {
 /// A run that goes on from an earlier checkpoint than its newest: what it writes then is the newest, whatever its
 /// number, for a resume and for an export; and what it has left behind goes first.
 #[test]
-fn later_checkpoints_are_left_behind_by_a_run_that_goes_on_from_an_earlier_one() {
+fn resuming_from_an_earlier_checkpoint_sets_later_ones_aside() {
     let bench = bench("qwen2");
     bench.ok(&format!("{RUN} --out output"));
     let run = run_of(&bench, "output");

@@ -213,7 +213,7 @@ fn where_no_row_is_left_the_remedy_is_for_the_reason() {
 }
 
 #[test]
-fn a_checkpoint_tells_where_turns_end_and_what_ms_swift_calls_them() {
+fn a_checkpoint_tells_the_end_of_turns_and_ms_swift_s_names() {
     let bench = bench(CHATML, &[messages(&[said("user", "a"), said("assistant", "b")])]);
     let id = Tokenizer::from_file(bench.path("base/tokenizer.json")).unwrap().token_to_id("<|im_end|>").unwrap();
     let line = TRAIN.replace(" --add_version false", "");

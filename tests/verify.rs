@@ -201,7 +201,7 @@ fn what_was_found_is_told_where_the_audit_fails() {
 }
 
 #[test]
-fn the_newest_checkpoint_is_audited_against_only_if_the_release_was_made_from_it() {
+fn the_audit_takes_the_newest_checkpoint_only_if_it_was_used() {
     let bench = bench();
     bench.adapter("output/v0/checkpoint-1", 32);
     bench.ok("verify out --audit");

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_run_is_chosen_by_time_and_its_checkpoint_by_number() {
+    fn runs_are_chosen_by_time_and_checkpoints_by_number() {
         let root = tempfile::tempdir().unwrap();
         let newest = || newest_checkpoint(root.path()).unwrap().strip_prefix(root.path()).unwrap().to_owned();
         checkpoint(root.path(), "v9-20250101-000000/checkpoint-900", 500);

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bars_fit_a_terminal_count_as_results_do_and_say_what_they_are() {
+    fn bars_fit_a_terminal_and_count_as_results_do() {
         for width in [80, 120] {
             let (screen, bars) = (Screen::new(width), Bars::of("encode Q4_K_M"));
             bars.multi.set_draw_target(screen.target());

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_ms_swift_is_used_noted_or_refused_with_a_remedy() {
+    fn every_flag_of_ms_swift_is_used_noted_or_refused() {
         let mut unknown = Vec::new();
         for flag in listed() {
             for command in ["train", "export"] {

@@ -97,7 +97,7 @@ fn sums_have_the_bits_of_adding_in_the_order_of_ranks() {
 }
 
 #[test]
-fn a_sum_keeps_the_signs_of_zeros_and_spreads_what_is_not_finite() {
+fn a_sum_keeps_signs_of_zeros_and_spreads_non_finite() {
     let all = ranks(3, |mut ranks| {
         let infinite = if ranks.rank() == 1 { f32::INFINITY } else { -1.0 };
         let mut values = [-0.0, infinite, if ranks.rank() == 2 { f32::NAN } else { 0.0 }];

@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_comes_in_pieces_and_strangers_are_known_by_their_first_byte() {
+    fn greetings_come_in_pieces_and_strangers_show_at_once() {
         let hello = Hello { version: VERSION, count: 2, rank: 1, port: 9, token: 0 };
         for piece in [1, 7, 64, 100] {
             assert_eq!(understood(&hello.bytes(), piece), [format!("{hello:?}")], "{piece} at once");

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_s_tokenizer_is_offered_in_place_of_an_adapter_s_only() {
+    fn the_base_s_tokenizer_is_offered_for_an_adapter_s_only() {
         for (adapters_tokenizer, offered) in [(true, 2), (false, 0)] {
             let ids = TOKENIZER.replace("2,", "7,");
             let files = [

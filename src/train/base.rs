@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_tensors_are_looked_at_whole_and_long_ones_from_end_to_end() {
+    fn short_tensors_are_sampled_whole_long_ones_end_to_end() {
         let seen = |len: usize| {
             let bytes: Vec<u8> = (0..len).map(|at| (at / SPAN) as u8).collect();
             let mut seen = Vec::new();

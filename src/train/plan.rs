@@ -12,7 +12,7 @@ use super::facts::Facts;
 use super::log::{Report, TrainProgress};
 use super::lora::{Group, Layout, initial};
 use super::prepare::Prepared;
-use super::schedule::{Schedule, ScheduleKind, warmup_steps};
+use super::schedule::{Schedule, warmup_steps};
 use super::settings::{Settings, When, every};
 use super::trainer::State;
 use crate::arch::Spec;
@@ -108,7 +108,7 @@ impl TrainPlan {
         let rows_of_a_step = settings.rows_of_a_step(world, accumulation);
         let max_steps = max_steps(&settings, rows, rows_of_a_step);
         let warmup_steps = warmup_steps(max_steps, settings.warmup_steps, settings.warmup_ratio)?;
-        let kind = ScheduleKind::parse(&settings.lr_scheduler_type)?;
+        let kind = settings.lr_scheduler_type;
         let schedule = Schedule { kind, warmup_steps, total_steps: max_steps, peak: settings.learning_rate };
         let beginning = Progress {
             max_steps,

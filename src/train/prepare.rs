@@ -119,12 +119,12 @@ impl Prepared {
             (loaded.order, held_out.order.into_iter().map(|at| first + at).collect())
         };
         let max_length = settings.max_length.map(|length| length as usize);
-        let loss_scale = named(&settings.loss_scale, "--loss_scale")?;
+        let loss_scale = settings.loss_scale;
         let options = EncodeOptions {
             system: settings.system_prompt()?,
             loss_scale,
             max_length: max_length.or(spec.positions),
-            truncation: named(&settings.truncation_strategy, "--truncation_strategy")?,
+            truncation: settings.truncation_strategy,
         };
         let encoder = Encoder::new(dir, options)?;
         let vocabulary = spec.vocabulary;
@@ -306,10 +306,4 @@ fn digest(rows: &[&Conversation]) -> Hex {
     };
     let digests: Vec<Hex> = rows.iter().map(of_row).collect();
     sha256(digests.concat().as_bytes())
-}
-
-/// A choice by the name that serde has for it.
-fn named<T: serde::de::DeserializeOwned>(name: &str, flag: &str) -> Result<T> {
-    serde_json::from_value(Value::String(name.to_owned()))
-        .map_err(|error| Error::invalid(format!("{flag}: {error}"), "choose one of those"))
 }

@@ -186,7 +186,7 @@ fn tokenizers_that_take_without_bound_are_refused_by_training() {
 }
 
 #[test]
-fn tokenizers_that_take_without_bound_are_refused_by_a_conversion() {
+fn a_conversion_refuses_tokenizers_without_bound() {
     all_end(bench, GGUF, &refused());
     all_end(bench, GGUF, &odd());
 }

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_level_processor_adds_nothing_unless_one_before_it_does() {
+    fn a_byte_level_processor_alone_adds_nothing() {
         let level = json!({"type": "ByteLevel"});
         assert_eq!(roles(json!({}), level.clone()).adds, [("bos", false), ("eos", false)]);
         let single = json!({"type": "TemplateProcessing", "single": [token("<s>"), text("A")], "pair": []});
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn another_trailing_token_moves_the_named_one_to_the_end_of_a_turn() {
+    fn another_trailing_token_moves_the_named_one() {
         let post = json!({"type": "TemplateProcessing", "single": [text("A"), token("</s>")],
             "pair": [text("A"), token("</s>"), text("B"), token("</s>")]});
         let found = roles(json!({"eos_token": "<|im_end|>"}), post);

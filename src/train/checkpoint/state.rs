@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::runs::checkpoint_dir;
 use crate::digest::{Hex, sha256};
 use crate::train::lora::Layout;
+use crate::train::schedule::ScheduleKind;
 use crate::train::settings::{Settings, every};
 
 /// What a run needs to go on as if it had not stopped, beside the parameters and the moments. Draws are functions of
@@ -103,7 +104,7 @@ impl Progress {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SchedulerState {
     /// `--lr_scheduler_type`.
-    pub kind: String,
+    pub kind: ScheduleKind,
     /// Steps of warm-up.
     pub warmup_steps: u64,
     /// Steps of the whole run.

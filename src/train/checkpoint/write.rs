@@ -146,6 +146,7 @@ pub(super) mod tests {
     use crate::adapter::Adapter;
     use crate::train::checkpoint::{Resume, load_factors};
     use crate::train::lora::LoraSpec;
+    use crate::train::schedule::ScheduleKind;
 
     /// A run of two modules behind step 20.
     pub(crate) struct Case {
@@ -196,7 +197,8 @@ pub(super) mod tests {
                 branched_at: 0,
                 evaluation_due: false,
             };
-            let scheduler = SchedulerState { kind: "cosine".to_owned(), total_steps: 100, ..SchedulerState::default() };
+            let scheduler =
+                SchedulerState { kind: ScheduleKind::Cosine, total_steps: 100, ..SchedulerState::default() };
             let record = serde_json::json!({"epoch": 0.5, "loss": 2.25, "step": 20});
             let history = vec![record.as_object().unwrap().clone()];
             Self { settings, layout, parameters, progress, scheduler, history }

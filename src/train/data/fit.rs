@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn long_rows_are_dropped_or_cut_and_the_first_token_teaches_nothing() {
+    fn long_rows_are_dropped_or_cut() {
         let row = || sample(&[0.0, 0.0, 1.0, 0.0, 1.0]);
         assert_eq!(fit(row(), Some(5), Truncation::Delete), Ok(row()));
         assert_eq!(fit(row(), None, Truncation::Delete), Ok(row()));

@@ -68,7 +68,7 @@ impl<E: Engine> Run<'_, E> {
         let state = self.trainer.state()?;
         let schedule = self.plan.schedule;
         let scheduler = SchedulerState {
-            kind: schedule.kind.name().to_owned(),
+            kind: schedule.kind,
             warmup_steps: schedule.warmup_steps,
             total_steps: schedule.total_steps,
             peak: schedule.peak,

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_nothing_is_noted_and_what_is_not_done_is_refused() {
+    fn idle_flags_are_noted_and_unsupported_ones_refused() {
         let a = settings("attn_impl = \"flash_attn\"\ngradient_checkpointing = true\nlazy_tokenize = true").unwrap();
         assert_eq!(a.notes.len(), 2, "{:?}", a.notes);
         assert!(a.notes[0].contains("attn_impl flash_attn changes nothing: attention is always tiled"));

@@ -2,6 +2,7 @@
 //! TOML file or args.json. `table` has a row for each flag that does something; what follows from the values is in
 //! `resolve`.
 
+mod choice;
 mod given;
 mod resolve;
 #[cfg(test)]
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use choice::{Metric, Strategy, TorchDtype};
 pub use given::Given;
 pub use resolve::{Compute, Targets, When, every};
 pub use table::{GROUPS, find, flags};
@@ -20,6 +22,8 @@ pub use table::{GROUPS, find, flags};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 pub use crate::swift::{Fate, Flag, Kind};
+use crate::train::data::{LossScale, Truncation};
+use crate::train::schedule::ScheduleKind;
 
 /// A field for each flag that does something; the help of a flag is in [`GROUPS`]. The defaults are ms-swift 4.6's
 /// (`swift/arguments` and `swift/trainers/arguments.py`) and, beneath them, transformers' `TrainingArguments`.
@@ -31,16 +35,16 @@ pub struct Settings {
     pub model_revision: Option<String>,
     pub model_type: Option<String>,
     pub template: Option<String>,
-    pub torch_dtype: Option<String>,
+    pub torch_dtype: Option<TorchDtype>,
 
     pub dataset: Vec<String>,
     pub val_dataset: Vec<String>,
     pub split_dataset_ratio: f64,
     pub max_length: Option<u64>,
-    pub truncation_strategy: String,
+    pub truncation_strategy: Truncation,
     pub packing: bool,
     pub system: Option<String>,
-    pub loss_scale: String,
+    pub loss_scale: LossScale,
     pub data_seed: u64,
     pub strict: bool,
     pub load_from_cache_file: bool,
@@ -68,13 +72,13 @@ pub struct Settings {
     pub adam_beta2: f64,
     pub adam_epsilon: f64,
     pub max_grad_norm: f64,
-    pub lr_scheduler_type: String,
+    pub lr_scheduler_type: ScheduleKind,
     pub warmup_ratio: f64,
     pub warmup_steps: f64,
 
     pub output_dir: Option<PathBuf>,
     pub add_version: bool,
-    pub save_strategy: String,
+    pub save_strategy: Strategy,
     pub save_steps: f64,
     pub save_total_limit: Option<u64>,
     pub save_only_model: bool,
@@ -83,10 +87,10 @@ pub struct Settings {
     pub ignore_data_skip: bool,
     pub load_best_model_at_end: bool,
 
-    pub eval_strategy: Option<String>,
+    pub eval_strategy: Option<Strategy>,
     pub eval_steps: Option<f64>,
     pub eval_on_start: bool,
-    pub metric_for_best_model: String,
+    pub metric_for_best_model: Metric,
     pub logging_steps: f64,
     pub logging_first_step: bool,
     pub report_to: Vec<String>,
@@ -118,10 +122,10 @@ impl Default for Settings {
             val_dataset: Vec::new(),
             split_dataset_ratio: 0.0,
             max_length: None,
-            truncation_strategy: "delete".to_owned(),
+            truncation_strategy: Truncation::Delete,
             packing: false,
             system: None,
-            loss_scale: "default".to_owned(),
+            loss_scale: LossScale::Default,
             data_seed: 42,
             strict: false,
             // ms-swift: false, since its cache can be stale. qft's is found by its content.
@@ -147,12 +151,12 @@ impl Default for Settings {
             adam_beta2: 0.95,
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
-            lr_scheduler_type: "cosine".to_owned(),
+            lr_scheduler_type: ScheduleKind::Cosine,
             warmup_ratio: 0.0,
             warmup_steps: 0.0,
             output_dir: None,
             add_version: true,
-            save_strategy: "steps".to_owned(),
+            save_strategy: Strategy::Steps,
             save_steps: 500.0,
             save_total_limit: None,
             save_only_model: false,
@@ -163,7 +167,7 @@ impl Default for Settings {
             eval_strategy: None,
             eval_steps: None,
             eval_on_start: false,
-            metric_for_best_model: "loss".to_owned(),
+            metric_for_best_model: Metric::Loss,
             logging_steps: 5.0,
             logging_first_step: true,
             report_to: vec!["tensorboard".to_owned()],
@@ -187,8 +191,6 @@ const CONSTANTS: [(&str, &str); 5] = [
     // The version whose form it has: ms-swift takes model_type from no older one.
     ("swift_version", "4.6.0"),
 ];
-/// Types to compute in by the names that ms-swift has for them.
-const DTYPES: [(&str, &str); 2] = [("bf16", "bfloat16"), ("fp32", "float32")];
 
 impl Settings {
     /// Every setting by its name: what args.json holds, as ms-swift writes it.
@@ -199,10 +201,6 @@ impl Settings {
             _ => Map::new(),
         };
         args.values_mut().for_each(plain);
-        if let Some(Value::String(dtype)) = args.get_mut("torch_dtype") {
-            *dtype =
-                DTYPES.iter().find(|(own, _)| own == dtype).map_or(dtype.clone(), |(_, theirs)| (*theirs).to_owned());
-        }
         args.extend(self.others.clone());
         args.extend(self.found.clone());
         args.extend(CONSTANTS.map(|(key, value)| (key.to_owned(), value.into())));
@@ -258,13 +256,13 @@ impl Settings {
             self.notes
                 .push("split_dataset_ratio: --val_dataset is the held-out data, so nothing is split off".to_owned());
         }
-        if self.eval_strategy.as_deref() == Some("no") && self.split_dataset_ratio > 0.0 {
+        if self.eval_strategy == Some(Strategy::No) && self.split_dataset_ratio > 0.0 {
             self.split_dataset_ratio = 0.0;
             self.notes.push(
                 "split_dataset_ratio: --eval_strategy no looks at no held-out data, so none is split off".to_owned(),
             );
         }
-        if self.load_best_model_at_end && self.eval_strategy.as_deref().unwrap_or(&self.save_strategy) == "no" {
+        if self.load_best_model_at_end && self.eval_strategy.unwrap_or(self.save_strategy) == Strategy::No {
             return refuse(
                 "--load_best_model_at_end needs a look at held-out data to tell the best checkpoint",
                 "give --eval_strategy steps, or epoch, and the held-out data",
@@ -276,7 +274,7 @@ impl Settings {
                 "add --split_dataset_ratio 0.01, or --val_dataset",
             );
         }
-        if self.eval_on_start && !self.has_held_out() && self.eval_strategy.as_deref() == Some("no") {
+        if self.eval_on_start && !self.has_held_out() && self.eval_strategy == Some(Strategy::No) {
             return refuse(
                 "--eval_on_start needs held-out data, and --eval_strategy no splits none off",
                 "drop --eval_on_start, or give --eval_strategy steps, or epoch, and the held-out data",

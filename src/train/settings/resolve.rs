@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use regex::{Regex, RegexBuilder};
 
-use super::Settings;
+use super::{Settings, Strategy, TorchDtype};
 use crate::error::{Error, Result, escaped};
 use crate::files::read_text;
 use crate::gpu::Device;
@@ -44,11 +44,11 @@ pub enum When {
 }
 
 impl When {
-    fn new(strategy: &str, steps: f64) -> Self {
+    fn new(strategy: Strategy, steps: f64) -> Self {
         match strategy {
-            "no" => Self::Never,
-            "epoch" => Self::Epoch,
-            _ => Self::Steps(steps),
+            Strategy::No => Self::Never,
+            Strategy::Epoch => Self::Epoch,
+            Strategy::Steps => Self::Steps(steps),
         }
     }
 
@@ -134,9 +134,9 @@ impl Settings {
 
     /// The type that was asked for; `None` leaves it to the device.
     pub fn compute(&self) -> Option<Compute> {
-        match (self.bf16, self.torch_dtype.as_deref()) {
-            (Some(true), _) | (_, Some("bfloat16" | "bf16")) => Some(Compute::Bf16),
-            (_, Some("float32" | "fp32")) | (Some(false), _) => Some(Compute::F32),
+        match (self.bf16, self.torch_dtype) {
+            (Some(true), _) | (_, Some(TorchDtype::Bfloat16)) => Some(Compute::Bf16),
+            (_, Some(TorchDtype::Float32)) | (Some(false), _) => Some(Compute::F32),
             _ => None,
         }
     }
@@ -159,13 +159,13 @@ impl Settings {
 
     /// When checkpoints are written.
     pub fn save_strategy(&self) -> When {
-        When::new(&self.save_strategy, self.save_steps)
+        When::new(self.save_strategy, self.save_steps)
     }
 
     /// When held-out data is looked at; never if there is none.
     pub fn eval_strategy(&self) -> When {
-        let strategy = self.eval_strategy.as_deref().unwrap_or(&self.save_strategy);
-        let strategy = if self.has_held_out() { strategy } else { "no" };
+        let strategy = self.eval_strategy.unwrap_or(self.save_strategy);
+        let strategy = if self.has_held_out() { strategy } else { Strategy::No };
         When::new(strategy, self.eval_steps.unwrap_or(self.save_steps))
     }
 
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(settings.eval_strategy(), When::Steps(200.0));
         settings.eval_steps = Some(50.0);
         assert_eq!(settings.eval_strategy(), When::Steps(50.0));
-        settings.eval_strategy = Some("epoch".to_owned());
+        settings.eval_strategy = Some(Strategy::Epoch);
         assert_eq!(settings.eval_strategy(), When::Epoch);
     }
 

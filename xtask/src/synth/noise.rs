@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_the_deviation_that_was_asked_for_and_depends_on_the_seed_alone() {
+    fn noise_has_its_deviation_and_depends_on_the_seed_alone() {
         let noise = bytes(1, 400_000, 0.02, f32::to_le_bytes);
         let values = noise.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         let (sum, squares) = values.fold((0.0, 0.0), |(sum, squares), v| (sum + v, squares + v * v));

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_a_character_for_every_byte_and_every_merge_of_what_is_there() {
+    fn every_byte_has_a_character_and_every_merge_its_parts() {
         let alphabet = alphabet();
         assert_eq!((alphabet.len(), alphabet[0x20], alphabet[0x41], alphabet[0xad]), (256, 'Ġ', 'A', '\u{143}'));
         let tokenizer = tokenizer();
