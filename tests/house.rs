@@ -276,7 +276,8 @@ fn everything() -> impl Iterator<Item = (PathBuf, String)> {
 
 #[test]
 fn no_file_is_longer_than_a_reader_holds() {
-    let long: Vec<_> = everything().filter(|(_, text)| text.lines().count() > MOST_LINES).map(|(path, _)| path).collect();
+    let long: Vec<_> =
+        everything().filter(|(_, text)| text.lines().count() > MOST_LINES).map(|(path, _)| path).collect();
     assert!(long.is_empty(), "files of more than {MOST_LINES} lines: {long:?}");
 }
 

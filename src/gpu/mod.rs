@@ -1,42 +1,19 @@
-//! NVIDIA cards: finding them at run time, and making blocks of merged and encoded tensors on them, with the bytes that
-//! the processor gives. Knows no file; `stream` schedules the lanes, `export` says what the blocks are.
+//! NVIDIA GPUs. `runtime` is the driver: finding it and GPUs that are fit, their memory, and loading and launching kernels;
+//! `libraries` are cuBLAS and NCCL; both serve whoever computes on GPUs. `lanes` makes blocks of merged and encoded tensors,
+//! with the bytes that the processor gives; it knows no file: `stream` schedules the lanes, `export` says what blocks are.
 
-mod assist;
-mod block;
-mod budget;
-mod card;
-mod cards;
-mod choice;
-mod driver;
-mod effort;
-mod fault;
-mod host;
-mod kernels;
-mod lane;
-mod memory;
-mod ptx;
-mod resident;
-mod simulated;
-mod stage;
-#[cfg(test)]
-mod tests;
-mod upload;
+mod lanes;
+mod libraries;
+mod runtime;
 
-pub(crate) use assist::{Assist, Tally};
-pub(crate) use block::{Block, Encoding, Importance, Measured, Source, source_row};
-pub use budget::CardNeeds;
-pub(crate) use card::Card;
-pub use cards::Cards;
-pub use choice::Device;
-pub use driver::NoCard;
-pub(crate) use driver::{find as find_cards, said};
-pub use effort::Effort;
-pub use fault::Fault;
-pub(crate) use host::{ALIGN, HostMemory};
-pub(crate) use kernels::load_function;
-pub(crate) use memory::{DeviceMemory, wait_for};
 #[cfg(test)]
-pub(crate) use ptx::threads as ptx_threads;
-pub(crate) use resident::Resident;
+pub(crate) use lanes::SimulatedCard;
+pub(crate) use lanes::{Assist, Block, Card, Encoding, Importance, Measured, Resident, Source, Tally, source_row};
+pub use lanes::{CardNeeds, Cards, Effort, Fault};
+pub(crate) use libraries::{At, Blas, CUBLAS_VARIABLE, Output, Sizes, nccl};
 #[cfg(test)]
-pub(crate) use simulated::SimulatedCard;
+pub(crate) use runtime::check_table;
+pub(crate) use runtime::{
+    ALIGN, DeviceMemory, Failure, HostMemory, Kernel, MOST_WIDTH, Module, Queue, find, kernel_files,
+};
+pub use runtime::{Device, NoCard};

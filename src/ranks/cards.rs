@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::nccl::{Communicator, Functions, UniqueId};
 use super::trouble::AGAIN;
 use super::{CardSum, Ranks, TcpRanks};
 use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::nccl::{Communicator, Functions, UniqueId};
 
 /// How long connecting the cards may take, where nothing says that it failed.
 const CONNECTING: Duration = Duration::from_mins(3);

@@ -1,13 +1,12 @@
 //! Several processes that train together, each on its share of the data: what they must agree on is summed over all of
 //! them. Which process is which is told by the variables that launchers set (`RANK`, `WORLD_SIZE`, ...): `launch` reads
 //! them, `joining` and `meet` bring the processes together, `tcp` sums over the connections, and `cards` on cards by
-//! `nccl`.
+//! NCCL.
 
 pub mod cards;
 mod joining;
 pub mod launch;
 mod meet;
-mod nccl;
 mod reception;
 mod talk;
 pub mod tcp;

@@ -209,7 +209,7 @@ impl<'a> Stream<'_, 'a> {
                 Some(LaneTask::Input(step)) => self.digest_input(step, &mut assist),
                 Some(LaneTask::Fill(mut segment)) => {
                     let mut buffer = segment.buffer.take().unwrap_or_else(|| Buffer::new(BLOCK_LEN));
-                    buffer.memory.pin(card);
+                    card.pin(&mut buffer.memory);
                     segment.buffer = Some(buffer);
                     let made = assist.tally().made;
                     self.end_on(self.fill(segment, &mut assist));

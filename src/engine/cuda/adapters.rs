@@ -5,13 +5,14 @@ use super::card::broken;
 use super::frozen::{CudaFrozen, MOST_RANK};
 use super::kernels::{
     ADAPT_8, ADAPT_16, ADAPT_32, ADAPT_BACK, CHUNK, FACTOR_A_8, FACTOR_A_16, FACTOR_A_32, FACTOR_B_8, FACTOR_B_16,
-    FACTOR_B_32, FOLD, Kernel, PACK_A, PACK_B,
+    FACTOR_B_32, FOLD, PACK_A, PACK_B,
 };
 use super::masks::Masks;
 use super::matrix::{CudaMatrix, CudaVector};
 use super::{CudaEngine, Output, Sizes, bits};
 use crate::engine::dropout::Dropout;
 use crate::error::Result;
+use crate::gpu::Kernel;
 
 /// How the kernels of adapters see the slots: as many, or as one that is wider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

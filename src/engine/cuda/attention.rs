@@ -3,13 +3,14 @@
 use super::card::broken;
 use super::kernels::{
     ATTEND_64, ATTEND_128, ATTEND_BACK_DOT_64, ATTEND_BACK_DOT_128, ATTEND_BACK_KEYS_64, ATTEND_BACK_KEYS_128,
-    ATTEND_BACK_QUERIES_64, ATTEND_BACK_QUERIES_128, Kernel,
+    ATTEND_BACK_QUERIES_64, ATTEND_BACK_QUERIES_128,
 };
 use super::matrix::{CudaMatrix, CudaVector};
 use super::placed::CudaBatch;
 use super::{CudaEngine, bits};
 use crate::arch::Heads;
 use crate::error::{Error, Result};
+use crate::gpu::Kernel;
 use crate::size::ByteSize;
 
 /// The kernels of one size of head.
@@ -51,7 +52,7 @@ fn kernels(heads: Heads) -> Result<&'static Kernels> {
 /// Whether there are kernels for such heads that run with `shared` bytes of shared memory a block.
 pub(super) fn check(heads: Heads, shared: u32) -> Result<()> {
     let Kernels { forward, dots, queries, keys, .. } = kernels(heads)?;
-    let needed = [forward, dots, queries, keys].into_iter().map(|kernel| kernel.shared).max().unwrap_or(0);
+    let needed = [forward, dots, queries, keys].into_iter().map(|kernel| kernel.shared()).max().unwrap_or(0);
     if needed <= shared {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use super::card::{Card, broken};
 use super::matrix::{CudaMatrix, CudaVector};
 use crate::checkpoint::Tensor;
 use crate::error::{Error, Result};
-use crate::gpu::DeviceMemory;
+use crate::gpu::{DeviceMemory, MOST_WIDTH};
 use crate::model::widened;
 use crate::train::lora::{Group, Slot};
 
@@ -170,6 +170,10 @@ pub(super) fn copy(card: &Card, tensor: &Tensor, matrix: &CudaMatrix, first: usi
     let (bytes, from) = (tensor.bytes(), cols * size);
     if cols != matrix.cols || first + rows > matrix.rows || bytes.len() != rows * from {
         return Err(broken("a weight of another shape than its group's"));
+    }
+    if cols * 2 > MOST_WIDTH && rows > 0 {
+        let problem = format!("a weight has rows of {cols} values, and cards take {} at most", MOST_WIDTH / 2);
+        return Err(Error::unsupported(problem, "use --device cpu"));
     }
     let fill = |rows: Range<usize>, to: &mut [u8]| {
         let (start, len) = (rows.start * from, rows.len() * from);

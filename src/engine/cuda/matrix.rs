@@ -1,9 +1,8 @@
 //! Matrices and vectors on the card.
 
-use super::blas::At;
 use super::card::{Card, broken};
 use crate::error::Result;
-use crate::gpu::DeviceMemory;
+use crate::gpu::{At, DeviceMemory};
 
 /// Rows of bf16, each with `cols` values and spare ones behind them up to `stride`, which is a multiple of 8.
 pub struct CudaMatrix {

@@ -3,21 +3,17 @@
 
 mod adapters;
 mod attention;
-mod blas;
 mod card;
 mod dora;
 mod frozen;
-mod functions;
 mod kernels;
 mod masks;
 mod matrix;
 mod placed;
-mod staging;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod throughput;
-mod timing;
 
 use std::collections::BTreeMap;
 
@@ -27,16 +23,15 @@ use crate::engine::Batch;
 use crate::engine::dropout::Dropout;
 use crate::engine::{AdamW, Engine};
 use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::gpu::{At, Blas, Device, Kernel, Output, Sizes};
 use crate::ranks::Ranks;
 use crate::train::lora::Group;
 
-use blas::{At, Blas, Output, Sizes};
 use card::{Card, broken};
 pub use frozen::CudaFrozen;
 use kernels::{
-    ADAMW, CROSS_ENTROPY, FILL_ROWS, GATE, GATE_BACK, GATHER_ROWS, Kernel, NORMALIZE, NORMALIZE_BACK, ROTATE,
-    ROW_NORMS, SCATTER_ROWS, SUM_PARTIALS, SUM_SQUARES,
+    ADAMW, CROSS_ENTROPY, FILL_ROWS, GATE, GATE_BACK, GATHER_ROWS, NORMALIZE, NORMALIZE_BACK, ROTATE, ROW_NORMS,
+    SCATTER_ROWS, SUM_PARTIALS, SUM_SQUARES,
 };
 use masks::Keys;
 pub use matrix::{CudaMatrix, CudaVector};
@@ -47,7 +42,6 @@ const LOGITS: usize = 640 << 20;
 
 /// An NVIDIA card.
 pub struct CudaEngine {
-    /// Before `card`, whose stream it uses.
     blas: Blas,
     keys: Keys,
     card: Card,
@@ -77,9 +71,8 @@ fn alike(x: &CudaMatrix, y: &CudaMatrix) -> bool {
 impl CudaEngine {
     /// Opens the first card that `device` means.
     pub fn open(device: Device) -> Result<Self> {
-        let card = Card::open(device)?;
-        let workspace = card.allocate(blas::WORKSPACE)?;
-        let blas = Blas::open(card.stream.cu_stream().cast(), workspace)?;
+        let card = card::open(device)?;
+        let blas = Blas::open(&card)?;
         Ok(Self { blas, keys: Keys::default(), card })
     }
 
@@ -359,9 +352,9 @@ impl Engine for CudaEngine {
 
     fn sum_on_card(&self, vector: &mut CudaVector, ranks: &mut dyn Ranks) -> Result<bool> {
         // NCCL takes the card whose context is current.
-        self.card.context.bind_to_thread().map_err(card::failed)?;
+        self.card.bind()?;
         let Some(cards) = ranks.on_card()? else { return Ok(false) };
-        let stream = self.card.stream.cu_stream().cast();
+        let stream = self.card.stream().handle();
         // SAFETY: the vector is on this card and has that many values; the stream is this card's.
         self.card.timed("ranks", || unsafe { cards.sum(vector.address(), vector.len, stream) })?;
         Ok(true)
@@ -405,11 +398,11 @@ impl Engine for CudaEngine {
     }
 
     fn time(&self) {
-        self.card.timer.start();
+        self.card.time();
     }
 
     fn timings(&self) -> Result<BTreeMap<&'static str, f64>> {
-        self.card.timer.read(&self.card.stream).map_err(card::failed)
+        self.card.timings()
     }
 
     fn name(&self) -> String {

@@ -8,11 +8,11 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{CudaContext, sys};
-
-use super::super::nccl::{Config, Functions, NOT_READY, UniqueId};
 use super::super::*;
 use super::{SHORT, bits, each, expected, launch, ranks, values};
+use crate::error::Error;
+use crate::gpu::nccl::{Config, Functions, NOT_READY, UniqueId};
+use crate::gpu::{Cards, Queue};
 
 /// A communicator of the stand-in.
 struct Fake {
@@ -194,18 +194,11 @@ fn a_sum_on_cards_ends_when_a_rank_dies() {
     assert!(messages[..2].iter().all(|message| told(message) || message.contains("has ended")), "{messages:?}");
 }
 
-/// The driver's cards, if there is a driver.
-fn cards() -> usize {
-    // SAFETY: looking for the library loads it, nothing else.
-    let driver = unsafe { sys::is_culib_present() };
-    if driver { CudaContext::device_count().map_or(0, |count| count.cast_unsigned() as usize) } else { 0 }
-}
-
 #[test]
 #[allow(clippy::print_stdout)]
 fn nccl_sums_on_two_cards_with_the_same_bits() {
     const LEN: usize = 20_000_003;
-    if cards() < 2 {
+    if Cards::count() < 2 {
         println!("skipped: fewer than two cards");
         return;
     }
@@ -214,20 +207,17 @@ fn nccl_sums_on_two_cards_with_the_same_bits() {
         return;
     }
     let sums = each(2, |rank, port| {
-        let context = CudaContext::new(rank).unwrap();
-        let stream = context.new_stream().unwrap();
-        let mine = stream.clone_htod(&values(rank, LEN)).unwrap();
-        context.bind_to_thread().unwrap();
+        let queue = Queue::open(rank, &[], |failure| Error::bug(failure.to_string(), "")).unwrap();
+        let (mine, stream) = (queue.upload(&values(rank, LEN)).unwrap(), queue.stream().handle());
+        queue.bind().unwrap();
         let mut ranks = CardRanks::new(TcpRanks::join(&launch(rank, 2, port), [7; 32], SHORT).unwrap());
-        let (address, guard) = cudarc::driver::DevicePtr::device_ptr(&mine, &stream);
-        drop(guard);
         let card = ranks.on_card().unwrap().map(|card| {
             // SAFETY: the values and the stream are of this thread's card, and alive.
-            unsafe { card.sum(address, LEN, stream.cu_stream().cast()) }.unwrap();
-            let first = bits(&stream.clone_dtoh(&mine).unwrap());
+            unsafe { card.sum(mine.address(), LEN, stream) }.unwrap();
+            let first = bits(&queue.read(&mine, LEN).unwrap());
             let start = Instant::now();
             // SAFETY: as above.
-            unsafe { card.sum(address, LEN, stream.cu_stream().cast()) }.unwrap();
+            unsafe { card.sum(mine.address(), LEN, stream) }.unwrap();
             (first, start.elapsed())
         });
         println!("rank {rank}: {}", ranks.transport());

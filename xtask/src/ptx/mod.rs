@@ -24,7 +24,7 @@ struct Place {
 
 /// What is computed for an export must be the processor's bytes, and that rounds twice; training has no such double.
 const PLACES: [Place; 2] = [
-    Place { dir: "src/gpu/kernels", options: ["--gpu-architecture=compute_80", "--fmad=false", "--std=c++17"] },
+    Place { dir: "src/gpu/lanes/kernels", options: ["--gpu-architecture=compute_80", "--fmad=false", "--std=c++17"] },
     Place { dir: "src/engine/cuda/kernels", options: ["--gpu-architecture=compute_80", "--fmad=true", "--std=c++17"] },
 ];
 /// What a PTX file must say: the oldest drivers that are served read no newer version.

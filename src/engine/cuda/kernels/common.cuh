@@ -52,7 +52,7 @@ __device__ __forceinline__ T sum_of_block(T value) {
     return total;
 }
 
-// The mask of a slot, as src/train/dropout.rs defines it; `threshold` is that of 16 bits.
+// The mask of a slot, as src/engine/dropout.rs defines it; `threshold` is that of 16 bits.
 struct Mask {
     u32 key0, key1, threshold;
 
