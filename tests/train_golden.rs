@@ -95,9 +95,9 @@ fn check(name: &str) {
     let targets: Vec<&str> = case.settings["targets"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
     let adapted = |path: &str| targets.iter().any(|target| path.ends_with(target));
     for keep in [Keep::Attention, Keep::Inputs, Keep::All] {
-        let (layout, groups) = spec.layout(lora, adapted);
+        let (layout, adapters) = Layout::of(&spec, lora, adapted);
         let engine = CpuEngine::new();
-        let model = Model::load(&engine, &base, &spec, groups, 64, &mut |_| {}).unwrap();
+        let model = Model::load(&engine, &base, &spec, &adapters, 64, &mut |_| {}).unwrap();
         let state = State::new(case.values("adapter/adapter_model.safetensors", &layout));
         let betas = case.numbers("betas");
         let recipe = Recipe {

@@ -14,7 +14,7 @@ use qft::model::{Keep, Model};
 use qft::ranks::{Alone, Joining, Launch, Patience, Ranks, Waiting};
 use qft::train::data::Sample;
 use qft::train::guard::{Guard, GuardCounts};
-use qft::train::lora::LoraSpec;
+use qft::train::lora::{Layout, LoraSpec};
 use qft::train::trainer::{Recipe, State, Trainer};
 
 use crate::train::{RUN, bench};
@@ -50,9 +50,9 @@ fn train(ranks: &mut dyn Ranks, dies: Option<usize>) -> qft::Result<(Vec<[f64; 2
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/train/peft/llama/base");
     let base = Checkpoint::open(&base)?;
     let spec = Spec::read(&base)?;
-    let (layout, groups) = spec.layout(LoraSpec { rank: 4, scale: 2.0, magnitudes: false }, |_| true);
+    let (layout, adapters) = Layout::of(&spec, LoraSpec { rank: 4, scale: 2.0, magnitudes: false }, |_| true);
     let engine = CpuEngine::new();
-    let model = Model::load(&engine, &base, &spec, groups, 64, &mut |_| {})?;
+    let model = Model::load(&engine, &base, &spec, &adapters, 64, &mut |_| {})?;
     let factors = (0..layout.len as u64).map(|i| number(i) as f32 / (1u64 << 31) as f32 * 0.1 - 0.05).collect();
     let (beta1, beta2) = (0.9, 0.95);
     let recipe = Recipe { dropout: 0.1, seed: 5, beta1, beta2, epsilon: 1e-8, decay: 0.01, keep: Keep::All };

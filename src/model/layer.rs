@@ -2,8 +2,8 @@
 
 use super::weights::Layer;
 use crate::arch::Heads;
-use crate::engine::Engine;
 use crate::engine::dropout::Dropout;
+use crate::engine::{Backward, Columns, Engine, Forward, KeysValues};
 use crate::error::Result;
 
 /// What every layer of a pass shares.
@@ -39,7 +39,7 @@ pub(super) struct Kept {
     pub(super) gate_up: bool,
 }
 
-impl<E: Engine> Layer<E> {
+impl<E: Forward> Layer<E> {
     /// The hidden state after the layer, and what is kept.
     pub(super) fn forward(&self, pass: &Context<'_, E>, x: &E::Matrix, kept: Kept) -> Result<(E::Matrix, Trace<E>)> {
         let engine = pass.engine;
@@ -47,13 +47,40 @@ impl<E: Engine> Layer<E> {
         let (input, _) = self.mlp_input(pass, &attended.middle)?;
         let gate_up = engine.project(&self.gate_up.frozen, &input, pass.dropout, None)?;
         drop(input);
-        let active = engine.gate(&gate_up, self.down.group.room())?;
+        let active = engine.gate(&gate_up, self.down.adapters.padding())?;
         let active = engine.adapt(&self.down.frozen, active, pass.dropout)?;
         let y = engine.project(&self.down.frozen, &active, pass.dropout, Some(&attended.middle))?;
         let trace = Trace { attended: kept.attended.then_some(attended), gate_up: kept.gate_up.then_some(gate_up) };
         Ok((y, trace))
     }
 
+    fn attention(&self, pass: &Context<'_, E>, x: &E::Matrix) -> Result<Attended<E>> {
+        let engine = pass.engine;
+        let (input, _) = self.attention_input(pass, x)?;
+        let qkv = engine.project(&self.qkv.frozen, &input, pass.dropout, None)?;
+        drop(input);
+        let qkv = engine.rotate(qkv, pass.heads, pass.tables, pass.batch, false)?;
+        let (queries, seen) = (Columns::queries(&qkv), KeysValues::of(&qkv, pass.heads));
+        let (out, sums) = engine.attend(queries, seen, pass.heads, pass.batch, self.out.adapters.padding())?;
+        let out = engine.adapt(&self.out.frozen, out, pass.dropout)?;
+        let middle = engine.project(&self.out.frozen, &out, pass.dropout, Some(x))?;
+        Ok(Attended { qkv, out, sums, middle })
+    }
+
+    fn attention_input(&self, pass: &Context<'_, E>, x: &E::Matrix) -> Result<(E::Matrix, E::Vector)> {
+        let padding = self.qkv.adapters.padding();
+        let (input, inverse) = pass.engine.normalize(x, &self.attention_norm, pass.epsilon, padding)?;
+        Ok((pass.engine.adapt(&self.qkv.frozen, input, pass.dropout)?, inverse))
+    }
+
+    fn mlp_input(&self, pass: &Context<'_, E>, middle: &E::Matrix) -> Result<(E::Matrix, E::Vector)> {
+        let padding = self.gate_up.adapters.padding();
+        let (input, inverse) = pass.engine.normalize(middle, &self.mlp_norm, pass.epsilon, padding)?;
+        Ok((pass.engine.adapt(&self.gate_up.frozen, input, pass.dropout)?, inverse))
+    }
+}
+
+impl<E: Backward> Layer<E> {
     /// The gradient with respect to the layer's input `x`, from that of its output; adds those of its factors.
     pub(super) fn backward(
         &self,
@@ -73,7 +100,7 @@ impl<E: Engine> Layer<E> {
             Some(gate_up) => gate_up,
             None => engine.project(&self.gate_up.frozen, &input, dropout, None)?,
         };
-        let active = engine.gate(&gate_up, self.down.group.room())?;
+        let active = engine.gate(&gate_up, self.down.adapters.padding())?;
         let active = engine.adapt(&self.down.frozen, active, dropout)?;
         let dactive = engine.project_back(&self.down.frozen, &dy, &active, dropout, gradients)?;
         drop(active);
@@ -91,29 +118,5 @@ impl<E: Engine> Layer<E> {
         let (input, inverse) = self.attention_input(pass, x)?;
         let dinput = engine.project_back(&self.qkv.frozen, &dqkv, &input, dropout, gradients)?;
         engine.normalize_back(&dinput, x, &self.attention_norm, &inverse, dmiddle)
-    }
-
-    fn attention(&self, pass: &Context<'_, E>, x: &E::Matrix) -> Result<Attended<E>> {
-        let engine = pass.engine;
-        let (input, _) = self.attention_input(pass, x)?;
-        let qkv = engine.project(&self.qkv.frozen, &input, pass.dropout, None)?;
-        drop(input);
-        let qkv = engine.rotate(qkv, pass.heads, pass.tables, pass.batch, false)?;
-        let (out, sums) = engine.attend(&qkv, pass.heads, pass.batch, self.out.group.room())?;
-        let out = engine.adapt(&self.out.frozen, out, pass.dropout)?;
-        let middle = engine.project(&self.out.frozen, &out, pass.dropout, Some(x))?;
-        Ok(Attended { qkv, out, sums, middle })
-    }
-
-    fn attention_input(&self, pass: &Context<'_, E>, x: &E::Matrix) -> Result<(E::Matrix, E::Vector)> {
-        let room = self.qkv.group.room();
-        let (input, inverse) = pass.engine.normalize(x, &self.attention_norm, pass.epsilon, room)?;
-        Ok((pass.engine.adapt(&self.qkv.frozen, input, pass.dropout)?, inverse))
-    }
-
-    fn mlp_input(&self, pass: &Context<'_, E>, middle: &E::Matrix) -> Result<(E::Matrix, E::Vector)> {
-        let room = self.gate_up.group.room();
-        let (input, inverse) = pass.engine.normalize(middle, &self.mlp_norm, pass.epsilon, room)?;
-        Ok((pass.engine.adapt(&self.gate_up.frozen, input, pass.dropout)?, inverse))
     }
 }

@@ -1,5 +1,6 @@
-//! The model that is trained through, written once over an [`super::engine::Engine`]: what a config.json asks for
-//! (`spec`), its frozen weights (`weights`), and the forward and backward pass of a layer and of the whole.
+//! What a transformer computes, written once over an [`crate::engine::Engine`]: its frozen weights (`weights`), and the
+//! forward and backward pass of a layer and of the whole. The forward pass gives hidden states or logits; a loss is hung
+//! on them above, and its gradient taken back.
 //!
 //! The backward pass is written out: it makes gradients for inputs and for factors, and none for a frozen weight.
 
@@ -9,6 +10,5 @@ mod pass;
 mod tests;
 mod weights;
 
-pub use pass::{Keep, Pass};
-pub use weights::Model;
-pub(crate) use weights::widened;
+pub use pass::{Keep, Pass, Traces};
+pub use weights::{LayerAdapters, Model, STACKS};

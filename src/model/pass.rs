@@ -3,8 +3,8 @@
 use super::layer::{Context, Kept, Trace};
 use super::weights::Model;
 use crate::arch::Spec;
-use crate::engine::Engine;
 use crate::engine::dropout::Dropout;
+use crate::engine::{Backward, Engine, Forward};
 use crate::error::Result;
 
 /// What of a layer's work is kept for the backward pass rather than computed again: memory for time.
@@ -59,39 +59,29 @@ pub struct Pass<'p, E: Engine> {
     pub dropout: Option<Dropout>,
 }
 
-impl<E: Engine> Pass<'_, E> {
-    /// The loss of each target, `weight * -ln p`, on the device.
-    pub fn losses(&self) -> Result<E::Vector> {
+/// What a forward pass leaves for the backward pass.
+pub struct Traces<E: Engine> {
+    /// Of each layer: its input, and what it keeps.
+    layers: Vec<(E::Matrix, Trace<E>)>,
+    /// The last layer's output, and the inverse roots of its norm.
+    last: E::Matrix,
+    inverse: E::Vector,
+}
+
+impl<E: Forward> Pass<'_, E> {
+    /// The hidden states after the last norm, `[T, hidden]`.
+    pub fn hidden(&self) -> Result<E::Matrix> {
         let context = self.context();
         let mut x = self.engine.embed(&self.model.embeddings, self.batch)?;
         for layer in &self.model.layers {
             x = layer.forward(&context, &x, Kept { attended: false, gate_up: false })?.0;
         }
-        let (y, _) = self.engine.normalize(&x, &self.model.norm, self.model.spec.epsilon, 0)?;
-        Ok(self.engine.cross_entropy(&y, self.model.head(), self.batch, 0.0, false)?.0)
+        Ok(self.engine.normalize(&x, &self.model.norm, self.model.spec.epsilon, 0)?.0)
     }
 
-    /// The same, and adds to `gradients` those of `scale` times the losses' sum with respect to the parameters.
-    pub fn gradients(&self, scale: f32, keep: Keep, gradients: &mut E::Vector) -> Result<E::Vector> {
-        let (engine, model, context) = (self.engine, self.model, self.context());
-        let mut traces: Vec<(E::Matrix, Trace<E>)> = Vec::with_capacity(model.layers.len());
-        let mut x = engine.embed(&model.embeddings, self.batch)?;
-        for layer in &model.layers {
-            let (y, trace) = layer.forward(&context, &x, keep.of_layer())?;
-            traces.push((x, trace));
-            x = y;
-        }
-        let (y, inverse) = engine.normalize(&x, &model.norm, model.spec.epsilon, 0)?;
-        let (losses, dy) = engine.cross_entropy(&y, model.head(), self.batch, scale, true)?;
-        drop(y);
-        let Some(dy) = dy else { return Ok(losses) };
-        let none = engine.zeros_like(&x)?;
-        let mut dx = engine.normalize_back(&dy, &x, &model.norm, &inverse, none)?;
-        drop((dy, x));
-        for (layer, (x, trace)) in model.layers.iter().zip(traces).rev() {
-            dx = layer.backward(&context, &x, trace, dx, gradients)?;
-        }
-        Ok(losses)
+    /// The logits of some rows of the micro-batch, in their order: `[rows, vocabulary]`.
+    pub fn logits(&self, rows: &[u32]) -> Result<E::Matrix> {
+        self.engine.logits(&self.hidden()?, self.model.head(), rows)
     }
 
     fn context(&self) -> Context<'_, E> {
@@ -106,8 +96,38 @@ impl<E: Engine> Pass<'_, E> {
     }
 }
 
+impl<E: Backward> Pass<'_, E> {
+    /// The hidden states after the last norm, and what [`Self::backward`] needs.
+    pub fn traced(&self, keep: Keep) -> Result<(E::Matrix, Traces<E>)> {
+        let (model, context) = (self.model, self.context());
+        let mut layers = Vec::with_capacity(model.layers.len());
+        let mut x = self.engine.embed(&model.embeddings, self.batch)?;
+        for layer in &model.layers {
+            let (y, trace) = layer.forward(&context, &x, keep.of_layer())?;
+            layers.push((x, trace));
+            x = y;
+        }
+        let (y, inverse) = self.engine.normalize(&x, &model.norm, model.spec.epsilon, 0)?;
+        Ok((y, Traces { layers, last: x, inverse }))
+    }
+
+    /// Adds the gradients of the adapters' parameters to `gradients`, from that of the hidden states.
+    pub fn backward(&self, traces: Traces<E>, dy: E::Matrix, gradients: &mut E::Vector) -> Result<()> {
+        let (engine, model, context) = (self.engine, self.model, self.context());
+        let Traces { layers, last, inverse } = traces;
+        let none = engine.zeros_like(&last)?;
+        let mut dx = engine.normalize_back(&dy, &last, &model.norm, &inverse, none)?;
+        drop((dy, last));
+        for (layer, (x, trace)) in model.layers.iter().zip(layers).rev() {
+            dx = layer.backward(&context, &x, trace, dx, gradients)?;
+        }
+        Ok(())
+    }
+}
+
 impl<E: Engine> Model<E> {
-    fn head(&self) -> &E::Matrix {
+    /// The table of the last product, `[vocabulary, hidden]`.
+    pub fn head(&self) -> &E::Matrix {
         self.head.as_ref().unwrap_or(&self.embeddings)
     }
 }

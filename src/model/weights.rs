@@ -3,10 +3,8 @@
 use crate::arch::Rope;
 use crate::arch::{Projection, Spec};
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::engine::Engine;
+use crate::engine::{Adapters, Engine, widened};
 use crate::error::{Error, Result, escaped};
-use crate::merge::TO_FLOATS;
-use crate::train::lora::{Group, Layout, LoraSpec};
 
 /// A layer's frozen weights.
 pub(super) struct Layer<E: Engine> {
@@ -31,11 +29,11 @@ impl<E: Engine> Layer<E> {
 
 /// Projections that share an input.
 pub(super) struct Stack<E: Engine> {
-    pub(super) group: Group,
+    pub(super) adapters: Adapters,
     pub(super) frozen: E::Frozen,
 }
 
-/// A model on a device.
+/// A model on a device, with adapters or without.
 pub struct Model<E: Engine> {
     /// Its sizes.
     pub spec: Spec,
@@ -47,42 +45,25 @@ pub struct Model<E: Engine> {
     pub(super) tables: [E::Vector; 2],
 }
 
-/// The groups of a layer: projections that share an input.
-const GROUPS: [&[Projection]; 4] = [
+/// The stacks of a layer: projections that share an input, in the order of the computation.
+pub const STACKS: [&[Projection]; 4] = [
     &[Projection::Q, Projection::K, Projection::V],
     &[Projection::O],
     &[Projection::Gate, Projection::Up],
     &[Projection::Down],
 ];
 
-impl Spec {
-    /// The layout of an adapter on the projections that `adapted` chooses by their paths, and each layer's groups.
-    pub fn layout(&self, lora: LoraSpec, adapted: impl Fn(&str) -> bool) -> (Layout, Vec<[Group; 4]>) {
-        let mut layout = Layout::new(lora);
-        let groups = (0..self.layers).map(|layer| {
-            GROUPS.map(|projections| {
-                let part = |projection: &Projection| {
-                    let path = projection.path(layer);
-                    let chosen = adapted(&path);
-                    (path, self.shape(*projection)[0], chosen)
-                };
-                let parts: Vec<_> = projections.iter().map(part).collect();
-                layout.group(self.shape(projections[0])[1], &parts)
-            })
-        });
-        let groups = groups.collect();
-        (layout, groups)
-    }
-}
+/// The adapters of a layer, one for each of [`STACKS`].
+pub type LayerAdapters = [Adapters; STACKS.len()];
 
 impl<E: Engine> Model<E> {
-    /// Puts the weights of `base` on the device, for sequences of up to `positions` tokens. `groups` are those of
-    /// [`Spec::layout`]; `loaded` is told after each layer.
+    /// Puts the weights of `base` on the device, for sequences of up to `positions` tokens. `adapters` are of each layer, or
+    /// none for the model as it is; `loaded` is told after each layer.
     pub fn load(
         engine: &E,
         base: &Checkpoint,
         spec: &Spec,
-        groups: Vec<[Group; 4]>,
+        adapters: &[LayerAdapters],
         positions: usize,
         loaded: &mut dyn FnMut(usize),
     ) -> Result<Self> {
@@ -95,18 +76,12 @@ impl<E: Engine> Model<E> {
             _ if spec.tied => None,
             _ => return Err(source.missing("lm_head.weight")),
         };
-        let mut layers = Vec::with_capacity(groups.len());
-        for (number, layer_groups) in groups.into_iter().enumerate() {
-            let mut stacks = Vec::with_capacity(4);
-            for (group, projections) in layer_groups.into_iter().zip(GROUPS) {
-                stacks.push(source.stack(engine, number, group, projections)?);
-            }
-            // Four groups made four stacks.
-            let (Some(down), Some(gate_up), Some(out), Some(qkv)) =
-                (stacks.pop(), stacks.pop(), stacks.pop(), stacks.pop())
-            else {
-                unreachable!("a layer has four groups")
-            };
+        let none = LayerAdapters::default();
+        let mut layers = Vec::with_capacity(spec.layers);
+        for number in 0..spec.layers {
+            let own = adapters.get(number).unwrap_or(&none);
+            let stack = |place: usize| source.stack(engine, number, &own[place], STACKS[place]);
+            let [qkv, out, gate_up, down] = [stack(0)?, stack(1)?, stack(2)?, stack(3)?];
             let norm = |name| source.norm(engine, &format!("model.layers.{number}.{name}.weight"));
             let (attention_norm, mlp_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
             layers.push(Layer { attention_norm, qkv, out, mlp_norm, gate_up, down });
@@ -121,11 +96,11 @@ impl<E: Engine> Model<E> {
     /// Fills in the magnitudes of a fresh adapter, in `parameters`: the norms of the base's rows.
     pub fn fill_magnitudes(&self, engine: &E, parameters: &mut [f32]) -> Result<()> {
         for stack in self.layers.iter().flat_map(Layer::stacks) {
-            if stack.group.slots.iter().all(|slot| slot.magnitude.is_none()) {
+            if stack.adapters.slots.iter().all(|slot| slot.magnitude.is_none()) {
                 continue;
             }
             let norms = engine.row_norms(&stack.frozen)?;
-            for (slot, norms) in stack.group.slots.iter().zip(norms) {
+            for (slot, norms) in stack.adapters.slots.iter().zip(norms) {
                 if let Some(place) = &slot.magnitude {
                     parameters[place.clone()].copy_from_slice(&norms);
                 }
@@ -137,7 +112,7 @@ impl<E: Engine> Model<E> {
     /// Takes over the adapter's parameters, at the start and after each step.
     pub fn bind(&mut self, engine: &E, parameters: &E::Vector) -> Result<()> {
         for stack in self.layers.iter_mut().flat_map(Layer::stacks_mut) {
-            if !stack.group.slots.is_empty() {
+            if !stack.adapters.slots.is_empty() {
                 engine.bind(&mut stack.frozen, parameters)?;
             }
         }
@@ -177,7 +152,13 @@ impl Source<'_> {
         engine.vector(&widened(&self.get(name, &[self.spec.hidden])?)?)
     }
 
-    fn stack<E: Engine>(&self, engine: &E, layer: usize, group: Group, projections: &[Projection]) -> Result<Stack<E>> {
+    fn stack<E: Engine>(
+        &self,
+        engine: &E,
+        layer: usize,
+        adapters: &Adapters,
+        projections: &[Projection],
+    ) -> Result<Stack<E>> {
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         for projection in projections {
@@ -187,22 +168,6 @@ impl Source<'_> {
             let bias = format!("{path}.bias");
             biases.push(self.find(&bias).map(|_| self.get(&bias, &shape[..1])).transpose()?);
         }
-        Ok(Stack { frozen: engine.freeze(&group, &weights, &biases)?, group })
-    }
-}
-
-/// The tensor's values as f32.
-pub(crate) fn widened(tensor: &Tensor) -> Result<Vec<f32>> {
-    use safetensors::Dtype;
-    let bytes = tensor.bytes();
-    let words = || bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
-    match tensor.dtype() {
-        Dtype::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        Dtype::BF16 => Ok(words().map(|bits| half::bf16::from_bits(bits).to_f32()).collect()),
-        Dtype::F16 => Ok(words().map(|bits| half::f16::from_bits(bits).to_f32()).collect()),
-        other => {
-            let problem = format!("tensor {} is of type {other:?}", escaped(tensor.name()));
-            Err(Error::malformed(tensor.file().path(), problem, format!("{TO_FLOATS}; train on that")))
-        }
+        Ok(Stack { frozen: engine.freeze(&weights, &biases, adapters)?, adapters: adapters.clone() })
     }
 }

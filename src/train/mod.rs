@@ -1,8 +1,9 @@
 //! LoRA fine-tuning: from data and a frozen base to the checkpoints that [`crate::export`] merges.
 //!
-//! `data` turns rows into tokens and packs, `model` is the forward and the written-out backward pass over an `engine`,
-//! which is what a device can do; `lora` says where each factor lies in the one vector that the optimizer works on.
+//! `data` turns rows into tokens and packs; `lora` says where each factor lies in the one vector that the optimizer works
+//! on; `loss` hangs on what [`crate::model`] computes over an [`crate::engine`].
 
+mod all_reduce;
 mod base;
 pub mod checkpoint;
 pub mod data;
@@ -10,11 +11,14 @@ mod facts;
 pub mod guard;
 pub mod log;
 pub mod lora;
+pub mod loss;
 mod plan;
 mod prepare;
 mod run;
 pub mod schedule;
 pub mod settings;
+#[cfg(test)]
+mod throughput;
 pub mod trainer;
 
 pub use plan::TrainPlan;

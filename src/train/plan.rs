@@ -10,7 +10,7 @@ use super::base::fingerprint;
 use super::checkpoint::{Progress, Resume, Space, check_new, find_adapter, find_resumed, load_factors, run_of};
 use super::facts::Facts;
 use super::log::{Report, TrainProgress};
-use super::lora::{Group, Layout, initial};
+use super::lora::{Layout, initial};
 use super::prepare::Prepared;
 use super::schedule::{Schedule, warmup_steps};
 use super::settings::{Settings, When, every};
@@ -18,6 +18,7 @@ use super::trainer::State;
 use crate::arch::Spec;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, shown};
+use crate::model::LayerAdapters;
 
 /// The highest rank: above any model's width, and safe to multiply by its sizes.
 const MOST_RANK: u64 = 1 << 15;
@@ -35,8 +36,8 @@ pub struct TrainPlan {
     pub spec: Spec,
     /// The adapter's layout.
     pub layout: Layout,
-    /// The groups of each layer.
-    pub groups: Vec<[Group; 4]>,
+    /// The adapters of each layer.
+    pub adapters: Vec<LayerAdapters>,
     /// The data.
     pub data: Prepared,
     /// The learning rate.
@@ -82,14 +83,14 @@ impl TrainPlan {
                 format!("choose one up to {MOST_RANK}: more than the width of a layer adds nothing"),
             ));
         }
-        let (layout, groups) = spec.layout(settings.lora_spec(), |path| targets.adapt(path));
+        let (layout, adapters) = Layout::of(&spec, settings.lora_spec(), |path| targets.adapt(path));
         if layout.len > MOST_PARAMETERS {
             return Err(Error::unsupported(
                 format!("the adapter has {} parameters, more than qft trains", layout.len),
                 "lower --lora_rank, or adapt fewer modules with --target_modules",
             ));
         }
-        let (all, _) = spec.layout(settings.lora_spec(), |_| true);
+        let (all, _) = Layout::of(&spec, settings.lora_spec(), |_| true);
         targets.check(all.modules.iter().map(|module| module.name.as_str()))?;
         let data = Prepared::new(&settings, dir, &spec, jobs, cancel, progress)?;
         let facts = Facts::new(dir, spec.model_type, &settings)?;
@@ -132,7 +133,7 @@ impl TrainPlan {
             base,
             spec,
             layout,
-            groups,
+            adapters,
             data,
             schedule,
             reports,

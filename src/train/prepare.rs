@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 
 use super::data;
 use super::data::{
-    Conversation, DatasetSpec, EncodeOptions, Encoded, Encoder, Lengths, LossScale, Reason, Skipped, cache, pack,
+    Conversation, DatasetSpec, EncodeOptions, Encoded, Encoder, Lengths, LossScale, Reason, Sample, Skipped, cache,
+    pack,
 };
 use super::log::TrainProgress;
 use super::settings::Settings;
 use crate::arch::Spec;
 use crate::digest::{Hex, sha256};
-use crate::engine::Batch;
+use crate::engine::{Batch, Sequence};
 use crate::error::{Error, Result};
 
 /// Rows of a kind that are named to people.
@@ -35,6 +36,12 @@ pub struct Rows {
     pub rows: Vec<Vec<usize>>,
     /// How many samples all rows have: one that is repeated counts as often.
     pub samples: usize,
+}
+
+impl<'s> From<&'s Sample> for Sequence<'s> {
+    fn from(sample: &'s Sample) -> Self {
+        Self { tokens: &sample.ids, weights: &sample.weights }
+    }
 }
 
 impl Rows {

@@ -19,8 +19,7 @@ use super::plan::TrainPlan;
 use super::prepare::Rows;
 use super::settings::{Compute, When};
 use super::trainer::{Evaluated, Recipe, Stepped, Trainer};
-use crate::engine::Batch;
-use crate::engine::{CpuEngine, Engine};
+use crate::engine::{Backward, Batch, CpuEngine, Engine, Optimizer};
 use crate::error::Result;
 use crate::model::{Keep, Model};
 use crate::ranks::Ranks;
@@ -149,7 +148,7 @@ impl Since {
     }
 }
 
-impl<'e, E: Engine> Run<'e, E> {
+impl<'e, E: Backward + Optimizer> Run<'e, E> {
     /// Loads the base, and opens the run's directory and logs.
     fn new(engine: &'e E, mut plan: TrainPlan, how: &How<'_>) -> Result<Self> {
         let writes = how.ranks.rank() == 0;
@@ -158,8 +157,7 @@ impl<'e, E: Engine> Run<'e, E> {
         }
         how.progress.phase("loading the base");
         let positions = plan.data.train.longest_sample().max(plan.data.held_out.longest_sample());
-        let groups = std::mem::take(&mut plan.groups);
-        let model = Model::load(engine, &plan.base, &plan.spec, groups, positions, &mut |_| ())?;
+        let model = Model::load(engine, &plan.base, &plan.spec, &plan.adapters, positions, &mut |_| ())?;
         if plan.fresh {
             model.fill_magnitudes(engine, &mut plan.state.parameters)?;
         }

@@ -3,11 +3,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::all_reduce::all_reduce;
 use super::guard::{Guard, Verdict};
 use super::lora::Layout;
-use crate::engine::Batch;
+use super::loss;
 use crate::engine::dropout::Dropout;
-use crate::engine::{AdamW, Engine};
+use crate::engine::{AdamW, Backward, Batch, Engine, Optimizer};
 use crate::error::Result;
 use crate::model::{Keep, Model, Pass};
 use crate::ranks::Ranks;
@@ -92,7 +93,7 @@ pub struct Trainer<'e, E: Engine> {
     micro_batches: u64,
 }
 
-impl<'e, E: Engine> Trainer<'e, E> {
+impl<'e, E: Backward + Optimizer> Trainer<'e, E> {
     /// Takes over a model and the state of a checkpoint, or of a beginning.
     pub fn new(engine: &'e E, mut model: Model<E>, layout: Layout, recipe: Recipe, state: &State) -> Result<Self> {
         let parameters = engine.vector(&state.parameters)?;
@@ -156,16 +157,12 @@ impl<'e, E: Engine> Trainer<'e, E> {
             let placed = self.engine.place(batch)?;
             let dropout = Dropout::new(self.recipe.dropout, self.recipe.seed, number);
             let pass = Pass { model: &self.model, engine: self.engine, batch: &placed, dropout };
-            losses.push(pass.gradients(scale, self.recipe.keep, &mut self.gradients)?);
+            losses.push(loss::gradients(&pass, scale, self.recipe.keep, &mut self.gradients)?);
         }
         let loss = self.total(&losses)?;
         let [loss, _] = ranks.sum_numbers([loss, 0.0])?;
         let loss = loss * f64::from(scale);
-        if ranks.count() > 1 && !self.engine.sum_on_card(&mut self.gradients, ranks)? {
-            let mut gradients = self.engine.read(&self.gradients)?;
-            ranks.sum(&mut gradients)?;
-            self.engine.write(&mut self.gradients, &gradients)?;
-        }
+        all_reduce(self.engine, &mut self.gradients, ranks)?;
         let grad_norm = self.engine.sum_of_squares(&self.gradients)?.sqrt();
         let verdict = guard.judge(loss, grad_norm);
         if let Verdict::Step { clip_factor } = verdict {
@@ -202,7 +199,7 @@ impl<'e, E: Engine> Trainer<'e, E> {
             let Some(batch) = batches.get(round) else { continue };
             let placed = self.engine.place(batch)?;
             let pass = Pass { model: &self.model, engine: self.engine, batch: &placed, dropout: None };
-            loss += self.total(&[pass.losses()?])?;
+            loss += self.total(&[loss::losses(&pass)?])?;
         }
         let [loss, weight] = ranks.sum_numbers([loss, batches.iter().map(Batch::weight).sum()])?;
         Ok(if weight > 0.0 { Evaluated::Loss(loss / weight) } else { Evaluated::Nothing })

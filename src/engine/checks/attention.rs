@@ -2,7 +2,7 @@
 
 use super::{Probe, Random, assert_close, assert_gradient, dot, wide};
 use crate::arch::Heads;
-use crate::engine::Batch;
+use crate::engine::{Batch, Columns, KeysValues};
 
 /// Rotates, and rotates back to where it was.
 pub(crate) fn check_rotation<E: Probe>(engine: &E, heads: Heads, tolerance: f64) {
@@ -33,7 +33,7 @@ pub(crate) fn check_rotation<E: Probe>(engine: &E, heads: Heads, tolerance: f64)
 
 /// Short segments, and one that is longer than any block of queries.
 pub(crate) fn check_attention<E: Probe>(engine: &E, heads: Heads, tolerance: f64) {
-    for (lengths, room) in [(vec![5, 1, 17, 2], 8), (vec![3, 293], 0)] {
+    for (lengths, padding) in [(vec![5, 1, 17, 2], 8), (vec![3, 293], 0)] {
         let mut random = Random::new(5);
         let batch = random.batch(&lengths, 8);
         let rows = batch.tokens.len();
@@ -43,7 +43,8 @@ pub(crate) fn check_attention<E: Probe>(engine: &E, heads: Heads, tolerance: f64
         let dout = random.values(rows * cols, 1.0);
         let on_batch = engine.place(&batch).unwrap();
         let on = engine.matrix(rows, heads.row(), 0, &qkv);
-        let (out, sums) = engine.attend(&on, heads, &on_batch, room).unwrap();
+        let (queries, seen) = (Columns::queries(&on), KeysValues::of(&on, heads));
+        let (out, sums) = engine.attend(queries, seen, heads, &on_batch, padding).unwrap();
         let (expected, logs) = reference(&wide(&qkv), heads, &batch);
         assert_close("attend", &engine.values(&out), &expected, tolerance);
         assert_close("attend, logarithms", &sorted(engine.read(&sums).unwrap()), &sorted(logs), tolerance);
@@ -64,6 +65,51 @@ pub(crate) fn check_attention<E: Probe>(engine: &E, heads: Heads, tolerance: f64
             assert_gradient(&what, &found[values.clone()], &qkv[values], &mut random, tolerance, loss);
         }
     }
+}
+
+/// Queries that are the last of longer sequences, whose keys and values are kept in rows of their own: outputs are those of
+/// the whole.
+pub(crate) fn check_kept_keys<E: Probe>(engine: &E, heads: Heads, tolerance: f64) {
+    let (lengths, known) = ([5usize, 300, 2], [3usize, 131, 0]);
+    let mut random = Random::new(12);
+    let whole = random.batch(&lengths, 8);
+    let (cols, shared) = (heads.query * heads.size, heads.key * heads.size);
+    let qkv = random.values(whole.tokens.len() * heads.row(), 2.0);
+    let (all, _) = reference(&wide(&qkv), heads, &whole);
+    let row = |row: usize, from: usize, len: usize| &qkv[row * heads.row() + from..][..len];
+
+    // Keys behind values, rows of no segment before each one's, and segments in another order than their queries.
+    let (mut kept, mut starts) = (vec![0.0; 4 * 2 * shared], vec![0; lengths.len()]);
+    for segment in [2, 0, 1] {
+        starts[segment] = (kept.len() / (2 * shared)) as u32;
+        for at in whole.starts[segment]..whole.starts[segment + 1] {
+            kept.extend_from_slice(row(at as usize, cols + shared, shared));
+            kept.extend_from_slice(row(at as usize, cols, shared));
+        }
+        kept.extend(vec![100.0; 2 * shared]);
+    }
+    let (mut batch, mut queries, mut expected) =
+        (Batch { starts: vec![0], ..Batch::default() }, Vec::new(), Vec::new());
+    for ((start, length), known) in whole.starts.iter().zip(lengths).zip(known) {
+        for position in known..length {
+            let at = *start as usize + position;
+            batch.tokens.push(0);
+            batch.positions.push(position as u32);
+            queries.extend_from_slice(row(at, 0, cols));
+            expected.extend_from_slice(&all[at * cols..][..cols]);
+        }
+        batch.starts.push(batch.tokens.len() as u32);
+    }
+    let on_queries = engine.matrix(batch.tokens.len(), cols, 16, &queries);
+    let on_kept = engine.matrix(kept.len() / (2 * shared), 2 * shared, 0, &kept);
+    let column = |first: usize| Columns { matrix: &on_kept, first };
+    let seen = KeysValues { keys: column(shared), values: column(0), starts: Some(&starts) };
+    let on_batch = engine.place(&batch).unwrap();
+    let (out, _) = engine.attend(Columns::queries(&on_queries), seen, heads, &on_batch, 8).unwrap();
+    assert_close("attend to kept keys", &engine.values(&out), &expected, tolerance);
+    let far = [0, 0, (kept.len() / (2 * shared)) as u32];
+    let seen = KeysValues { starts: Some(&far), ..seen };
+    assert!(engine.attend(Columns::queries(&on_queries), seen, heads, &on_batch, 0).is_err(), "keys beyond the last");
 }
 
 /// The order of the sums is each engine's own.

@@ -17,7 +17,7 @@ pub(crate) fn check_embedding<E: Probe>(engine: &E) {
 
 pub(crate) fn check_normalization<E: Probe>(engine: &E, tolerance: f64) {
     const EPSILON: f32 = 1e-3;
-    for (cols, room) in [(40, 0), (40, 8), (2056, 16)] {
+    for (cols, padding) in [(40, 0), (40, 8), (2056, 16)] {
         let mut random = Random::new(2);
         let x = random.values(ROWS * cols, 0.3);
         let [dy, onto] = [(); 2].map(|()| random.values(ROWS * cols, 1.0));
@@ -33,7 +33,7 @@ pub(crate) fn check_normalization<E: Probe>(engine: &E, tolerance: f64) {
         };
         let [on_x, on_dy, on_onto] = [&x, &dy, &onto].map(|values| engine.matrix(ROWS, cols, 0, values));
         let weight = engine.vector(&weight).unwrap();
-        let (y, inverse) = engine.normalize(&on_x, &weight, EPSILON, room).unwrap();
+        let (y, inverse) = engine.normalize(&on_x, &weight, EPSILON, padding).unwrap();
         assert_close("normalize", &engine.values(&y), &reference(&wide(&x)), tolerance);
         let dx = engine.values(&engine.normalize_back(&on_dy, &on_x, &weight, &inverse, on_onto).unwrap());
         let (dy, onto) = (wide(&dy), wide(&onto));
@@ -42,7 +42,7 @@ pub(crate) fn check_normalization<E: Probe>(engine: &E, tolerance: f64) {
 }
 
 pub(crate) fn check_gate<E: Probe>(engine: &E, tolerance: f64) {
-    for (cols, room) in [(24, 0), (24, 8), (1032, 16)] {
+    for (cols, padding) in [(24, 0), (24, 8), (1032, 16)] {
         let mut random = Random::new(3);
         let gate_up = random.values(ROWS * 2 * cols, 6.0);
         let dy = random.values(ROWS * cols, 1.0);
@@ -53,7 +53,7 @@ pub(crate) fn check_gate<E: Probe>(engine: &E, tolerance: f64) {
                 .collect()
         };
         let on = engine.matrix(ROWS, 2 * cols, 0, &gate_up);
-        let y = engine.gate(&on, room).unwrap();
+        let y = engine.gate(&on, padding).unwrap();
         assert_close("gate", &engine.values(&y), &reference(&wide(&gate_up)), tolerance);
         let back = engine.gate_back(&engine.matrix(ROWS, cols, 0, &dy), on).unwrap();
         let dy = wide(&dy);

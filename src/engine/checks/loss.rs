@@ -22,13 +22,11 @@ pub(crate) fn check_cross_entropy<E: Probe>(engine: &E, tolerance: f64) {
     };
     let (on_x, on_head) = (engine.matrix(rows, cols, 0, &x), engine.matrix(vocabulary, cols, 0, &head));
     let on_batch = engine.place(&batch).unwrap();
-    let (losses, none) = engine.cross_entropy(&on_x, &on_head, &on_batch, SCALE, false).unwrap();
-    let losses = engine.read(&losses).unwrap();
-    assert!(none.is_none());
+    let losses = engine.read(&engine.cross_entropy(&on_x, &on_head, &on_batch).unwrap()).unwrap();
     assert_close("cross_entropy", &losses, &reference(&wide(&x)), tolerance);
-    let (again, dx) = engine.cross_entropy(&on_x, &on_head, &on_batch, SCALE, true).unwrap();
+    let (again, dx) = engine.cross_entropy_back(&on_x, &on_head, &on_batch, SCALE).unwrap();
     assert_eq!(engine.read(&again).unwrap(), losses);
-    let dx = engine.values(&dx.unwrap());
+    let dx = engine.values(&dx);
     let loss = |x: &[f64]| f64::from(SCALE) * reference(x).iter().sum::<f64>();
     assert_gradient("cross_entropy, back", &dx, &x, &mut random, tolerance, loss);
     let untouched = (0..rows as u32).filter(|row| batch.targets.iter().all(|target| target.row != *row));
@@ -37,7 +35,27 @@ pub(crate) fn check_cross_entropy<E: Probe>(engine: &E, tolerance: f64) {
     }
     // A run without a target is no error.
     let empty = crate::engine::Batch { targets: Vec::new(), ..batch.clone() };
-    let (losses, dx) = engine.cross_entropy(&on_x, &on_head, &engine.place(&empty).unwrap(), SCALE, true).unwrap();
+    let (losses, dx) = engine.cross_entropy_back(&on_x, &on_head, &engine.place(&empty).unwrap(), SCALE).unwrap();
     assert!(engine.read(&losses).unwrap().is_empty());
-    assert!(engine.values(&dx.unwrap()).iter().all(|value| *value == 0.0));
+    assert!(engine.values(&dx).iter().all(|value| *value == 0.0));
+}
+
+/// The logits of some rows, in any order and more than once.
+pub(crate) fn check_logits<E: Probe>(engine: &E, tolerance: f64) {
+    let (rows, cols, vocabulary) = (11, 32, 104);
+    let mut random = Random::new(11);
+    let (x, head) = (random.values(rows * cols, 2.0), random.values(vocabulary * cols, 1.0));
+    let (on_x, on_head) = (engine.matrix(rows, cols, 8, &x), engine.matrix(vocabulary, cols, 0, &head));
+    let chosen = [7u32, 0, 10, 7];
+    let found = engine.values(&engine.logits(&on_x, &on_head, &chosen).unwrap());
+    let (x, head) = (wide(&x), wide(&head));
+    let of = |row: &u32| head.chunks(cols).map(|weights| dot(&x[*row as usize * cols..][..cols], weights)).collect();
+    assert_close(
+        "logits",
+        &found,
+        &chosen.iter().flat_map(|row| -> Vec<f64> { of(row) }).collect::<Vec<_>>(),
+        tolerance,
+    );
+    assert!(engine.values(&engine.logits(&on_x, &on_head, &[]).unwrap()).is_empty());
+    assert!(engine.logits(&on_x, &on_head, &[11]).is_err(), "a row beyond the last");
 }

@@ -9,25 +9,26 @@ mod loss;
 mod optimizer;
 mod projection;
 
-pub(crate) use attention::{check_attention, check_rotation};
+pub(crate) use attention::{check_attention, check_kept_keys, check_rotation};
 pub(crate) use elementwise::{check_embedding, check_gate, check_normalization};
-pub(crate) use loss::check_cross_entropy;
+pub(crate) use loss::{check_cross_entropy, check_logits};
 pub(crate) use optimizer::{check_adamw, check_vectors};
-pub(crate) use projection::{check_projection, check_ranks};
+pub(crate) use projection::{adapters, check_projection, check_ranks};
 
 use half::bf16;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use super::Engine;
-use crate::engine::{Batch, Target};
+use super::{Backward, Batch, Optimizer, Target};
 
 /// An engine whose matrices tests can write and read.
-pub(crate) trait Probe: Engine {
-    /// A matrix of these values, row by row, with `room` spare columns behind each row.
-    fn matrix(&self, rows: usize, cols: usize, room: usize, values: &[f32]) -> Self::Matrix;
-    /// The values, row by row, without spare columns.
-    fn values(&self, matrix: &Self::Matrix) -> Vec<f32>;
+pub(crate) trait Probe: Backward + Optimizer {
+    /// A matrix of these values, row by row, with `padding` columns behind each row.
+    fn matrix(&self, rows: usize, cols: usize, padding: usize, values: &[f32]) -> Self::Matrix;
+    /// The values, row by row, without padding columns.
+    fn values(&self, matrix: &Self::Matrix) -> Vec<f32> {
+        self.read_matrix(matrix).unwrap()
+    }
 }
 
 /// Random numbers.

@@ -9,19 +9,47 @@ use safetensors::tensor::TensorView;
 use super::{Probe, Random, assert_close, assert_gradient, dot, wide};
 use crate::checkpoint::{SafetensorsFile, Tensor};
 use crate::engine::dropout::Dropout;
-use crate::train::lora::{Group, Layout, LoraSpec};
+use crate::engine::{Adapters, Slot};
 
 const ROWS: usize = 13;
 const INPUTS: usize = 40;
 const OUTPUTS: [usize; 3] = [24, 8, 16];
 
-/// A group, and what the reference knows of it.
+/// Adapters on stacked weights, and what the reference knows of these.
 struct Case {
-    group: Group,
+    adapters: Adapters,
     /// All rows, in f64.
     weights: Vec<f64>,
     biases: Vec<f64>,
     dropout: Option<Dropout>,
+}
+
+/// Adapters on the parts that are to be, in the order of their outputs, and the length of the vector of parameters: others'
+/// lie before theirs.
+pub(crate) fn adapters(inputs: usize, parts: &[(usize, bool)], rank: usize, magnitudes: bool) -> (Adapters, usize) {
+    let mut end = 100;
+    let mut take = |len: usize| {
+        end += len;
+        end - len..end
+    };
+    let (mut slots, mut row) = (Vec::new(), 0);
+    for (outputs, adapted) in parts {
+        let rows = row..row + outputs;
+        row = rows.end;
+        if *adapted {
+            let (a, b) = (take(rank * inputs), take(outputs * rank));
+            let columns = slots.len() * rank..(slots.len() + 1) * rank;
+            slots.push(Slot {
+                module: slots.len() + 1,
+                rows,
+                columns,
+                a,
+                b,
+                magnitude: magnitudes.then(|| take(*outputs)),
+            });
+        }
+    }
+    (Adapters { rank, scale: 2.0, slots }, end)
 }
 
 /// Every combination of adapted parts, biases and dropout; with DoRA or without it.
@@ -56,47 +84,43 @@ fn check_case<E: Probe>(
     let what =
         format!("rank {rank}, adapted {adapted:?}, bias {bias}, dropout {}, DoRA {magnitudes}", dropout.is_some());
     let mut random = Random::new(9);
-    let mut layout = Layout::new(LoraSpec { rank, scale: 2.0, magnitudes });
-    // Another group before this one: places in the vector of parameters don't begin at 0.
-    layout.group(INPUTS, &[("before".to_owned(), 8, true)]);
-    let parts: Vec<_> =
-        OUTPUTS.iter().zip(adapted).map(|(outputs, adapted)| (String::new(), *outputs, adapted)).collect();
-    let group = layout.group(INPUTS, &parts);
+    let parts: Vec<_> = OUTPUTS.into_iter().zip(adapted).collect();
+    let (adapters, len) = adapters(INPUTS, &parts, rank, magnitudes);
     let weights = OUTPUTS.map(|outputs| random.values(outputs * INPUTS, 0.3));
     // One part never has a bias.
     let biases = OUTPUTS.map(|outputs| (bias && outputs != 8).then(|| random.values(outputs, 1.0)));
     let case = Case {
         weights: wide(&weights.concat()),
         biases: OUTPUTS.iter().zip(&biases).flat_map(|(n, b)| wide(b.as_ref().unwrap_or(&vec![0.0; *n]))).collect(),
-        group: group.clone(),
+        adapters: adapters.clone(),
         dropout,
     };
     let dir = tempfile::tempdir().unwrap();
     let (weights, biases) = saved(dir.path(), &weights, &biases);
-    let mut frozen = engine.freeze(&group, &weights, &biases).unwrap();
+    let mut frozen = engine.freeze(&weights, &biases, &adapters).unwrap();
 
     let norms = engine.row_norms(&frozen).unwrap();
-    for (slot, norms) in group.slots.iter().zip(&norms) {
+    for (slot, norms) in adapters.slots.iter().zip(&norms) {
         let rows = case.weights[slot.rows.start * INPUTS..slot.rows.end * INPUTS].chunks(INPUTS);
         assert_close("row_norms", norms, &rows.map(|row| dot(row, row).sqrt()).collect::<Vec<_>>(), 1e-5);
     }
     // Bound twice: nothing of the first factors may stay.
-    let mut parameters = random.values(layout.len, 0.5);
+    let mut parameters = random.values(len, 0.5);
     engine.bind(&mut frozen, &engine.vector(&parameters).unwrap()).unwrap();
-    parameters = random.values(layout.len, 0.5);
-    for slot in &group.slots {
+    parameters = random.values(len, 0.5);
+    for slot in &adapters.slots {
         for value in slot.magnitude.clone().map(|magnitude| &mut parameters[magnitude]).into_iter().flatten() {
             *value = value.abs() + 1.0;
         }
     }
     engine.bind(&mut frozen, &engine.vector(&parameters).unwrap()).unwrap();
 
-    let room = group.room();
+    let (padding, outputs) = (adapters.padding(), OUTPUTS.iter().sum::<usize>());
     let x = random.values(ROWS * INPUTS, 1.0);
-    let [dy, onto] = [(); 2].map(|()| random.values(ROWS * group.outputs, 1.0));
+    let [dy, onto] = [(); 2].map(|()| random.values(ROWS * outputs, 1.0));
     let dropout = dropout.as_ref();
-    let on_x = engine.adapt(&frozen, engine.matrix(ROWS, INPUTS, room, &x), dropout).unwrap();
-    let [on_dy, on_onto] = [&dy, &onto].map(|values| engine.matrix(ROWS, group.outputs, 0, values));
+    let on_x = engine.adapt(&frozen, engine.matrix(ROWS, INPUTS, padding, &x), dropout).unwrap();
+    let [on_dy, on_onto] = [&dy, &onto].map(|values| engine.matrix(ROWS, outputs, 0, values));
     let norms = case.norms(&wide(&parameters));
     let mut expected = case.forward(&wide(&x), &wide(&parameters), &norms);
     let y = engine.project(&frozen, &on_x, dropout, None).unwrap();
@@ -106,13 +130,13 @@ fn check_case<E: Probe>(
     assert_close(&format!("project onto: {what}"), &engine.values(&y), &expected, tolerance);
 
     // Gradients are added to what is there.
-    let mut gradients = engine.vector(&vec![1.0; layout.len]).unwrap();
+    let mut gradients = engine.vector(&vec![1.0; len]).unwrap();
     let dx = engine.project_back(&frozen, &on_dy, &on_x, dropout, &mut gradients).unwrap();
     let gradients: Vec<f32> = engine.read(&gradients).unwrap().iter().map(|value| value - 1.0).collect();
     let (dy, wide_x, wide_parameters) = (wide(&dy), wide(&x), wide(&parameters));
     let loss = |x: &[f64]| dot(&dy, &case.forward(x, &wide_parameters, &norms));
     assert_gradient(&format!("project_back: {what}"), &engine.values(&dx), &x, &mut random, tolerance, loss);
-    for slot in &group.slots {
+    for slot in &adapters.slots {
         for (name, range) in [("A", Some(&slot.a)), ("B", Some(&slot.b)), ("magnitude", slot.magnitude.as_ref())] {
             let Some(range) = range.cloned() else { continue };
             let loss = |values: &[f64]| {
@@ -125,7 +149,7 @@ fn check_case<E: Probe>(
         }
     }
     let mut others = gradients;
-    for slot in &group.slots {
+    for slot in &adapters.slots {
         for range in [Some(&slot.a), Some(&slot.b), slot.magnitude.as_ref()].into_iter().flatten() {
             others[range.clone()].fill(0.0);
         }
@@ -140,27 +164,27 @@ impl Case {
 
     /// Norms of the rows of `W + s * B * A` of each slot.
     fn norms(&self, parameters: &[f64]) -> Vec<Vec<f64>> {
-        let norm = |slot: &crate::train::lora::Slot, row: usize| {
+        let norm = |slot: &Slot, row: usize| {
             let (a, b) = (&parameters[slot.a.clone()], &parameters[slot.b.clone()]);
-            let b = &b[row * self.group.rank..][..self.group.rank];
+            let b = &b[row * self.adapters.rank..][..self.adapters.rank];
             let mut sum = 0.0;
             for (col, weight) in self.row(slot.rows.start + row).iter().enumerate() {
                 let delta: f64 = b.iter().enumerate().map(|(k, b)| b * a[k * INPUTS + col]).sum();
-                sum += (weight + f64::from(self.group.scale) * delta).powi(2);
+                sum += (weight + f64::from(self.adapters.scale) * delta).powi(2);
             }
             sum.sqrt()
         };
-        self.group.slots.iter().map(|slot| (0..slot.rows.len()).map(|row| norm(slot, row)).collect()).collect()
+        self.adapters.slots.iter().map(|slot| (0..slot.rows.len()).map(|row| norm(slot, row)).collect()).collect()
     }
 
     /// As PEFT's `Linear.forward` and `DoraLinearLayer.forward` do it.
     fn forward(&self, x: &[f64], parameters: &[f64], norms: &[Vec<f64>]) -> Vec<f64> {
-        let Group { outputs, rank, scale, slots, .. } = &self.group;
+        let Adapters { rank, scale, slots } = &self.adapters;
         let mut out = Vec::new();
         for (number, x) in x.chunks(INPUTS).enumerate() {
             let base = |x: &[f64], row: usize| dot(x, self.row(row));
             let start = out.len();
-            out.extend((0..*outputs).map(|row| base(x, row) + self.biases[row]));
+            out.extend((0..self.biases.len()).map(|row| base(x, row) + self.biases[row]));
             for (slot, norms) in slots.iter().zip(norms) {
                 let mut dropped = x.to_vec();
                 if let Some(dropout) = &self.dropout {
@@ -208,7 +232,7 @@ fn saved(dir: &Path, weights: &[Vec<f32>; 3], biases: &[Option<Vec<f32>>; 3]) ->
     let views = parts
         .iter()
         .map(|(name, dtype, shape, bytes)| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
-    let path = dir.join("group.safetensors");
+    let path = dir.join("weights.safetensors");
     safetensors::serialize_to_file(views, None, &path).unwrap();
     let file = SafetensorsFile::open(&path).unwrap();
     let find = |name: String| file.tensors().find(|tensor| tensor.name() == name);

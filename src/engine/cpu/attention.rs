@@ -3,12 +3,10 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
-
 use super::elementwise::{add, dot, exp};
-use super::matrix::{Matrix, change, each_row, each_two_rows, times, times_transposed, transposed_times, values};
+use super::matrix::{Matrix, View, each_row, each_two_rows, misfit, times, times_transposed, transposed_times};
 use crate::arch::Heads;
-use crate::engine::Batch;
+use crate::engine::{Batch, Columns, KeysValues};
 use crate::error::Result;
 
 /// Queries whose scores are made at once.
@@ -17,87 +15,109 @@ const QUERIES: usize = 256;
 /// A run of queries of one head and of one segment, and the keys that they may see.
 #[derive(Debug, Clone, Copy)]
 struct Run {
-    /// The first row of the segment.
+    /// The first query's row.
+    row: usize,
+    /// The first row of the segment's keys.
     start: usize,
-    /// Queries before the run in its segment.
+    /// Keys that queries before the run see.
     before: usize,
     queries: usize,
     head: usize,
 }
 
 impl Run {
-    fn all(heads: Heads, batch: &Batch) -> impl Iterator<Item = Self> {
-        batch.starts.windows(2).flat_map(move |pair| {
-            let (start, end) = (pair[0] as usize, pair[1] as usize);
+    /// All runs, where keys of the segments begin at `starts`.
+    fn all<'b>(heads: Heads, batch: &'b Batch, starts: &'b [u32]) -> impl Iterator<Item = Self> + 'b {
+        batch.starts.windows(2).zip(starts).flat_map(move |(pair, keys)| {
+            let (first, end) = (pair[0] as usize, pair[1] as usize);
+            // Queries that are the last of a longer sequence see keys of tokens before them.
+            let known = batch.positions.get(first).map_or(0, |position| *position as usize);
             (0..heads.query).flat_map(move |head| {
-                (0..end - start).step_by(QUERIES).map(move |before| Self {
-                    start,
-                    before,
-                    queries: QUERIES.min(end - start - before),
+                (first..end).step_by(QUERIES).map(move |row| Self {
+                    row,
+                    start: *keys as usize,
+                    before: known + row - first,
+                    queries: QUERIES.min(end - row),
                     head,
                 })
             })
         })
     }
 
-    /// The first query's row.
-    fn row(self) -> usize {
-        self.start + self.before
-    }
-
     /// Rows of the keys that the last query sees.
-    fn keys(self) -> usize {
-        self.before + self.queries
+    fn keys(self) -> Range<usize> {
+        self.start..self.start + self.before + self.queries
     }
 
-    /// The columns of the run's queries, keys and values.
-    fn columns(self, heads: Heads) -> [Range<usize>; 3] {
+    /// Rows of the queries.
+    fn rows(self) -> Range<usize> {
+        self.row..self.row + self.queries
+    }
+
+    /// The columns of the run's queries, and of its keys among all keys.
+    fn columns(self, heads: Heads) -> [Range<usize>; 2] {
         let key = self.head / (heads.query / heads.key);
-        [self.head, heads.query + key, heads.query + heads.key + key].map(|n| n * heads.size..(n + 1) * heads.size)
+        [self.head, key].map(|n| n * heads.size..(n + 1) * heads.size)
     }
 
-    fn parts(self, qkv: &Matrix, heads: Heads) -> Result<[Tensor; 3]> {
-        let [q, k, v] = self.columns(heads);
-        let keys = [self.start, self.keys()];
+    /// The run's queries, keys and values.
+    fn parts<'m>(
+        self,
+        queries: Columns<'m, Matrix>,
+        seen: KeysValues<'m, Matrix>,
+        heads: Heads,
+    ) -> Result<[View<'m>; 3]> {
+        let [own, shared] = self.columns(heads);
+        let part = |of: Columns<'m, Matrix>, rows: Range<usize>, columns: &Range<usize>| {
+            of.matrix.part(rows, of.first + columns.start..of.first + columns.end)
+        };
         Ok([
-            qkv.part([self.row(), self.queries], [q.start, heads.size])?,
-            qkv.part(keys, [k.start, heads.size])?,
-            qkv.part(keys, [v.start, heads.size])?,
+            part(queries, self.rows(), &own)?,
+            part(seen.keys, self.keys(), &shared)?,
+            part(seen.values, self.keys(), &shared)?,
         ])
     }
 }
 
-pub(super) fn attend(qkv: &Matrix, heads: Heads, batch: &Batch, room: usize) -> Result<(Matrix, Vec<f32>)> {
-    let (rows, cols) = (qkv.rows(), heads.query * heads.size);
-    let (width, scale) = (cols + room, heads.scale());
-    let (mut out, mut logs) = (vec![0.0; rows * width], vec![0.0; rows * heads.query]);
+pub(super) fn attend(
+    queries: Columns<'_, Matrix>,
+    seen: KeysValues<'_, Matrix>,
+    heads: Heads,
+    batch: &Batch,
+    padding: usize,
+) -> Result<(Matrix, Vec<f32>)> {
+    let (rows, cols) = (batch.tokens.len(), heads.query * heads.size);
+    let (width, scale) = (cols + padding, heads.scale());
+    let starts = seen.starts.unwrap_or(&batch.starts);
+    if queries.matrix.rows() != rows || starts.len() + 1 < batch.starts.len() {
+        return Err(misfit("queries or keys of another batch"));
+    }
+    let (mut out, mut logs) = (Matrix::zeros(rows, cols, width), vec![0.0; rows * heads.query]);
     let mut sums = [[0.0f32; 2]; QUERIES];
-    for run in Run::all(heads, batch) {
-        let [q, k, v] = run.parts(qkv, heads)?;
-        let scores = times_transposed(&q, &k)?;
+    for run in Run::all(heads, batch, starts) {
+        let [q, k, v] = run.parts(queries, seen, heads)?;
+        let mut scores = times_transposed(q, k)?;
         let sums = &mut sums.as_flattened_mut()[..2 * run.queries];
-        change(&scores, |scores| {
-            each_two_rows(scores, run.keys(), sums, 2, |query, scores, sum| {
-                let (seen, hidden) = scores.split_at_mut(run.before + query + 1);
-                let most = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                seen.iter_mut().for_each(|score| *score = exp((*score - most) * scale));
-                hidden.fill(0.0);
-                let total = sum_of(seen);
-                sum.copy_from_slice(&[total, most * scale + total.ln()]);
-            });
-        })?;
-        let heads_out = times(&scores, &v)?;
-        let columns = run.head * heads.size..(run.head + 1) * heads.size;
-        for (query, found) in values(&heads_out).chunks_exact(heads.size).enumerate() {
+        each_two_rows(scores.values_mut(), run.keys().len(), sums, 2, |query, scores, sum| {
+            let (seen, hidden) = scores.split_at_mut(run.before + query + 1);
+            let most = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            seen.iter_mut().for_each(|score| *score = exp((*score - most) * scale));
+            hidden.fill(0.0);
+            let total = sum_of(seen);
+            sum.copy_from_slice(&[total, most * scale + total.ln()]);
+        });
+        let heads_out = times(scores.whole(), v)?;
+        let [columns, _] = run.columns(heads);
+        for (query, found) in heads_out.values().chunks_exact(heads.size).enumerate() {
             let [total, log] = [sums[2 * query], sums[2 * query + 1]];
-            let row = run.row() + query;
+            let row = run.row + query;
             logs[row * heads.query + run.head] = log;
-            for (out, found) in out[row * width..][columns.clone()].iter_mut().zip(found) {
+            for (out, found) in out.values_mut()[row * width..][columns.clone()].iter_mut().zip(found) {
                 *out = found / total;
             }
         }
     }
-    Ok((Matrix::new(out, rows, cols, width)?, logs))
+    Ok((out, logs))
 }
 
 /// The sum, in several lanes.
@@ -122,40 +142,39 @@ pub(super) fn attend_back(
     heads: Heads,
     batch: &Batch,
 ) -> Result<Matrix> {
-    let (rows, width, size) = (qkv.rows(), heads.row(), heads.size);
-    let mut result = vec![0.0; rows * width];
+    let (width, size) = (heads.row(), heads.size);
+    let (queries, seen) = (Columns::queries(qkv), KeysValues::of(qkv, heads));
+    let mut result = Matrix::zeros(qkv.rows(), width, width);
     let deltas = deltas(dout, out, heads);
-    for run in Run::all(heads, batch) {
-        let [q, k, v] = run.parts(qkv, heads)?;
-        let dout = dout.part([run.row(), run.queries], [run.head * size, size])?;
-        let shares = times_transposed(&q, &k)?;
-        let dshares = times_transposed(&dout, &v)?;
-        let of_query = |query: usize| (run.row() + query) * heads.query + run.head;
-        let mut inner = Ok(());
-        change(&shares, |shares| {
-            inner = change(&dshares, |dshares| {
-                each_two_rows(shares, run.keys(), dshares, run.keys(), |query, shares, dshares| {
-                    let (log, delta) = (logs[of_query(query)], deltas[of_query(query)]);
-                    let seen = run.before + query + 1;
-                    for (share, dshare) in shares[..seen].iter_mut().zip(&mut dshares[..seen]) {
-                        *share = exp(*share * heads.scale() - log);
-                        *dshare = *share * (*dshare - delta) * heads.scale();
-                    }
-                    shares[seen..].fill(0.0);
-                    dshares[seen..].fill(0.0);
-                });
-            });
-        })?;
-        inner?;
-        let found = [times(&dshares, &k)?, transposed_times(&dshares, &q)?, transposed_times(&shares, &dout)?];
-        let first = [run.row(), run.start, run.start];
-        for ((found, first), columns) in found.iter().zip(first).zip(run.columns(heads)) {
-            for (row, found) in values(found).chunks_exact(size).enumerate() {
-                add(&mut result[(first + row) * width..][columns.clone()], found);
+    for run in Run::all(heads, batch, &batch.starts) {
+        let [q, k, v] = run.parts(queries, seen, heads)?;
+        let [own, shared] = run.columns(heads);
+        let dout = dout.part(run.rows(), own.clone())?;
+        let mut shares = times_transposed(q, k)?;
+        let mut dshares = times_transposed(dout, v)?;
+        let (of_query, keys) = (|query: usize| (run.row + query) * heads.query + run.head, run.keys().len());
+        each_two_rows(shares.values_mut(), keys, dshares.values_mut(), keys, |query, shares, dshares| {
+            let (log, delta) = (logs[of_query(query)], deltas[of_query(query)]);
+            let seen = run.before + query + 1;
+            for (share, dshare) in shares[..seen].iter_mut().zip(&mut dshares[..seen]) {
+                *share = exp(*share * heads.scale() - log);
+                *dshare = *share * (*dshare - delta) * heads.scale();
+            }
+            shares[seen..].fill(0.0);
+            dshares[seen..].fill(0.0);
+        });
+        let found = [
+            (times(dshares.whole(), k)?, run.row, own.start),
+            (transposed_times(dshares.whole(), q)?, run.start, seen.keys.first + shared.start),
+            (transposed_times(shares.whole(), dout)?, run.start, seen.values.first + shared.start),
+        ];
+        for (found, first, column) in &found {
+            for (row, found) in found.values().chunks_exact(size).enumerate() {
+                add(&mut result.values_mut()[(first + row) * width + column..][..size], found);
             }
         }
     }
-    Matrix::new(result, rows, width, width)
+    Ok(result)
 }
 
 /// The sum of `dout * out` of each row and head, `[T, query]`.

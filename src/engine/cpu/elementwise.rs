@@ -55,7 +55,7 @@ pub(super) fn embed(table: &Matrix, batch: &Batch) -> Result<Matrix> {
         let start = batch.tokens[row] as usize * width;
         out.copy_from_slice(&values[start..start + cols]);
     });
-    Matrix::new(out, batch.tokens.len(), cols, cols)
+    Ok(Matrix::new(out, batch.tokens.len(), cols, cols))
 }
 
 /// Refuses tokens that the table has no row for.
@@ -70,9 +70,9 @@ pub(super) fn check_tokens<'t>(table: &Matrix, tokens: impl Iterator<Item = &'t 
     }
 }
 
-pub(super) fn normalize(x: &Matrix, weight: &[f32], epsilon: f32, room: usize) -> Result<(Matrix, Vec<f32>)> {
+pub(super) fn normalize(x: &Matrix, weight: &[f32], epsilon: f32, padding: usize) -> (Matrix, Vec<f32>) {
     let (rows, cols, x_width) = (x.rows(), x.cols(), x.width());
-    let width = cols + room;
+    let width = cols + padding;
     let (mut out, mut inverse) = (vec![0.0; rows * width], vec![0.0; rows]);
     let values = x.values();
     each_two_rows(&mut out, width, &mut inverse, 1, |row, out, inverse| {
@@ -84,35 +84,27 @@ pub(super) fn normalize(x: &Matrix, weight: &[f32], epsilon: f32, room: usize) -
             *out = x * root * weight;
         }
     });
-    Ok((Matrix::new(out, rows, cols, width)?, inverse))
+    (Matrix::new(out, rows, cols, width), inverse)
 }
 
 /// With r the inverse root: `dx = r * (w * dy - x * r^2 * mean(w * dy * x))`.
-pub(super) fn normalize_back(
-    dy: &Matrix,
-    x: &Matrix,
-    weight: &[f32],
-    inverse: &[f32],
-    mut onto: Matrix,
-) -> Result<Matrix> {
+pub(super) fn normalize_back(dy: &Matrix, x: &Matrix, weight: &[f32], inverse: &[f32], mut onto: Matrix) -> Matrix {
     let (cols, width, dy_width, x_width) = (x.cols(), onto.width(), dy.width(), x.width());
     let (dy, x) = (dy.values(), x.values());
-    onto.change(|onto| {
-        each_row(onto, width, |row, onto| {
-            let (dy, x) = (&dy[row * dy_width..][..cols], &x[row * x_width..][..cols]);
-            let root = inverse[row];
-            let mut sums = [0.0f64; 8];
-            for (place, ((dy, x), weight)) in dy.iter().zip(x).zip(weight).enumerate() {
-                sums[place % 8] += f64::from(dy * weight) * f64::from(*x);
-            }
-            let mean = sums.iter().sum::<f64>() / cols as f64;
-            let factor = (mean * f64::from(root) * f64::from(root)) as f32;
-            for (((onto, dy), x), weight) in onto.iter_mut().zip(dy).zip(x).zip(weight) {
-                *onto += root * (dy * weight - x * factor);
-            }
-        });
-    })?;
-    Ok(onto)
+    each_row(onto.values_mut(), width, |row, onto| {
+        let (dy, x) = (&dy[row * dy_width..][..cols], &x[row * x_width..][..cols]);
+        let root = inverse[row];
+        let mut sums = [0.0f64; 8];
+        for (place, ((dy, x), weight)) in dy.iter().zip(x).zip(weight).enumerate() {
+            sums[place % 8] += f64::from(dy * weight) * f64::from(*x);
+        }
+        let mean = sums.iter().sum::<f64>() / cols as f64;
+        let factor = (mean * f64::from(root) * f64::from(root)) as f32;
+        for (((onto, dy), x), weight) in onto.iter_mut().zip(dy).zip(x).zip(weight) {
+            *onto += root * (dy * weight - x * factor);
+        }
+    });
+    onto
 }
 
 pub(super) fn rotate(
@@ -132,26 +124,24 @@ pub(super) fn rotate(
         ));
     }
     let sign = if back { -1.0 } else { 1.0 };
-    qkv.change(|values| {
-        each_row(values, width, |row, values| {
-            let start = batch.positions[row] as usize * half;
-            let (cos, sin) = (&cos[start..start + half], &sin[start..start + half]);
-            let rotated = (heads.query + heads.key) * heads.size;
-            for head in values[..rotated].chunks_exact_mut(heads.size) {
-                let (first, second) = head.split_at_mut(half);
-                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                    let sin = sign * sin;
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
+    each_row(qkv.values_mut(), width, |row, values| {
+        let start = batch.positions[row] as usize * half;
+        let (cos, sin) = (&cos[start..start + half], &sin[start..start + half]);
+        let rotated = (heads.query + heads.key) * heads.size;
+        for head in values[..rotated].chunks_exact_mut(heads.size) {
+            let (first, second) = head.split_at_mut(half);
+            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                let sin = sign * sin;
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
-        });
-    })?;
+        }
+    });
     Ok(qkv)
 }
 
-pub(super) fn gate(gate_up: &Matrix, room: usize) -> Result<Matrix> {
+pub(super) fn gate(gate_up: &Matrix, padding: usize) -> Matrix {
     let (rows, cols, in_width) = (gate_up.rows(), gate_up.cols() / 2, gate_up.width());
-    let width = cols + room;
+    let width = cols + padding;
     let values = gate_up.values();
     let mut out = vec![0.0; rows * width];
     each_row(&mut out, width, |row, out| {
@@ -163,19 +153,17 @@ pub(super) fn gate(gate_up: &Matrix, room: usize) -> Result<Matrix> {
     Matrix::new(out, rows, cols, width)
 }
 
-pub(super) fn gate_back(dy: &Matrix, mut gate_up: Matrix) -> Result<Matrix> {
+pub(super) fn gate_back(dy: &Matrix, mut gate_up: Matrix) -> Matrix {
     let (cols, width, dy_width) = (gate_up.cols() / 2, gate_up.width(), dy.width());
     let dy = dy.values();
-    gate_up.change(|values| {
-        each_row(values, width, |row, values| {
-            let (gate, up) = values[..2 * cols].split_at_mut(cols);
-            for ((dy, gate), up) in dy[row * dy_width..][..cols].iter().zip(gate).zip(up) {
-                let share = 1.0 / (1.0 + exp(-*gate));
-                let active = *gate * share;
-                let slope = share * (1.0 + *gate * (1.0 - share));
-                (*gate, *up) = (dy * *up * slope, dy * active);
-            }
-        });
-    })?;
-    Ok(gate_up)
+    each_row(gate_up.values_mut(), width, |row, values| {
+        let (gate, up) = values[..2 * cols].split_at_mut(cols);
+        for ((dy, gate), up) in dy[row * dy_width..][..cols].iter().zip(gate).zip(up) {
+            let share = 1.0 / (1.0 + exp(-*gate));
+            let active = *gate * share;
+            let slope = share * (1.0 + *gate * (1.0 - share));
+            (*gate, *up) = (dy * *up * slope, dy * active);
+        }
+    });
+    gate_up
 }

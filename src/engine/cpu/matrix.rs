@@ -1,31 +1,33 @@
-//! Matrices of the processor's engine: candle's tensors, which multiply, with their values as slices, which loops read
-//! and change where they lie. Also the loops over rows that share the work among threads.
+//! Matrices of the processor's engine: rows of f32 in one vector, with views of some rows and columns. Products are the
+//! gemm crate's. Also the loops over rows that share the work among threads. One of the rooms with `unsafe`.
 
-use std::cell::RefCell;
-use std::ops::Deref;
+use std::num::NonZero;
+use std::ops::Range;
+use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use gemm::{Parallelism, gemm};
 
 use crate::error::{Error, Result};
 
-/// Rows of `cols` values in f32, each with spare columns behind them.
+/// Rows of `cols` values in f32, each with padding columns behind them.
 #[derive(Debug)]
 pub struct Matrix {
-    /// `[rows, cols + room]`, contiguous, shared with no other matrix.
-    tensor: Tensor,
+    values: Vec<f32>,
+    rows: usize,
     cols: usize,
+    width: usize,
 }
 
 impl Matrix {
     /// Takes `values` as rows of `width`, of which the first `cols` count.
-    pub(super) fn new(values: Vec<f32>, rows: usize, cols: usize, width: usize) -> Result<Self> {
-        Ok(Self { tensor: tensor(values, rows, width)?, cols })
+    pub(super) fn new(values: Vec<f32>, rows: usize, cols: usize, width: usize) -> Self {
+        debug_assert!(cols <= width && values.len() == rows * width, "a matrix of another shape than its values");
+        Self { values, rows, cols, width }
     }
 
-    /// A product, all of whose columns count.
-    pub(super) fn of(tensor: Tensor) -> Self {
-        let cols = tensor.dims().last().copied().unwrap_or(0);
-        Self { tensor, cols }
+    /// Of zeros.
+    pub(super) fn zeros(rows: usize, cols: usize, width: usize) -> Self {
+        Self::new(vec![0.0; rows * width], rows, cols, width)
     }
 
     /// The same values, of which the first `cols` of a row count.
@@ -34,7 +36,7 @@ impl Matrix {
     }
 
     pub(super) fn rows(&self) -> usize {
-        self.tensor.dims().first().copied().unwrap_or(0)
+        self.rows
     }
 
     pub(super) fn cols(&self) -> usize {
@@ -43,98 +45,134 @@ impl Matrix {
 
     /// Values from one row to the next.
     pub(super) fn width(&self) -> usize {
-        self.tensor.dims().last().copied().unwrap_or(0)
+        self.width
     }
 
-    /// All of it, spare columns too.
-    pub(super) fn whole(&self) -> &Tensor {
-        &self.tensor
+    /// The values, row by row, padding columns too.
+    pub(super) fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    pub(super) fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// All of it, padding columns too.
+    pub(super) fn whole(&self) -> View<'_> {
+        View { values: &self.values, rows: self.rows, cols: self.width, row_step: self.width, col_step: 1 }
     }
 
     /// A view of some columns.
-    pub(super) fn columns(&self, start: usize, len: usize) -> Result<Tensor> {
-        self.tensor.narrow(1, start, len).map_err(failed)
+    pub(super) fn columns(&self, start: usize, len: usize) -> Result<View<'_>> {
+        self.part(0..self.rows, start..start + len)
+    }
+
+    /// A view of some rows, padding columns too.
+    pub(super) fn some_rows(&self, rows: Range<usize>) -> Result<View<'_>> {
+        self.part(rows, 0..self.width)
     }
 
     /// A view of some columns of some rows.
-    pub(super) fn part(&self, [row, rows]: [usize; 2], [col, cols]: [usize; 2]) -> Result<Tensor> {
-        self.tensor.narrow(0, row, rows).and_then(|part| part.narrow(1, col, cols)).map_err(failed)
-    }
-
-    /// The values, row by row, spare columns too.
-    pub(super) fn values(&self) -> Values<'_> {
-        values(&self.tensor)
-    }
-
-    /// Changes the values in place.
-    pub(super) fn change(&mut self, work: impl FnOnce(&mut [f32])) -> Result<()> {
-        change(&self.tensor, work)
-    }
-}
-
-/// `[rows, cols]` in f32: candle takes the type from the values, and a literal's would be f64.
-pub(super) fn tensor(values: Vec<f32>, rows: usize, cols: usize) -> Result<Tensor> {
-    Tensor::from_vec(values, (rows, cols), &Device::Cpu).map_err(failed)
-}
-
-/// The values of a contiguous tensor that was made here, locked for reading.
-pub(super) struct Values<'t>(StorageRef<'t>);
-
-pub(super) fn values(tensor: &Tensor) -> Values<'_> {
-    Values(tensor.storage_and_layout().0)
-}
-
-impl Deref for Values<'_> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &*self.0 {
-            Storage::Cpu(CpuStorage::F32(values)) => values,
-            // Every tensor here is in f32 and on the processor.
-            _ => &[],
+    pub(super) fn part(&self, rows: Range<usize>, cols: Range<usize>) -> Result<View<'_>> {
+        if rows.end > self.rows || cols.end > self.width {
+            let shape = [self.rows, self.width];
+            return Err(misfit(&format!("rows {rows:?} and columns {cols:?} of a matrix of {shape:?}")));
         }
+        // A view without values may begin at the end.
+        let first = (rows.start * self.width + cols.start).min(self.values.len());
+        let values = &self.values[first..];
+        Ok(View { values, rows: rows.len(), cols: cols.len(), row_step: self.width, col_step: 1 })
     }
 }
 
-/// Changes the values of a contiguous tensor in place.
-pub(super) fn change(tensor: &Tensor, work: impl FnOnce(&mut [f32])) -> Result<()> {
-    tensor.inplace_op1(&Change(RefCell::new(Some(work)))).map_err(failed)
+/// Some values of a matrix: the one at `row`, `col` is `values[row * row_step + col * col_step]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'m> {
+    values: &'m [f32],
+    rows: usize,
+    cols: usize,
+    row_step: usize,
+    col_step: usize,
 }
 
-/// Work on the values of a tensor, done once: candle's way to write to one.
-struct Change<W>(RefCell<Option<W>>);
-
-impl<W: FnOnce(&mut [f32])> InplaceOp1 for Change<W> {
-    fn name(&self) -> &'static str {
-        "change"
+impl View<'_> {
+    fn transposed(self) -> Self {
+        let Self { rows, cols, row_step, col_step, .. } = self;
+        Self { rows: cols, cols: rows, row_step: col_step, col_step: row_step, ..self }
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        if let (CpuStorage::F32(values), Some(work)) = (storage, self.0.take()) {
-            work(values);
-        }
-        Ok(())
+    /// Whether every value is there.
+    fn is_whole(self) -> bool {
+        let last = (self.rows.saturating_sub(1)) * self.row_step + self.cols.saturating_sub(1) * self.col_step;
+        self.rows == 0 || self.cols == 0 || last < self.values.len()
     }
 }
 
 /// `a * b`.
-pub(super) fn times(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    a.matmul(b).map_err(failed)
+pub(super) fn times(a: View<'_>, b: View<'_>) -> Result<Matrix> {
+    let (rows, cols, depth) = (a.rows, b.cols, a.cols);
+    if depth != b.rows || !a.is_whole() || !b.is_whole() {
+        return Err(misfit(&format!("a product of {rows} x {depth} and {} x {cols} values", b.rows)));
+    }
+    let mut out = Matrix::zeros(rows, cols, cols);
+    if rows == 0 || cols == 0 || depth == 0 {
+        return Ok(out);
+    }
+    let threads = threads();
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    let step = |step: usize| step.cast_signed();
+    // SAFETY: the operands' last values are within their slices, as was just seen, and the result has `rows * cols` values,
+    // row by row, which nothing else sees.
+    unsafe {
+        gemm(
+            rows,
+            cols,
+            depth,
+            out.values.as_mut_ptr(),
+            1,
+            step(cols),
+            false,
+            a.values.as_ptr(),
+            step(a.col_step),
+            step(a.row_step),
+            b.values.as_ptr(),
+            step(b.col_step),
+            step(b.row_step),
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+    Ok(out)
 }
 
 /// `a * b^T`.
-pub(super) fn times_transposed(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    b.t().and_then(|b| a.matmul(&b)).map_err(failed)
+pub(super) fn times_transposed(a: View<'_>, b: View<'_>) -> Result<Matrix> {
+    times(a, b.transposed())
 }
 
 /// `a^T * b`.
-pub(super) fn transposed_times(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    a.t().and_then(|a| a.matmul(b)).map_err(failed)
+pub(super) fn transposed_times(a: View<'_>, b: View<'_>) -> Result<Matrix> {
+    times(a.transposed(), b)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
-pub(super) fn failed(error: candle_core::Error) -> Error {
-    Error::bug(format!("a product of matrices failed: {error}"), "report this: sizes that were checked don't fit")
+/// A mistake of a caller's.
+pub(super) fn misfit(what: &str) -> Error {
+    Error::bug(format!("the processor was given {what}"), "report this: sizes that were checked don't fit")
+}
+
+/// Threads that share the work: as `RAYON_NUM_THREADS` says, or one for each core.
+fn threads() -> usize {
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| {
+        let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse::<usize>().ok());
+        let allowed = std::thread::available_parallelism().map_or(1, NonZero::get);
+        // Two threads of a core share what multiplies.
+        asked.filter(|threads| *threads > 0).unwrap_or_else(|| num_cpus::get_physical().clamp(1, allowed))
+    })
 }
 
 /// Values below which a thread of its own costs more than it saves.
@@ -158,7 +196,7 @@ pub(super) fn each_two_rows(
         return;
     }
     let rows = first.len() / width;
-    let threads = candle_core::utils::get_num_threads().min(first.len() / GRAIN).max(1);
+    let threads = threads().min(first.len() / GRAIN).max(1);
     let run = |start: usize, first: &mut [f32], second: &mut [f32]| {
         let mut second = second;
         for (row, values) in first.chunks_exact_mut(width).enumerate() {

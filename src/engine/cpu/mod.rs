@@ -1,4 +1,4 @@
-//! Training on the processor, in f32: products are candle's, the rest is loops over rows. What cards are held against.
+//! The processor, in f32: products are the gemm crate's, the rest is loops over rows. What cards are held against.
 //! Results are the same, to the bit, from run to run and for any number of threads.
 
 mod attention;
@@ -14,15 +14,13 @@ mod tests;
 pub use frozen::Frozen;
 pub use matrix::Matrix;
 
-use super::{AdamW, Engine};
+use super::dropout::Dropout;
+use super::{AdamW, Adapters, Backward, Batch, Columns, Engine, Forward, KeysValues, Optimizer};
 use crate::arch::Heads;
 use crate::checkpoint::Tensor;
-use crate::engine::Batch;
-use crate::engine::dropout::Dropout;
 use crate::error::{Error, Result};
-use crate::train::lora::Group;
 
-/// The processor. Its threads are as many as `RAYON_NUM_THREADS` or the machine says.
+/// The processor. Its threads are as many as `RAYON_NUM_THREADS` says, or the machine has cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuEngine;
 
@@ -58,13 +56,18 @@ impl Engine for CpuEngine {
         Ok(())
     }
 
-    fn table(&self, tensor: &Tensor) -> Result<Matrix> {
-        let [rows, cols] = *tensor.shape() else { return Err(frozen::misshapen(tensor, &[0, 0])) };
-        Matrix::new(frozen::widen(tensor)?, rows, cols, cols)
+    fn read_matrix(&self, matrix: &Matrix) -> Result<Vec<f32>> {
+        let rows = matrix.values().chunks(matrix.width().max(1));
+        Ok(rows.flat_map(|row| &row[..matrix.cols()]).copied().collect())
     }
 
-    fn freeze(&self, group: &Group, weights: &[Tensor], biases: &[Option<Tensor>]) -> Result<Frozen> {
-        Frozen::new(group, weights, biases)
+    fn table(&self, tensor: &Tensor) -> Result<Matrix> {
+        let [rows, cols] = *tensor.shape() else { return Err(frozen::misshapen(tensor, &[0, 0])) };
+        Ok(Matrix::new(frozen::widen(tensor)?, rows, cols, cols))
+    }
+
+    fn freeze(&self, weights: &[Tensor], biases: &[Option<Tensor>], adapters: &Adapters) -> Result<Frozen> {
+        Frozen::new(weights, biases, adapters)
     }
 
     fn row_norms(&self, frozen: &Frozen) -> Result<Vec<Vec<f32>>> {
@@ -80,16 +83,65 @@ impl Engine for CpuEngine {
         Ok(batch.clone())
     }
 
-    fn zeros_like(&self, x: &Matrix) -> Result<Matrix> {
-        Matrix::new(vec![0.0; x.rows() * x.width()], x.rows(), x.cols(), x.width())
+    fn peak_memory(&self) -> Option<u64> {
+        None
     }
 
+    fn name(&self) -> String {
+        "cpu".to_owned()
+    }
+
+    const TYPE: &'static str = "f32";
+}
+
+impl Forward for CpuEngine {
     fn embed(&self, table: &Matrix, batch: &Batch) -> Result<Matrix> {
         elementwise::embed(table, batch)
     }
 
-    fn normalize(&self, x: &Matrix, weight: &Vec<f32>, epsilon: f32, room: usize) -> Result<(Matrix, Vec<f32>)> {
-        elementwise::normalize(x, weight, epsilon, room)
+    fn normalize(&self, x: &Matrix, weight: &Vec<f32>, epsilon: f32, padding: usize) -> Result<(Matrix, Vec<f32>)> {
+        Ok(elementwise::normalize(x, weight, epsilon, padding))
+    }
+
+    fn adapt(&self, frozen: &Frozen, x: Matrix, dropout: Option<&Dropout>) -> Result<Matrix> {
+        projection::adapt(frozen, x, dropout)
+    }
+
+    fn project(&self, frozen: &Frozen, x: &Matrix, dropout: Option<&Dropout>, onto: Option<&Matrix>) -> Result<Matrix> {
+        projection::project(frozen, x, dropout, onto)
+    }
+
+    fn rotate(&self, qkv: Matrix, heads: Heads, tables: &[Vec<f32>; 2], batch: &Batch, back: bool) -> Result<Matrix> {
+        elementwise::rotate(qkv, heads, tables, batch, back)
+    }
+
+    fn attend(
+        &self,
+        queries: Columns<'_, Matrix>,
+        seen: KeysValues<'_, Matrix>,
+        heads: Heads,
+        batch: &Batch,
+        padding: usize,
+    ) -> Result<(Matrix, Vec<f32>)> {
+        attention::attend(queries, seen, heads, batch, padding)
+    }
+
+    fn gate(&self, gate_up: &Matrix, padding: usize) -> Result<Matrix> {
+        Ok(elementwise::gate(gate_up, padding))
+    }
+
+    fn logits(&self, x: &Matrix, head: &Matrix, rows: &[u32]) -> Result<Matrix> {
+        loss::logits(x, head, rows)
+    }
+
+    fn cross_entropy(&self, x: &Matrix, head: &Matrix, batch: &Batch) -> Result<Vec<f32>> {
+        Ok(loss::cross_entropy(x, head, batch, None)?.0)
+    }
+}
+
+impl Backward for CpuEngine {
+    fn zeros_like(&self, x: &Matrix) -> Result<Matrix> {
+        Ok(Matrix::zeros(x.rows(), x.cols(), x.width()))
     }
 
     fn normalize_back(
@@ -100,15 +152,7 @@ impl Engine for CpuEngine {
         inverse: &Vec<f32>,
         onto: Matrix,
     ) -> Result<Matrix> {
-        elementwise::normalize_back(dy, x, weight, inverse, onto)
-    }
-
-    fn adapt(&self, frozen: &Frozen, x: Matrix, dropout: Option<&Dropout>) -> Result<Matrix> {
-        projection::adapt(frozen, x, dropout)
-    }
-
-    fn project(&self, frozen: &Frozen, x: &Matrix, dropout: Option<&Dropout>, onto: Option<&Matrix>) -> Result<Matrix> {
-        projection::project(frozen, x, dropout, onto)
+        Ok(elementwise::normalize_back(dy, x, weight, inverse, onto))
     }
 
     fn project_back(
@@ -120,14 +164,6 @@ impl Engine for CpuEngine {
         gradients: &mut Vec<f32>,
     ) -> Result<Matrix> {
         projection::project_back(frozen, dy, x, dropout, gradients)
-    }
-
-    fn rotate(&self, qkv: Matrix, heads: Heads, tables: &[Vec<f32>; 2], batch: &Batch, back: bool) -> Result<Matrix> {
-        elementwise::rotate(qkv, heads, tables, batch, back)
-    }
-
-    fn attend(&self, qkv: &Matrix, heads: Heads, batch: &Batch, room: usize) -> Result<(Matrix, Vec<f32>)> {
-        attention::attend(qkv, heads, batch, room)
     }
 
     fn attend_back(
@@ -142,25 +178,18 @@ impl Engine for CpuEngine {
         attention::attend_back(dout, qkv, out, sums, heads, batch)
     }
 
-    fn gate(&self, gate_up: &Matrix, room: usize) -> Result<Matrix> {
-        elementwise::gate(gate_up, room)
-    }
-
     fn gate_back(&self, dy: &Matrix, gate_up: Matrix) -> Result<Matrix> {
-        elementwise::gate_back(dy, gate_up)
+        Ok(elementwise::gate_back(dy, gate_up))
     }
 
-    fn cross_entropy(
-        &self,
-        x: &Matrix,
-        head: &Matrix,
-        batch: &Batch,
-        scale: f32,
-        back: bool,
-    ) -> Result<(Vec<f32>, Option<Matrix>)> {
-        loss::cross_entropy(x, head, batch, scale, back)
+    fn cross_entropy_back(&self, x: &Matrix, head: &Matrix, batch: &Batch, scale: f32) -> Result<(Vec<f32>, Matrix)> {
+        let (losses, dx) = loss::cross_entropy(x, head, batch, Some(scale))?;
+        // With a scale, there is a gradient.
+        Ok((losses, dx.unwrap_or_else(|| Matrix::zeros(x.rows(), x.cols(), x.cols()))))
     }
+}
 
+impl Optimizer for CpuEngine {
     fn sum_of_squares(&self, vector: &Vec<f32>) -> Result<f64> {
         Ok(optimizer::sum_of_squares(vector))
     }
@@ -176,16 +205,6 @@ impl Engine for CpuEngine {
         optimizer::adamw(parameters, gradients, first, second, step);
         Ok(())
     }
-
-    fn peak_memory(&self) -> Option<u64> {
-        None
-    }
-
-    fn name(&self) -> String {
-        "cpu".to_owned()
-    }
-
-    const TYPE: &'static str = "f32";
 }
 
 /// Refuses a batch whose parts contradict each other.

@@ -3,24 +3,20 @@
 use super::{CpuEngine, Matrix, elementwise};
 use crate::arch::Heads;
 use crate::engine::checks::Probe;
-use crate::engine::{Engine, checks};
+use crate::engine::{Backward, Columns, Forward, KeysValues, checks};
 
 /// Of the largest value: what f32 leaves, and half a digit.
 const TOLERANCE: f64 = 3e-6;
 
 impl Probe for CpuEngine {
-    fn matrix(&self, rows: usize, cols: usize, room: usize, values: &[f32]) -> Matrix {
-        let width = cols + room;
-        // Spare columns hold what no operation may read.
+    fn matrix(&self, rows: usize, cols: usize, padding: usize, values: &[f32]) -> Matrix {
+        let width = cols + padding;
+        // Padding columns hold what no operation may read.
         let mut spaced = vec![f32::NAN; rows * width];
         for (out, values) in spaced.chunks_mut(width).zip(values.chunks(cols)) {
             out[..cols].copy_from_slice(values);
         }
-        Matrix::new(spaced, rows, cols, width).unwrap()
-    }
-
-    fn values(&self, matrix: &Matrix) -> Vec<f32> {
-        matrix.values().chunks(matrix.width()).flat_map(|row| row[..matrix.cols()].to_vec()).collect()
+        Matrix::new(spaced, rows, cols, width)
     }
 }
 
@@ -37,6 +33,7 @@ fn attention() {
         let heads = Heads { query, key, size };
         checks::check_rotation(&CpuEngine, heads, TOLERANCE);
         checks::check_attention(&CpuEngine, heads, TOLERANCE);
+        checks::check_kept_keys(&CpuEngine, heads, TOLERANCE);
     }
 }
 
@@ -54,6 +51,7 @@ fn projections_with_magnitudes() {
 #[test]
 fn loss_and_optimizer() {
     checks::check_cross_entropy(&CpuEngine, TOLERANCE);
+    checks::check_logits(&CpuEngine, TOLERANCE);
     checks::check_vectors(&CpuEngine);
     checks::check_adamw(&CpuEngine);
 }
@@ -77,11 +75,12 @@ fn results_repeat_to_the_bit() {
         let values = |len: usize| (0..len).map(|i| ((i * 7919 % 4001) as f32 - 2000.0) / 1500.0).collect::<Vec<f32>>();
         let rows = batch.tokens.len();
         let qkv = CpuEngine.matrix(rows, heads.row(), 0, &values(rows * heads.row()));
-        let (out, sums) = CpuEngine.attend(&qkv, heads, &batch, 0).unwrap();
+        let (out, sums) =
+            CpuEngine.attend(Columns::queries(&qkv), KeysValues::of(&qkv, heads), heads, &batch, 0).unwrap();
         let back = CpuEngine.attend_back(&out, &qkv, &out, &sums, heads, &batch).unwrap();
         let head = CpuEngine.matrix(500, out.cols(), 0, &values(500 * out.cols()));
-        let (losses, dx) = CpuEngine.cross_entropy(&out, &head, &batch, 1.0, true).unwrap();
-        let all = [CpuEngine.values(&back), losses, CpuEngine.values(&dx.unwrap())].concat();
+        let (losses, dx) = CpuEngine.cross_entropy_back(&out, &head, &batch, 1.0).unwrap();
+        let all = [CpuEngine.values(&back), losses, CpuEngine.values(&dx)].concat();
         all.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
     };
     let first = step();

@@ -9,10 +9,10 @@ use super::kernels::{
 };
 use super::masks::Masks;
 use super::matrix::{CudaMatrix, CudaVector};
-use super::{CudaEngine, Output, Sizes, bits};
+use super::{CudaEngine, bits};
 use crate::engine::dropout::Dropout;
 use crate::error::Result;
-use crate::gpu::Kernel;
+use crate::gpu::{Kernel, Output, Sizes};
 
 /// How the kernels of adapters see the slots: as many, or as one that is wider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,7 @@ struct View {
 
 impl View {
     fn of(frozen: &CudaFrozen, masks: Masks) -> Self {
-        let (slots, rank) = (frozen.group.slots.len(), frozen.group.rank);
+        let (slots, rank) = (frozen.adapters.slots.len(), frozen.adapters.rank);
         // Without masks, slots whose rows are not padded are one, for which inputs are read once.
         if !masks.drop_any() && rank.is_multiple_of(8) && slots * rank <= MOST_RANK {
             return Self { slots: 1, rank: slots * rank };
@@ -55,36 +55,36 @@ pub(super) struct Shape {
 
 impl CudaEngine {
     pub(super) fn bind_adapters(&self, frozen: &CudaFrozen, parameters: &CudaVector) -> Result<()> {
-        let Some(adapters) = &frozen.adapters else { return Ok(()) };
+        let Some(tables) = &frozen.tables else { return Ok(()) };
         if parameters.len < frozen.parameters() {
             return Err(broken("a vector of parameters that is too short"));
         }
-        let (group, w) = (&frozen.group, &frozen.weights);
-        let (slots, rank, cols) = (group.slots.len() as u64, group.rank as u64, group.inputs as u64);
+        let (adapters, w) = (&frozen.adapters, &frozen.weights);
+        let (slots, rank, cols) = (adapters.slots.len() as u64, adapters.rank as u64, frozen.inputs as u64);
         let grid = slots * (frozen.padded() as u64 / 8) * cols.div_ceil(256);
-        let (stack, turned) = (adapters.stack.address(), adapters.turned.address());
-        let (parameters_at, offsets) = (parameters.address(), adapters.offsets.address());
+        let (stack, turned) = (tables.stack.address(), tables.turned.address());
+        let (parameters_at, offsets) = (parameters.address(), tables.offsets.address());
         self.launch(&PACK_A, grid, &[parameters_at, offsets, slots, rank, cols, stack, turned])?;
-        let (rows, room) = (group.outputs as u64, group.room() as u64);
+        let (rows, padding) = (frozen.outputs as u64, adapters.padding() as u64);
         let arguments = [
             parameters_at,
-            adapters.spans.address(),
+            tables.spans.address(),
             slots,
             rank,
-            bits(group.scale),
+            bits(adapters.scale),
             w.address(),
             w.stride as u64,
             rows,
             cols,
-            room,
+            padding,
         ];
-        self.launch(&PACK_B, (rows * room).div_ceil(256), &arguments)?;
+        self.launch(&PACK_B, (rows * padding).div_ceil(256), &arguments)?;
         self.bind_gains(frozen, parameters)
     }
 
-    /// The masks of a group's slots.
+    /// The masks of the slots.
     fn masks(&self, frozen: &CudaFrozen, dropout: Option<&Dropout>) -> Result<Masks> {
-        match frozen.group.slots.first() {
+        match frozen.adapters.slots.first() {
             Some(slot) => self.keys.masks(&self.card, dropout, slot.module),
             None => Ok(Masks::NONE),
         }
@@ -92,7 +92,7 @@ impl CudaEngine {
 
     pub(super) fn adapt_into(&self, frozen: &CudaFrozen, x: &CudaMatrix, dropout: Option<&Dropout>) -> Result<()> {
         frozen.check_input(x)?;
-        let Some(adapters) = &frozen.adapters else { return Ok(()) };
+        let Some(tables) = &frozen.tables else { return Ok(()) };
         let masks = self.masks(frozen, dropout)?;
         let view = View::of(frozen, masks);
         let (kernel, parts) = view.choose([&ADAPT_8, &ADAPT_16, &ADAPT_32]);
@@ -100,7 +100,7 @@ impl CudaEngine {
         let arguments = [
             x.address(),
             x.stride as u64,
-            adapters.stack.address(),
+            tables.stack.address(),
             masks.keys,
             masks.threshold,
             masks.scale,
@@ -108,7 +108,7 @@ impl CudaEngine {
             x.cols as u64,
             view.slots as u64,
             view.rank as u64,
-            frozen.group.room() as u64,
+            frozen.adapters.padding() as u64,
         ];
         self.launch(kernel, rows.div_ceil(32) * parts, &arguments)
     }
@@ -121,13 +121,13 @@ impl CudaEngine {
         onto: Option<&CudaMatrix>,
     ) -> Result<CudaMatrix> {
         frozen.check_input(x)?;
-        if onto.is_some_and(|onto| onto.rows != x.rows || onto.cols != frozen.group.outputs) {
+        if onto.is_some_and(|onto| onto.rows != x.rows || onto.cols != frozen.outputs) {
             return Err(broken("a sum of matrices of two shapes"));
         }
         if let Some(gains) = frozen.gains() {
             return self.project_gained(frozen, gains, x, self.masks(frozen, dropout)?, onto);
         }
-        let y = self.matrix(x.rows, frozen.group.outputs, 0)?;
+        let y = self.matrix(x.rows, frozen.outputs, 0)?;
         let bias = frozen.bias.as_ref().map_or(0, CudaVector::address);
         let filled = bias != 0 || onto.is_some();
         if filled {
@@ -139,9 +139,9 @@ impl CudaEngine {
 
     /// `y = x_aug * W_aug^T + beta * y`.
     pub(super) fn product(&self, frozen: &CudaFrozen, x: &CudaMatrix, y: &CudaMatrix, beta: f32) -> Result<()> {
-        let depth = frozen.group.inputs + frozen.group.room();
+        let depth = frozen.inputs + frozen.adapters.padding();
         let sizes = Sizes { rows: x.rows, cols: y.cols, depth };
-        // SAFETY: both have that many columns, the spare ones included, and y is as large as the product.
+        // SAFETY: both have that many columns, padding included, and y is as large as the product.
         unsafe { self.blas.times_transposed(x.at(), frozen.weights.at(), y.at(), sizes, beta, Output::Bf16) }
     }
 
@@ -154,7 +154,7 @@ impl CudaEngine {
         gradients: &CudaVector,
     ) -> Result<CudaMatrix> {
         frozen.check_input(x)?;
-        if dy.rows != x.rows || dy.cols != frozen.group.outputs || gradients.len < frozen.parameters() {
+        if dy.rows != x.rows || dy.cols != frozen.outputs || gradients.len < frozen.parameters() {
             return Err(broken("the gradient of another projection"));
         }
         let masks = self.masks(frozen, dropout)?;
@@ -173,10 +173,10 @@ impl CudaEngine {
         masks: Masks,
         gradients: &CudaVector,
     ) -> Result<CudaMatrix> {
-        let group = &frozen.group;
-        let dx = self.matrix(dy.rows, group.inputs, group.room())?;
+        let adapters = &frozen.adapters;
+        let dx = self.matrix(dy.rows, frozen.inputs, adapters.padding())?;
         self.card.timed("product, back", || {
-            let sizes = Sizes { rows: dy.rows, cols: group.inputs + group.room(), depth: group.outputs };
+            let sizes = Sizes { rows: dy.rows, cols: frozen.inputs + adapters.padding(), depth: frozen.outputs };
             // SAFETY: the matrices have these sizes.
             unsafe { self.blas.times(dy.at(), frozen.weights.at(), dx.at(), sizes) }
         })?;
@@ -184,7 +184,7 @@ impl CudaEngine {
         Ok(dx)
     }
 
-    /// From the spare columns of `dx` on: the way through the adapters, and the gradients of the factors.
+    /// From the padding columns of `dx` on: the way through the adapters, and the gradients of the factors.
     pub(super) fn factors_back(
         &self,
         frozen: &CudaFrozen,
@@ -202,13 +202,13 @@ impl CudaEngine {
     }
 
     fn adapt_back(&self, frozen: &CudaFrozen, dx: &CudaMatrix, masks: Masks) -> Result<()> {
-        let Some(adapters) = &frozen.adapters else { return Ok(()) };
+        let Some(tables) = &frozen.tables else { return Ok(()) };
         let view = View::of(frozen, masks);
         let (rows, cols) = (dx.rows as u64, dx.cols as u64);
         let arguments = [
             dx.address(),
             dx.stride as u64,
-            adapters.turned.address(),
+            tables.turned.address(),
             masks.keys,
             masks.threshold,
             masks.scale,
@@ -228,8 +228,8 @@ impl CudaEngine {
         masks: Masks,
         gradients: &CudaVector,
     ) -> Result<()> {
-        let Some(adapters) = &frozen.adapters else { return Ok(()) };
-        let (slots, rank, cols) = (frozen.group.slots.len(), frozen.group.rank, frozen.group.inputs);
+        let Some(tables) = &frozen.tables else { return Ok(()) };
+        let (slots, rank, cols) = (frozen.adapters.slots.len(), frozen.adapters.rank, frozen.inputs);
         let view = View::of(frozen, masks);
         let (kernel, parts) = view.choose([&FACTOR_A_8, &FACTOR_A_16, &FACTOR_A_32]);
         let shape = Shape { chunks: x.rows.div_ceil(CHUNK), total: slots * rank * cols, slots };
@@ -248,25 +248,25 @@ impl CudaEngine {
             partials.address(),
         ];
         self.launch(kernel, (shape.chunks * cols.div_ceil(256)) as u64 * parts, &arguments)?;
-        self.fold(&partials, shape, gradients, adapters.fold_a.address(), masks.scale, 0)
+        self.fold(&partials, shape, gradients, tables.fold_a.address(), masks.scale, 0)
     }
 
     fn factor_b(&self, frozen: &CudaFrozen, dy: &CudaMatrix, x: &CudaMatrix, gradients: &CudaVector) -> Result<()> {
-        let Some(adapters) = &frozen.adapters else { return Ok(()) };
-        let group = &frozen.group;
+        let Some(tables) = &frozen.tables else { return Ok(()) };
+        let adapters = &frozen.adapters;
         // A slot's own share of the blocks is counted in `across`.
-        let (kernel, parts) = View { slots: 1, rank: group.rank }.choose([&FACTOR_B_8, &FACTOR_B_16, &FACTOR_B_32]);
-        let (slots, rank) = (group.slots.len(), group.rank);
-        let total = group.slots.iter().map(|slot| slot.b.len()).sum();
+        let (kernel, parts) = View { slots: 1, rank: adapters.rank }.choose([&FACTOR_B_8, &FACTOR_B_16, &FACTOR_B_32]);
+        let (slots, rank) = (adapters.slots.len(), adapters.rank);
+        let total = adapters.slots.iter().map(|slot| slot.b.len()).sum();
         let shape = Shape { chunks: dy.rows.div_ceil(CHUNK), total, slots };
-        let across: usize = group.slots.iter().map(|slot| slot.rows.len().div_ceil(256)).sum();
+        let across: usize = adapters.slots.iter().map(|slot| slot.rows.len().div_ceil(256)).sum();
         let partials = CudaVector::new(&self.card, shape.chunks * total)?;
         let arguments = [
             dy.address(),
             dy.stride as u64,
-            x.column(group.inputs),
+            x.column(frozen.inputs),
             x.stride as u64,
-            adapters.rows.address(),
+            tables.rows.address(),
             dy.rows as u64,
             slots as u64,
             rank as u64,
@@ -274,7 +274,7 @@ impl CudaEngine {
             total as u64,
         ];
         self.launch(kernel, (shape.chunks * across) as u64 * parts, &arguments)?;
-        self.fold(&partials, shape, gradients, adapters.fold_b.address(), bits(group.scale), 0)
+        self.fold(&partials, shape, gradients, tables.fold_b.address(), bits(adapters.scale), 0)
     }
 
     /// Adds sums of partial sums to gradients: `spans` say which go where, and `each` what each is multiplied by, if

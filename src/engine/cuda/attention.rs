@@ -3,14 +3,15 @@
 use super::card::broken;
 use super::kernels::{
     ATTEND_64, ATTEND_128, ATTEND_BACK_DOT_64, ATTEND_BACK_DOT_128, ATTEND_BACK_KEYS_64, ATTEND_BACK_KEYS_128,
-    ATTEND_BACK_QUERIES_64, ATTEND_BACK_QUERIES_128,
+    ATTEND_BACK_QUERIES_64, ATTEND_BACK_QUERIES_128, GATHER_ROWS, SCATTER_ROWS,
 };
 use super::matrix::{CudaMatrix, CudaVector};
-use super::placed::CudaBatch;
-use super::{CudaEngine, bits};
+use super::placed::{CudaBatch, Tiles};
+use super::{CudaEngine, bits, eights};
 use crate::arch::Heads;
+use crate::engine::{Columns, KeysValues};
 use crate::error::{Error, Result};
-use crate::gpu::Kernel;
+use crate::gpu::{DeviceMemory, Kernel};
 use crate::size::ByteSize;
 
 /// The kernels of one size of head.
@@ -22,7 +23,7 @@ struct Kernels {
     keys: Kernel,
 }
 
-const KERNELS: [Kernels; 2] = [
+static KERNELS: [Kernels; 2] = [
     Kernels {
         size: 64,
         forward: ATTEND_64,
@@ -69,26 +70,58 @@ pub(super) fn check_rows(qkv: &CudaMatrix, heads: Heads, batch: &CudaBatch) -> R
     Err(broken("queries and keys of other heads, or of another batch"))
 }
 
+/// Sequences put together for the kernels.
+struct Joined {
+    qkv: CudaMatrix,
+    /// Where each query lies among the rows.
+    rows: DeviceMemory,
+    /// Where sequences begin, and the end.
+    starts: DeviceMemory,
+}
+
 impl CudaEngine {
+    /// The kernels read rows `[queries | keys | values]`. Where these are apart, such rows are put together first.
     pub(super) fn attention(
         &self,
-        qkv: &CudaMatrix,
+        queries: Columns<'_, CudaMatrix>,
+        seen: KeysValues<'_, CudaMatrix>,
         heads: Heads,
         batch: &CudaBatch,
-        room: usize,
+        padding: usize,
     ) -> Result<(CudaMatrix, CudaVector)> {
         let kernels = kernels(heads)?;
-        check_rows(qkv, heads, batch)?;
-        let out = self.matrix(qkv.rows, heads.query * heads.size, room)?;
+        if seen.are_of(queries, heads) && batch.segments.iter().all(|segment| segment.before == 0) {
+            check_rows(queries.matrix, heads, batch)?;
+            let at = (batch.starts.address(), &batch.query_tiles);
+            return self.attend_rows(kernels, queries.matrix, heads, at, padding);
+        }
+        let joined = self.join(queries, seen, heads, batch)?;
+        let tiles = Tiles::of_queries(&self.card, &batch.segments)?;
+        let at = (joined.starts.address(), &tiles);
+        let (all, sums) = self.attend_rows(kernels, &joined.qkv, heads, at, 0)?;
+        let out = self.matrix(batch.rows, all.cols, padding)?;
+        self.gather(&all, joined.rows.address(), &out)?;
+        Ok((out, sums))
+    }
+
+    /// Attention of the queries of these tiles.
+    fn attend_rows(
+        &self,
+        kernels: &Kernels,
+        qkv: &CudaMatrix,
+        heads: Heads,
+        (starts, tiles): (u64, &Tiles),
+        padding: usize,
+    ) -> Result<(CudaMatrix, CudaVector)> {
+        let out = self.matrix(qkv.rows, heads.query * heads.size, padding)?;
         let sums = CudaVector::new(&self.card, heads.query * qkv.rows)?;
-        let tiles = &batch.query_tiles;
         let arguments = [
             qkv.address(),
             qkv.stride as u64,
             out.address(),
             out.stride as u64,
             sums.address(),
-            batch.starts.address(),
+            starts,
             tiles.memory.address(),
             tiles.count as u64,
             heads.query as u64,
@@ -98,6 +131,56 @@ impl CudaEngine {
         ];
         self.launch(&kernels.forward, (tiles.count * heads.query) as u64, &arguments)?;
         Ok((out, sums))
+    }
+
+    /// Rows `[queries | keys | values]` of whole sequences, from queries of their last tokens and keys and values of all.
+    fn join(
+        &self,
+        queries: Columns<'_, CudaMatrix>,
+        seen: KeysValues<'_, CudaMatrix>,
+        heads: Heads,
+        batch: &CudaBatch,
+    ) -> Result<Joined> {
+        let [own, shared] = [heads.query, heads.key].map(|count| count * heads.size);
+        let known = seen.starts.is_none_or(|starts| starts.len() >= batch.segments.len());
+        let has = |columns: Columns<'_, CudaMatrix>, width: usize| {
+            columns.first.is_multiple_of(8) && columns.first + width <= columns.matrix.cols
+        };
+        let wide = has(queries, own) && has(seen.keys, shared) && has(seen.values, shared);
+        if !known || !wide || queries.matrix.rows != batch.rows {
+            return Err(broken("queries, keys or values of other heads, or of another batch"));
+        }
+        let (mut rows, mut from, mut starts) = (Vec::new(), Vec::new(), vec![0]);
+        for (number, segment) in batch.segments.iter().enumerate() {
+            let first = seen.starts.map_or(segment.first, |starts| starts[number]);
+            let ends = segment.before.checked_add(segment.rows).and_then(|count| first.checked_add(count));
+            let Some(end) = ends.filter(|end| *end as usize <= seen.keys.matrix.rows.min(seen.values.matrix.rows))
+            else {
+                return Err(broken("a segment whose keys are beyond the last"));
+            };
+            from.extend(first..end);
+            let count = u32::try_from(from.len()).map_err(|_| broken("more keys than kernels count"))?;
+            rows.extend(count - segment.rows..count);
+            starts.push(count);
+        }
+        let qkv = self.matrix(from.len(), heads.row(), 0)?;
+        let [rows, from, starts] = [rows, from, starts].map(|numbers| self.card.upload::<u32>(&numbers));
+        let joined = Joined { qkv, rows: rows?, starts: starts? };
+        let from = from?;
+        let to = |column: usize| [joined.qkv.column(column), joined.qkv.stride as u64];
+        let (count, stride) = (joined.qkv.rows as u64, |columns: Columns<'_, CudaMatrix>| columns.matrix.stride as u64);
+        for (columns, at) in [(seen.keys, own), (seen.values, own + shared)] {
+            let [to, to_stride] = to(at);
+            let source = columns.matrix.column(columns.first);
+            let arguments = [source, stride(columns), from.address(), to, to_stride, count, shared as u64];
+            self.launch(&GATHER_ROWS, eights(joined.qkv.rows, shared)?, &arguments)?;
+        }
+        let [to, to_stride] = to(0);
+        let source = queries.matrix.column(queries.first);
+        let rows = joined.rows.address();
+        let arguments = [source, stride(queries), rows, to, to_stride, batch.rows as u64, own as u64];
+        self.launch(&SCATTER_ROWS, eights(batch.rows, own)?, &arguments)?;
+        Ok(joined)
     }
 
     pub(super) fn attention_back(

@@ -8,23 +8,24 @@ use super::frozen::{CudaFrozen, Gains};
 use super::kernels::{ADD_DROPPED, CHUNK, COLUMN_DOTS, DORA_GAINS, DROP_ROWS, GRAM, SCALE_BEYOND_ONE, SCALE_COLUMNS};
 use super::masks::Masks;
 use super::matrix::{CudaMatrix, CudaVector};
-use super::{At, CudaEngine, Output, Sizes, bits, eights};
+use super::{CudaEngine, bits, eights};
+use crate::engine::Slot;
 use crate::error::Result;
-use crate::train::lora::Slot;
+use crate::gpu::{At, Output, Sizes};
 
 impl CudaEngine {
     /// Gains of rows with magnitudes: m / ||W + s B A||.
     pub(super) fn bind_gains(&self, frozen: &CudaFrozen, parameters: &CudaVector) -> Result<()> {
-        let (Some(adapters), Some(gains)) = (&frozen.adapters, frozen.gains()) else { return Ok(()) };
-        let (group, padded) = (&frozen.group, frozen.padded());
-        let (rank, cols) = (group.rank, group.inputs);
-        for (number, slot) in group.slots.iter().enumerate() {
+        let (Some(tables), Some(gains)) = (&frozen.tables, frozen.gains()) else { return Ok(()) };
+        let (adapters, padded) = (&frozen.adapters, frozen.padded());
+        let (rank, cols) = (adapters.rank, frozen.inputs);
+        for (number, slot) in adapters.slots.iter().enumerate() {
             let Some(magnitude) = &slot.magnitude else { continue };
             let squares = CudaVector::new(&self.card, rank * rank)?;
             let arguments = [parameters.value(slot.a.start), squares.address(), rank as u64, cols as u64];
             self.launch(&GRAM, (rank * rank) as u64, &arguments)?;
             let along = CudaVector::new(&self.card, slot.rows.len() * padded)?;
-            let a_at = At { address: adapters.stack.address() + (number * padded * cols * 2) as u64, stride: cols };
+            let a_at = At { address: tables.stack.address() + (number * padded * cols * 2) as u64, stride: cols };
             let out = At { address: along.address(), stride: padded };
             let sizes = Sizes { rows: slot.rows.len(), cols: padded, depth: cols };
             // SAFETY: the matrices have these sizes.
@@ -36,7 +37,7 @@ impl CudaEngine {
                 parameters.value(slot.b.start),
                 squares.address(),
                 parameters.value(magnitude.start),
-                bits(group.scale),
+                bits(adapters.scale),
                 gains.values.value(slot.rows.start),
                 gains.inverses.value(slot.rows.start),
                 slot.rows.len() as u64,
@@ -47,7 +48,7 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// The group's outputs, plus `onto`.
+    /// The outputs, plus `onto`.
     pub(super) fn project_gained(
         &self,
         frozen: &CudaFrozen,
@@ -57,7 +58,7 @@ impl CudaEngine {
         onto: Option<&CudaMatrix>,
     ) -> Result<CudaMatrix> {
         let bias = frozen.bias.as_ref().map_or(0, CudaVector::address);
-        let y = self.matrix(x.rows, frozen.group.outputs, 0)?;
+        let y = self.matrix(x.rows, frozen.outputs, 0)?;
         if !masks.drop_any() {
             self.product(frozen, x, &y, 0.0)?;
             self.scale(&y, gains.values.address(), bias, onto, &y)?;
@@ -67,7 +68,7 @@ impl CudaEngine {
         if filled {
             self.filled(bias, onto, &y)?;
         }
-        let (beta, inputs) = (if filled { 1.0 } else { 0.0 }, frozen.group.inputs);
+        let (beta, inputs) = (if filled { 1.0 } else { 0.0 }, frozen.inputs);
         let base = |x: &CudaMatrix, start: usize, len: usize| {
             let weights = At { address: frozen.weights.row(start), stride: frozen.weights.stride };
             let to = At { address: y.column(start), stride: y.stride };
@@ -76,7 +77,7 @@ impl CudaEngine {
             unsafe { self.blas.times_transposed(x.at(), weights, to, sizes, beta, Output::Bf16) }
         };
         let mut done = 0;
-        for (number, slot) in frozen.group.slots.iter().enumerate() {
+        for (number, slot) in frozen.adapters.slots.iter().enumerate() {
             base(x, done, slot.rows.start - done)?;
             done = slot.rows.end;
             // What was not dropped has gain 1: y = (x - d) W^T + g * (d W^T + s (d A^T) B^T).
@@ -91,7 +92,7 @@ impl CudaEngine {
             let arguments = [from[0], from[1], of_slot, 0, to[0], to[1], to[0], to[1], rows, cols];
             self.launch(&SCALE_COLUMNS, eights(gained.rows, gained.cols)?, &arguments)?;
         }
-        base(x, done, frozen.group.outputs - done)?;
+        base(x, done, frozen.outputs - done)?;
         Ok(y)
     }
 
@@ -110,24 +111,24 @@ impl CudaEngine {
         if !masks.drop_any() {
             let outputs = self.matrix(x.rows, dy.cols, 0)?;
             self.product(frozen, x, &outputs, 0.0)?;
-            for slot in &frozen.group.slots {
+            for slot in &frozen.adapters.slots {
                 let at = At { address: outputs.column(slot.rows.start), stride: outputs.stride };
                 self.magnitudes_back(gains, slot, dy, at, gradients)?;
             }
             return self.plain_back(frozen, &scaled, x, masks, gradients);
         }
-        let group = &frozen.group;
-        let dx = self.matrix(dy.rows, group.inputs, group.room())?;
+        let adapters = &frozen.adapters;
+        let dx = self.matrix(dy.rows, frozen.inputs, adapters.padding())?;
         let weights = &frozen.weights;
-        // SAFETY: the matrices have these sizes: all base columns by `dy`, all spare ones by what is scaled.
+        // SAFETY: the matrices have these sizes: all base columns by `dy`, all padding by what is scaled.
         unsafe {
-            let sizes = Sizes { rows: dy.rows, cols: group.inputs, depth: group.outputs };
+            let sizes = Sizes { rows: dy.rows, cols: frozen.inputs, depth: frozen.outputs };
             self.blas.times(dy.at(), weights.at(), dx.at(), sizes)?;
-            let spare = |of: &CudaMatrix| At { address: of.column(group.inputs), stride: of.stride };
-            let sizes = Sizes { cols: group.room(), ..sizes };
-            self.blas.times(scaled.at(), spare(weights), spare(&dx), sizes)?;
+            let padding = |of: &CudaMatrix| At { address: of.column(frozen.inputs), stride: of.stride };
+            let sizes = Sizes { cols: adapters.padding(), ..sizes };
+            self.blas.times(scaled.at(), padding(weights), padding(&dx), sizes)?;
         }
-        for (number, slot) in group.slots.iter().enumerate() {
+        for (number, slot) in adapters.slots.iter().enumerate() {
             let own = masks.of_slot(number);
             let dropped = self.dropped(frozen, x, own, None)?;
             let outputs = self.slot_outputs(frozen, slot, &dropped)?;
@@ -150,7 +151,7 @@ impl CudaEngine {
         mask: Masks,
         dx: &CudaMatrix,
     ) -> Result<()> {
-        let (rows, cols, inputs) = (dy.rows, slot.rows.len(), frozen.group.inputs);
+        let (rows, cols, inputs) = (dy.rows, slot.rows.len(), frozen.inputs);
         let beyond = self.matrix(rows, cols, 0)?;
         let (from, to) = ([dy.column(slot.rows.start), dy.stride as u64], [beyond.address(), beyond.stride as u64]);
         let of_slot = gains.values.value(slot.rows.start);
@@ -166,7 +167,7 @@ impl CudaEngine {
         self.launch(&ADD_DROPPED, eights(rows, inputs)?, &arguments)
     }
 
-    /// `dropout(x)` of the slot whose mask this is, with the spare columns of `x`; and in `rest` what `x` has beyond it.
+    /// `dropout(x)` of the slot whose mask this is, with the padding columns of `x`; and in `rest` what `x` has beyond it.
     fn dropped(
         &self,
         frozen: &CudaFrozen,
@@ -174,24 +175,24 @@ impl CudaEngine {
         mask: Masks,
         rest: Option<&CudaMatrix>,
     ) -> Result<CudaMatrix> {
-        let (inputs, room) = (frozen.group.inputs, frozen.group.room());
-        let dropped = self.matrix(x.rows, inputs, room)?;
+        let (inputs, padding) = (frozen.inputs, frozen.adapters.padding());
+        let dropped = self.matrix(x.rows, inputs, padding)?;
         let to = [dropped.address(), dropped.stride as u64];
         let rest = rest.map_or([0, 0], |rest| [rest.address(), rest.stride as u64]);
         let Masks { keys, threshold, scale } = mask;
         let from = [x.address(), x.stride as u64, keys, threshold, scale];
-        let sizes = [x.rows as u64, inputs as u64, room as u64];
-        self.launch(&DROP_ROWS, eights(x.rows, inputs + room)?, &[&from[..], &to, &rest, &sizes].concat())?;
+        let sizes = [x.rows as u64, inputs as u64, padding as u64];
+        self.launch(&DROP_ROWS, eights(x.rows, inputs + padding)?, &[&from[..], &to, &rest, &sizes].concat())?;
         Ok(dropped)
     }
 
     /// What a slot's gains scale: `x W^T + s (x A^T) B^T` of its rows.
     fn slot_outputs(&self, frozen: &CudaFrozen, slot: &Slot, x: &CudaMatrix) -> Result<CudaMatrix> {
         let outputs = self.matrix(x.rows, slot.rows.len(), 0)?;
-        let depth = frozen.group.inputs + frozen.group.room();
+        let depth = frozen.inputs + frozen.adapters.padding();
         let sizes = Sizes { rows: x.rows, cols: slot.rows.len(), depth };
         let weights = rows_of(frozen, slot);
-        // SAFETY: the matrices have these sizes, spare columns included.
+        // SAFETY: the matrices have these sizes, padding columns included.
         unsafe { self.blas.times_transposed(x.at(), weights, outputs.at(), sizes, 0.0, Output::Bf16) }?;
         Ok(outputs)
     }

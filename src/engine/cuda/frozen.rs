@@ -1,4 +1,4 @@
-//! Frozen weights on the card, with the adapters in their spare columns.
+//! Frozen weights on the card, with the adapters in their padding columns.
 
 use std::ops::Range;
 
@@ -8,27 +8,29 @@ use safetensors::Dtype;
 use super::card::{Card, broken};
 use super::matrix::{CudaMatrix, CudaVector};
 use crate::checkpoint::Tensor;
+use crate::engine::{Adapters, Slot, widened};
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceMemory, MOST_WIDTH};
-use crate::model::widened;
-use crate::train::lora::{Group, Slot};
 
 /// Columns and rows of slots come in multiples of this.
 const STEP: usize = 8;
 /// Most rows of an A that the kernels of adapters take.
 pub(super) const MOST_RANK: usize = 256;
 
-/// The stacked weights of a group.
+/// Stacked weights, with their adapters.
 pub struct CudaFrozen {
-    pub(super) group: Group,
-    /// `[outputs, inputs + room]`: see [`super::super`].
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) adapters: Adapters,
+    /// `[outputs, inputs + padding]`: see [`super::super`].
     pub(super) weights: CudaMatrix,
     pub(super) bias: Option<CudaVector>,
-    pub(super) adapters: Option<Adapters>,
+    /// If there are adapters.
+    pub(super) tables: Option<Tables>,
 }
 
-/// What the kernels of adapters need of a group.
-pub(super) struct Adapters {
+/// What the kernels of adapters need of them.
+pub(super) struct Tables {
     /// Every A as bf16, `[slots * padded, inputs]`, and the same transposed.
     pub(super) stack: DeviceMemory,
     pub(super) turned: DeviceMemory,
@@ -44,7 +46,7 @@ pub(super) struct Adapters {
     pub(super) gains: Option<Gains>,
 }
 
-/// Magnitudes over norms, of every row of the group; 1 where a row has none.
+/// Magnitudes over norms, of every row; 1 where a row has none.
 pub(super) struct Gains {
     /// Norms of the base's rows.
     pub(super) norms: CudaVector,
@@ -55,31 +57,34 @@ pub(super) struct Gains {
 
 impl CudaFrozen {
     /// Copies the weights to the card.
-    pub(super) fn new(card: &Card, group: &Group, weights: &[Tensor], biases: &[Option<Tensor>]) -> Result<Self> {
-        check(group)?;
-        let matrix = CudaMatrix::new(card, group.outputs, group.inputs, group.room())?;
+    pub(super) fn new(card: &Card, weights: &[Tensor], biases: &[Option<Tensor>], adapters: &Adapters) -> Result<Self> {
+        let inputs = weights.first().and_then(|weight| weight.shape().get(1)).copied().unwrap_or(0);
+        let outputs = weights.iter().map(|weight| weight.shape().first().copied().unwrap_or(0)).sum();
+        check(inputs, outputs, adapters)?;
+        let matrix = CudaMatrix::new(card, outputs, inputs, adapters.padding())?;
         card.clear(matrix.memory(), matrix.bytes())?;
         let mut row = 0;
         for tensor in weights {
             row += copy(card, tensor, &matrix, row)?;
         }
-        if row != group.outputs || biases.len() != weights.len() {
-            return Err(broken("weights that are not those of their group"));
+        if row != outputs || biases.len() != weights.len() {
+            return Err(broken("weights that don't belong together"));
         }
         let bias = if biases.iter().all(Option::is_none) { None } else { Some(stacked(card, weights, biases)?) };
-        let adapters = (!group.slots.is_empty()).then(|| Adapters::new(card, group)).transpose()?;
-        Ok(Self { group: group.clone(), weights: matrix, bias, adapters })
+        let tables =
+            (!adapters.slots.is_empty()).then(|| Tables::new(card, [inputs, outputs], adapters)).transpose()?;
+        Ok(Self { inputs, outputs, adapters: adapters.clone(), weights: matrix, bias, tables })
     }
 
     /// Length of the vector of parameters, at least.
     pub(super) fn parameters(&self) -> usize {
         let ends = |slot: &Slot| slot.a.end.max(slot.b.end).max(slot.magnitude.as_ref().map_or(0, |range| range.end));
-        self.group.slots.iter().map(ends).max().unwrap_or(0)
+        self.adapters.slots.iter().map(ends).max().unwrap_or(0)
     }
 
-    /// Whether `x` is an input of the group, with its room.
+    /// Whether `x` is an input of these weights, with the adapters' padding.
     pub(super) fn check_input(&self, x: &CudaMatrix) -> Result<()> {
-        if x.cols == self.group.inputs && x.stride >= self.group.inputs + self.group.room() {
+        if x.cols == self.inputs && x.stride >= self.inputs + self.adapters.padding() {
             return Ok(());
         }
         Err(broken("the input of another projection"))
@@ -87,21 +92,21 @@ impl CudaFrozen {
 
     /// The factors of rows, if they have magnitudes.
     pub(super) fn gains(&self) -> Option<&Gains> {
-        self.adapters.as_ref()?.gains.as_ref()
+        self.tables.as_ref()?.gains.as_ref()
     }
 
     /// Ranks as the kernels pad them.
     pub(super) fn padded(&self) -> usize {
-        self.group.rank.next_multiple_of(8)
+        self.adapters.rank.next_multiple_of(8)
     }
 }
 
-impl Adapters {
-    fn new(card: &Card, group: &Group) -> Result<Self> {
-        let slots = &group.slots;
-        let depth = slots.len() * group.rank.next_multiple_of(8);
+impl Tables {
+    fn new(card: &Card, [inputs, outputs]: [usize; 2], adapters: &Adapters) -> Result<Self> {
+        let Adapters { rank, slots, .. } = adapters;
+        let depth = slots.len() * rank.next_multiple_of(8);
         let wide = |values: Vec<usize>| card.upload(&values.into_iter().map(|v| v as u64).collect::<Vec<_>>());
-        let first_a = |number: usize| number * group.rank * group.inputs;
+        let first_a = |number: usize| number * rank * inputs;
         let mut first_b = 0;
         let mut fold_b = Vec::new();
         for slot in slots {
@@ -109,16 +114,16 @@ impl Adapters {
             first_b += slot.b.len();
         }
         let gains = slots.iter().any(|slot| slot.magnitude.is_some()).then(|| -> Result<Gains> {
-            let ones = vec![1.0; group.outputs];
+            let ones = vec![1.0; outputs];
             Ok(Gains {
-                norms: CudaVector::new(card, group.outputs)?,
+                norms: CudaVector::new(card, outputs)?,
                 values: CudaVector::of(card, &ones)?,
                 inverses: CudaVector::of(card, &ones)?,
             })
         });
         Ok(Self {
-            stack: card.allocate(depth * group.inputs * 2)?,
-            turned: card.allocate(depth * group.inputs * 2)?,
+            stack: card.allocate(depth * inputs * 2)?,
+            turned: card.allocate(depth * inputs * 2)?,
             offsets: wide(slots.iter().map(|slot| slot.a.start).collect())?,
             spans: wide(slots.iter().flat_map(|slot| [slot.rows.start, slot.rows.len(), slot.b.start]).collect())?,
             fold_a: wide(slots.iter().enumerate().flat_map(|(i, slot)| [first_a(i), slot.a.start]).collect())?,
@@ -129,11 +134,11 @@ impl Adapters {
     }
 }
 
-/// Whether kernels can work on the group: what they trust.
-fn check(group: &Group) -> Result<()> {
-    let Group { inputs, outputs, rank, slots, .. } = group;
-    let edges: Vec<usize> = slots.iter().flat_map(|slot| [slot.rows.start, slot.rows.end]).chain([*outputs]).collect();
-    if *inputs == 0 || !inputs.is_multiple_of(STEP) || !edges.iter().all(|edge| edge.is_multiple_of(STEP)) {
+/// Whether kernels can work on such weights and adapters: what they trust.
+fn check(inputs: usize, outputs: usize, adapters: &Adapters) -> Result<()> {
+    let Adapters { rank, slots, .. } = adapters;
+    let edges: Vec<usize> = slots.iter().flat_map(|slot| [slot.rows.start, slot.rows.end]).chain([outputs]).collect();
+    if inputs == 0 || !inputs.is_multiple_of(STEP) || !edges.iter().all(|edge| edge.is_multiple_of(STEP)) {
         let problem =
             format!("the model has a projection of {inputs} to {outputs} values; cards take multiples of {STEP}");
         return Err(Error::unsupported(problem, "use --device cpu"));
@@ -153,7 +158,7 @@ fn check(group: &Group) -> Result<()> {
             && slot.magnitude.as_ref().is_none_or(|magnitude| magnitude.len() == slot.rows.len())
     });
     if !ordered || !edges.is_sorted() {
-        return Err(broken("a group whose slots are out of order"));
+        return Err(broken("adapters whose slots are out of order"));
     }
     Ok(())
 }
@@ -169,7 +174,7 @@ pub(super) fn copy(card: &Card, tensor: &Tensor, matrix: &CudaMatrix, first: usi
     };
     let (bytes, from) = (tensor.bytes(), cols * size);
     if cols != matrix.cols || first + rows > matrix.rows || bytes.len() != rows * from {
-        return Err(broken("a weight of another shape than its group's"));
+        return Err(broken("a weight of another shape than those beside it"));
     }
     if cols * 2 > MOST_WIDTH && rows > 0 {
         let problem = format!("a weight has rows of {cols} values, and cards take {} at most", MOST_WIDTH / 2);

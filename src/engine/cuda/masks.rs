@@ -7,7 +7,7 @@ use crate::engine::dropout::Dropout;
 use crate::error::Result;
 use crate::gpu::DeviceMemory;
 
-/// The masks of a group's slots.
+/// The masks of the slots of some weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Masks {
     /// Two u32 for each slot.
@@ -20,7 +20,7 @@ impl Masks {
     /// Nothing is dropped.
     pub(super) const NONE: Self = Self { keys: 0, threshold: 0, scale: 1f32.to_bits() as u64 };
 
-    /// That of one slot, by its number in the group.
+    /// That of one slot, by its number among them.
     pub(super) fn of_slot(self, number: usize) -> Self {
         Self { keys: self.keys + 8 * number as u64, ..self }
     }

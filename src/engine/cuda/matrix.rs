@@ -4,7 +4,7 @@ use super::card::{Card, broken};
 use crate::error::Result;
 use crate::gpu::{At, DeviceMemory};
 
-/// Rows of bf16, each with `cols` values and spare ones behind them up to `stride`, which is a multiple of 8.
+/// Rows of bf16, each with `cols` values and padding columns behind them up to `stride`, which is a multiple of 8.
 pub struct CudaMatrix {
     memory: DeviceMemory,
     pub(super) rows: usize,
@@ -14,8 +14,8 @@ pub struct CudaMatrix {
 
 impl CudaMatrix {
     /// Not initialized.
-    pub(super) fn new(card: &Card, rows: usize, cols: usize, room: usize) -> Result<Self> {
-        let stride = cols.checked_add(room).and_then(|width| width.checked_next_multiple_of(8));
+    pub(super) fn new(card: &Card, rows: usize, cols: usize, padding: usize) -> Result<Self> {
+        let stride = cols.checked_add(padding).and_then(|width| width.checked_next_multiple_of(8));
         let len = stride.and_then(|stride| rows.checked_mul(stride)?.checked_mul(2));
         let (Some(stride), Some(len)) = (stride, len) else { return Err(broken("a matrix beyond all memory")) };
         Ok(Self { memory: card.allocate(len)?, rows, cols, stride })

@@ -13,6 +13,8 @@ pub struct CudaBatch {
     pub(super) tokens: DeviceMemory,
     pub(super) positions: DeviceMemory,
     pub(super) starts: DeviceMemory,
+    /// Of each segment: its first row, its rows, and the position of its first token.
+    pub(super) segments: Vec<Segment>,
     pub(super) query_tiles: Tiles,
     pub(super) key_tiles: Tiles,
     /// How many targets there are, and of each its row, its token and its weight.
@@ -24,6 +26,15 @@ pub struct CudaBatch {
     pub(super) largest_token: usize,
     pub(super) largest_position: usize,
     pub(super) largest_target: usize,
+}
+
+/// A segment, as the host knows it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    pub(super) first: u32,
+    pub(super) rows: u32,
+    /// Tokens of the sequence before it.
+    pub(super) before: u32,
 }
 
 /// Pairs of a segment's number and a first row within it, those with the most work first.
@@ -40,6 +51,11 @@ impl CudaBatch {
             |tiles: Vec<[u32; 2]>| -> Result<Tiles> { Ok(Tiles { memory: card.upload(&tiles)?, count: tiles.len() }) };
         let lengths: Vec<u32> = batch.starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
         let part = |of: fn(&crate::engine::Target) -> u32| batch.targets.iter().map(of).collect::<Vec<u32>>();
+        let segment = |pair: &[u32]| Segment {
+            first: pair[0],
+            rows: pair[1] - pair[0],
+            before: batch.positions.get(pair[0] as usize).copied().unwrap_or(0),
+        };
         let weights: Vec<f32> = batch.targets.iter().map(|target| target.weight).collect();
         let (rows, tokens) = (part(|target| target.row), part(|target| target.token));
         Ok(Self {
@@ -50,6 +66,7 @@ impl CudaBatch {
             tokens: card.upload(&batch.tokens)?,
             positions: card.upload(&batch.positions)?,
             starts: card.upload(&batch.starts)?,
+            segments: batch.starts.windows(2).map(segment).collect(),
             query_tiles: tiles(cut(&lengths, QUERY_ROWS, |first, _| first))?,
             key_tiles: tiles(cut(&lengths, KEY_ROWS, |first, length| length - first))?,
             targets: batch.targets.len(),
@@ -81,6 +98,18 @@ fn check(batch: &Batch) -> Result<(), &'static str> {
         return Err("the targets are not by ascending row");
     }
     Ok(())
+}
+
+impl Tiles {
+    /// Tiles of queries that are rows `before..` of sequences, in their order.
+    pub(super) fn of_queries(card: &Card, segments: &[Segment]) -> Result<Self> {
+        let of = |(number, segment): (u32, &Segment)| {
+            let first = segment.before;
+            (first..first + segment.rows).step_by(QUERY_ROWS as usize).map(move |row| [number, row])
+        };
+        let tiles: Vec<[u32; 2]> = (0..).zip(segments).flat_map(of).collect();
+        Ok(Self { memory: card.upload(&tiles)?, count: tiles.len() })
+    }
 }
 
 /// Cuts segments into tiles of `rows` rows, those of the most `work` first.

@@ -11,29 +11,22 @@ use super::{CudaEngine, CudaMatrix, frozen};
 use crate::arch::Heads;
 use crate::checkpoint::SafetensorsFile;
 use crate::engine::checks::Probe;
-use crate::engine::{Engine, checks};
+use crate::engine::{Backward, Engine, Forward, checks};
 use crate::gpu::Device;
-use crate::train::lora::{Layout, LoraSpec};
 
 /// Of the largest value: a few roundings to bf16.
 const TOLERANCE: f64 = 2e-2;
 
 impl Probe for CudaEngine {
-    fn matrix(&self, rows: usize, cols: usize, room: usize, values: &[f32]) -> CudaMatrix {
-        let matrix = self.matrix(rows, cols, room).unwrap();
-        // Spare columns hold what no operation may read.
+    fn matrix(&self, rows: usize, cols: usize, padding: usize, values: &[f32]) -> CudaMatrix {
+        let matrix = self.matrix(rows, cols, padding).unwrap();
+        // Padding columns hold what no operation may read.
         let mut spaced = vec![bf16::NAN.to_bits(); rows * matrix.stride];
         for (out, values) in spaced.chunks_mut(matrix.stride).zip(values.chunks(cols)) {
             out.iter_mut().zip(values).for_each(|(out, value)| *out = bf16::from_f32(*value).to_bits());
         }
         self.card.write(matrix.memory(), &spaced).unwrap();
         matrix
-    }
-
-    fn values(&self, matrix: &CudaMatrix) -> Vec<f32> {
-        let bits: Vec<u16> = self.card.read(matrix.memory(), matrix.rows * matrix.stride).unwrap();
-        let rows = bits.chunks(matrix.stride).flat_map(|row| &row[..matrix.cols]);
-        rows.map(|bits| bf16::from_bits(*bits).to_f32()).collect()
     }
 }
 
@@ -64,6 +57,7 @@ fn attention() {
         let heads = Heads { query, key, size };
         checks::check_rotation(&engine, heads, TOLERANCE);
         checks::check_attention(&engine, heads, TOLERANCE);
+        checks::check_kept_keys(&engine, heads, TOLERANCE);
     }
 }
 
@@ -78,10 +72,9 @@ fn projections() {
 #[test]
 fn rows_of_several_chunks() {
     let Some(engine) = engine() else { return };
-    let mut layout = Layout::new(LoraSpec { rank: 8, scale: 2.0, magnitudes: false });
-    let group = layout.group(48, &[("a".to_owned(), 16, true), ("b".to_owned(), 264, true)]);
+    let (adapters, len) = checks::adapters(48, &[(16, true), (264, true)], 8, false);
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("group.safetensors");
+    let path = dir.path().join("weights.safetensors");
     let some = |len: usize, salt: usize| -> Vec<f32> {
         let value = |i: usize| ((i * 7919 + salt * 104_729) % 129) as f32 / 64.0 - 1.0;
         (0..len).map(value).collect()
@@ -90,14 +83,14 @@ fn rows_of_several_chunks() {
     let view = TensorView::new(Dtype::F32, vec![280, 48], &bytes).unwrap();
     safetensors::serialize_to_file([("w", view)], None, &path).unwrap();
     let weights: Vec<_> = SafetensorsFile::open(&path).unwrap().tensors().collect();
-    let mut frozen = engine.freeze(&group, &weights, &[None]).unwrap();
-    engine.bind(&mut frozen, &engine.vector(&some(layout.len, 2)).unwrap()).unwrap();
+    let mut frozen = engine.freeze(&weights, &[None], &adapters).unwrap();
+    engine.bind(&mut frozen, &engine.vector(&some(len, 2)).unwrap()).unwrap();
     let (x, dy) = (some(2100 * 48, 3), some(2100 * 280, 4));
     let gradients = |parts: &[Range<usize>]| {
-        let mut gradients = engine.vector(&vec![0.0; layout.len]).unwrap();
+        let mut gradients = engine.vector(&vec![0.0; len]).unwrap();
         for rows in parts {
             let (x, dy) = (&x[rows.start * 48..rows.end * 48], &dy[rows.start * 280..rows.end * 280]);
-            let x = Probe::matrix(&engine, rows.len(), 48, group.room(), x);
+            let x = Probe::matrix(&engine, rows.len(), 48, adapters.padding(), x);
             let x = engine.adapt(&frozen, x, None).unwrap();
             let dy = Probe::matrix(&engine, rows.len(), 280, 0, dy);
             engine.project_back(&frozen, &dy, &x, None, &mut gradients).unwrap();
@@ -118,7 +111,7 @@ fn projections_with_magnitudes() {
     checks::check_projection(&engine, true, TOLERANCE);
 }
 
-/// More than a piece of pinned memory, to rows with room and without.
+/// More than a piece of pinned memory, to rows with padding and without.
 #[test]
 fn large_uploads() {
     let Some(engine) = engine() else { return };
@@ -132,12 +125,12 @@ fn large_uploads() {
     let view = TensorView::new(Dtype::BF16, vec![rows, cols], &bytes).unwrap();
     safetensors::serialize_to_file([("large", view)], None, &path).unwrap();
     let tensor = SafetensorsFile::open(&path).unwrap().tensors().next().unwrap();
-    for room in [0, 24] {
-        let matrix = CudaMatrix::new(&engine.card, rows + 3, cols, room).unwrap();
+    for padding in [0, 24] {
+        let matrix = CudaMatrix::new(&engine.card, rows + 3, cols, padding).unwrap();
         assert_eq!(frozen::copy(&engine.card, &tensor, &matrix, 3).unwrap(), rows);
         let found: Vec<u16> = engine.card.read(matrix.memory(), (rows + 3) * matrix.stride).unwrap();
         let found = found.chunks(matrix.stride).skip(3).flat_map(|row| &row[..cols]);
-        assert!(found.enumerate().all(|(i, found)| *found == bits(i)), "room {room}");
+        assert!(found.enumerate().all(|(i, found)| *found == bits(i)), "padding {padding}");
         assert!(frozen::copy(&engine.card, &tensor, &matrix, 4).is_err(), "beyond the last row");
     }
 }
@@ -146,6 +139,7 @@ fn large_uploads() {
 fn loss_and_optimizer() {
     let Some(engine) = engine() else { return };
     checks::check_cross_entropy(&engine, TOLERANCE);
+    checks::check_logits(&engine, TOLERANCE);
     checks::check_vectors(&engine);
     checks::check_adamw(&engine);
 }

@@ -394,12 +394,12 @@ mod tests {
         let error = |layout: &Layout| load_factors(&dir, layout).unwrap_err().to_string();
         let mut other = Layout::new(case.layout.spec);
         let part = |name: &str, rows| (format!("model.layers.0.self_attn.{name}"), rows, true);
-        other.group(6, &[part("q_proj", 10)]);
+        other.stack(6, &[part("q_proj", 10)]);
         assert!(error(&other).contains("v_proj.lora_A.weight, which this run has not (2 such tensors)"));
-        other.group(6, &[part("v_proj", 3)]);
+        other.stack(6, &[part("v_proj", 3)]);
         assert!(error(&other).contains("has shape [2, 4], not [3, 4]"));
         let mut more = case.layout.clone();
-        more.group(6, &[part("o_proj", 6)]);
+        more.stack(6, &[part("o_proj", 6)]);
         assert!(error(&more).contains("lacks tensor") && error(&more).contains("(2 in all)"));
         assert!(
             Resume::open(&dir, &case.settings, &more, &case.progress)

@@ -169,7 +169,7 @@ pub(super) mod tests {
             };
             let mut layout = Layout::new(LoraSpec { magnitudes: use_dora, ..settings.lora_spec() });
             let name = |part: &str| format!("model.layers.0.self_attn.{part}");
-            layout.group(6, &[(name("q_proj"), 10, true), (name("k_proj"), 2, false), (name("v_proj"), 2, true)]);
+            layout.stack(6, &[(name("q_proj"), 10, true), (name("k_proj"), 2, false), (name("v_proj"), 2, true)]);
             let parameters = (0..layout.len).map(|i| (i as f32 - 50.0) / 64.0).collect();
             let progress = Progress {
                 global_step: 20,

@@ -31,7 +31,7 @@ mod tests {
     #[test]
     fn a_is_uniform_and_b_is_zero() {
         let mut layout = Layout::new(LoraSpec { rank: 8, scale: 4.0, magnitudes: false });
-        layout.group(1024, &[("q".to_owned(), 16, true), ("k".to_owned(), 16, true)]);
+        layout.stack(1024, &[("q".to_owned(), 16, true), ("k".to_owned(), 16, true)]);
         let values = initial(&layout, 42);
         let [q, k] = &layout.modules[..] else { panic!() };
         let a = &values[q.a.clone()];

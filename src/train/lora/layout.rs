@@ -1,9 +1,10 @@
-//! Where each factor lies in the one vector of parameters, and in the spare columns of the weights that it adapts.
+//! Where each factor lies in the one vector of parameters, and in the padding columns of the weights that it adapts.
 
 use std::ops::Range;
 
-/// Spare columns come in multiples of this: rows of bf16 then begin at multiples of 16 bytes.
-pub const ROOM_STEP: usize = 8;
+use crate::arch::{Projection, Spec};
+use crate::engine::{Adapters, Slot};
+use crate::model::{LayerAdapters, STACKS};
 
 /// What every adapted module shares.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,54 +45,34 @@ pub struct Layout {
     pub len: usize,
 }
 
-/// A module as part of a [`Group`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slot {
-    /// Its number in [`Layout::modules`]; also what tells its dropout mask from others.
-    pub module: usize,
-    /// Its rows among the group's outputs.
-    pub rows: Range<usize>,
-    /// Its columns, counted from the group's first spare column.
-    pub columns: Range<usize>,
-    /// Where `A` lies in the vector of parameters.
-    pub a: Range<usize>,
-    /// Where `B` lies.
-    pub b: Range<usize>,
-    /// Where the magnitudes lie, with DoRA.
-    pub magnitude: Option<Range<usize>>,
-}
-
-/// Projections that share an input, stacked along rows, with the slots of those that are adapted.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Group {
-    /// Columns of the weight.
-    pub inputs: usize,
-    /// Rows of the stacked weights.
-    pub outputs: usize,
-    /// See [`LoraSpec::rank`].
-    pub rank: usize,
-    /// See [`LoraSpec::scale`].
-    pub scale: f32,
-    /// The adapted modules.
-    pub slots: Vec<Slot>,
-}
-
-impl Group {
-    /// Spare columns: one for each row of every slot's `A`, rounded up to [`ROOM_STEP`].
-    pub fn room(&self) -> usize {
-        (self.slots.len() * self.rank).next_multiple_of(ROOM_STEP)
-    }
-}
-
 impl Layout {
     /// No modules yet.
     pub fn new(spec: LoraSpec) -> Self {
         Self { spec, modules: Vec::new(), len: 0 }
     }
 
-    /// Stacks projections that share an input of `inputs` values. A part is a module's path, its outputs, and whether it
-    /// is adapted.
-    pub fn group(&mut self, inputs: usize, parts: &[(String, usize, bool)]) -> Group {
+    /// The layout of an adapter on the projections of a model that `adapted` chooses by their paths, and the adapters of
+    /// each layer.
+    pub fn of(spec: &Spec, lora: LoraSpec, adapted: impl Fn(&str) -> bool) -> (Self, Vec<LayerAdapters>) {
+        let mut layout = Self::new(lora);
+        let layers = (0..spec.layers).map(|layer| {
+            STACKS.map(|projections| {
+                let part = |projection: &Projection| {
+                    let path = projection.path(layer);
+                    let chosen = adapted(&path);
+                    (path, spec.shape(*projection)[0], chosen)
+                };
+                let parts: Vec<_> = projections.iter().map(part).collect();
+                layout.stack(spec.shape(projections[0])[1], &parts)
+            })
+        });
+        let layers = layers.collect();
+        (layout, layers)
+    }
+
+    /// The adapters of projections that share an input of `inputs` values, stacked. A part is a module's path, its
+    /// outputs, and whether it is adapted.
+    pub fn stack(&mut self, inputs: usize, parts: &[(String, usize, bool)]) -> Adapters {
         let LoraSpec { rank, scale, magnitudes } = self.spec;
         let mut slots = Vec::new();
         let mut row = 0;
@@ -109,7 +90,7 @@ impl Layout {
             slots.push(Slot { module, rows, columns, a: a.clone(), b: b.clone(), magnitude: magnitude.clone() });
             self.modules.push(Module { name: name.clone(), inputs, outputs: *outputs, a, b, magnitude });
         }
-        Group { inputs, outputs: row, rank, scale, slots }
+        Adapters { rank, scale, slots }
     }
 
     fn take(&mut self, len: usize) -> Range<usize> {
@@ -127,9 +108,9 @@ mod tests {
     fn slots_have_their_own_rows_columns_and_places() {
         let mut layout = Layout::new(LoraSpec { rank: 3, scale: 2.0, magnitudes: true });
         let parts = [("q".to_owned(), 8, true), ("k".to_owned(), 4, false), ("v".to_owned(), 4, true)];
-        let group = layout.group(10, &parts);
-        assert_eq!((group.outputs, group.room()), (16, 8));
-        let [q, v] = &group.slots[..] else { panic!("{group:?}") };
+        let adapters = layout.stack(10, &parts);
+        assert_eq!(adapters.padding(), 8);
+        let [q, v] = &adapters.slots[..] else { panic!("{adapters:?}") };
         assert_eq!((q.rows.clone(), v.rows.clone(), v.columns.clone(), v.module), (0..8, 12..16, 3..6, 1));
         assert_eq!((q.a.clone(), q.b.clone(), q.magnitude.clone()), (0..30, 30..54, Some(54..62)));
         assert_eq!((v.a.start, layout.len), (62, 62 + 30 + 12 + 4));

@@ -5,4 +5,4 @@ mod init;
 mod layout;
 
 pub use init::initial;
-pub use layout::{Group, Layout, LoraSpec, Module, ROOM_STEP, Slot};
+pub use layout::{Layout, LoraSpec, Module};

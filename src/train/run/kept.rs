@@ -5,10 +5,10 @@ use std::time::Instant;
 use super::super::checkpoint::{SchedulerState, Snapshot, checkpoint_dir, has_room, prune, write};
 use super::super::log::{Figures, Record};
 use super::{How, Run};
-use crate::engine::Engine;
+use crate::engine::{Backward, Optimizer};
 use crate::error::{Error, Result};
 
-impl<E: Engine> Run<'_, E> {
+impl<E: Backward + Optimizer> Run<'_, E> {
     pub(super) fn record(&mut self, figures: Figures, how: &How<'_>) {
         let record = Record { at: self.moment(), figures };
         self.log(&record, how);

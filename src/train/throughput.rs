@@ -5,17 +5,15 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::CudaEngine;
+use super::guard::{Guard, GuardCounts};
+use super::lora::{Layout, LoraSpec, initial};
+use super::trainer::{Recipe, State, Trainer};
 use crate::arch::Spec;
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Batch, Target};
-use crate::engine::{CpuEngine, Engine};
+use crate::engine::{Backward, Batch, CpuEngine, CudaEngine, Engine, Optimizer, Target};
 use crate::gpu::Device;
 use crate::model::{Keep, Model};
 use crate::ranks::Alone;
-use crate::train::guard::{Guard, GuardCounts};
-use crate::train::lora::{LoraSpec, initial};
-use crate::train::trainer::{Recipe, State, Trainer};
 
 fn number(name: &str, otherwise: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
@@ -51,9 +49,9 @@ fn train_throughput() {
     let engine = CudaEngine::open(Device::Cuda).unwrap();
     println!("open {:.2} s", start.elapsed().as_secs_f64());
     let lora = LoraSpec { rank: 8, scale: 4.0, magnitudes: false };
-    let (layout, groups) = spec.layout(lora, |_| true);
+    let (layout, adapters) = Layout::of(&spec, lora, |_| true);
     let start = Instant::now();
-    let model = Model::load(&engine, &base, &spec, groups, length, &mut |_| {}).unwrap();
+    let model = Model::load(&engine, &base, &spec, &adapters, length, &mut |_| {}).unwrap();
     let mut state = State::new(initial(&layout, 42));
     if number("QFT_B", 0) == 1 {
         // B away from zero, so that every path carries something.
@@ -127,11 +125,11 @@ fn on_the_card_as_on_the_processor() {
 }
 
 /// The loss and the gradients of one step, with B away from zero.
-fn one_step<E: Engine>(engine: &E, base: &Checkpoint, lora: LoraSpec, dropout: f64) -> (f64, Vec<f32>) {
+fn one_step<E: Backward + Optimizer>(engine: &E, base: &Checkpoint, lora: LoraSpec, dropout: f64) -> (f64, Vec<f32>) {
     let spec = Spec::read(base).unwrap();
-    let (layout, groups) = spec.layout(lora, |_| true);
+    let (layout, adapters) = Layout::of(&spec, lora, |_| true);
     let length = number("QFT_LENGTH", 12);
-    let model = Model::load(engine, base, &spec, groups, length, &mut |_| {}).unwrap();
+    let model = Model::load(engine, base, &spec, &adapters, length, &mut |_| {}).unwrap();
     let mut parameters = initial(&layout, 42);
     model.fill_magnitudes(engine, &mut parameters).unwrap();
     for module in &layout.modules {
