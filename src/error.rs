@@ -2,13 +2,16 @@
 //! file is escaped, so that a hostile name can't drive the reader's terminal.
 
 mod kind;
+mod settings;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use kind::ErrorKind;
+pub use settings::name_settings;
 
-/// What went wrong, where, and what to do about it.
+/// What went wrong, where, and what to do about it; [`Error::kind`] says of which kind it is. Texts mark the settings that
+/// they name: see [`name_settings`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -57,7 +60,7 @@ pub enum Error {
     /// A value is NaN or infinite where none may be.
     #[error(
         "tensor {}: the value at row {row}, column {column} is {value}\n  remedy: the model or the adapter holds broken or \
-         overflowing values there (for DoRA, a row of zeros), which `qft inspect --stats PATH` counts: mend them, or \
+         overflowing values there (for DoRA, a row of zeros), which `qft inspect ⟦stats⟧ PATH` counts: mend them, or \
          train it anew",
         escaped(tensor)
     )]
@@ -77,7 +80,7 @@ pub enum Error {
          {}{}",
         escaped(tensor),
         if dtype.eq_ignore_ascii_case("bf16") { "f32" } else { "bf16 or f32" },
-        if *can_clamp { ", or clamp such values with --allow-overflow" } else { "" }
+        if *can_clamp { ", or clamp such values with ⟦allow_overflow⟧" } else { "" }
     )]
     Overflow {
         /// The output tensor.
@@ -122,7 +125,7 @@ pub enum Error {
         kept: PathBuf,
     },
     /// A card that was demanded failed.
-    #[error("{problem}\n  remedy: run again with --device auto, which goes on without the card, or with --device cpu")]
+    #[error("{problem}\n  remedy: run again with ⟦device auto⟧, which goes on without the card, or with ⟦device cpu⟧")]
     Card {
         /// The card, and what its driver said.
         problem: String,
@@ -205,8 +208,8 @@ fn io_remedy(error: &io::Error) -> &'static str {
             "free some space, or give a destination on another disk"
         }
         io::ErrorKind::FileTooLarge => {
-            "raise the limit on file sizes (ulimit -f), or write smaller files: --max-shard for safetensors, \
-             --split-max-size for GGUF"
+            "raise the limit on file sizes (ulimit -f), or write smaller files: ⟦max_shard⟧ for safetensors, \
+             ⟦split_max_size⟧ for GGUF"
         }
         io::ErrorKind::ReadOnlyFilesystem => "give a destination on another disk",
         io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => "check what lies at the path",
@@ -227,7 +230,7 @@ fn interrupted(kept: Option<&Path>, finished: usize, shards: usize) -> String {
     match kept {
         Some(staging) => format!(
             "the destination is untouched, {finished} of {shards} shards are finished in {}; run the same command with \
-             --resume to go on, or delete that directory",
+             ⟦resume⟧ to go on, or delete that directory",
             shown(staging)
         ),
         None => "the destination is untouched".to_owned(),

@@ -48,7 +48,7 @@ pub fn open_weights(dir: &Path) -> Result<Arc<SafetensorsFile>> {
 }
 
 /// What to do with a model that stands where an adapter is expected: the result of training all weights.
-const WHOLE_MODEL: &str = "this is a whole model, no adapter: there is nothing to merge; name it with --base, without --merge-lora and --adapter";
+const WHOLE_MODEL: &str = "this is a whole model, no adapter: there is nothing to merge; name it with ⟦base⟧, without ⟦merge_lora⟧ and ⟦adapter⟧";
 
 /// Whether the weights of a whole model are in `dir`, and no adapter.
 fn is_whole_model(dir: &Path) -> bool {

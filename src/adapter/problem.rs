@@ -40,8 +40,8 @@ impl Way {
                  serve it beside the base with PEFT"
             }
             Self::Form => "serve the adapter beside the base with PEFT, or train without these modules",
-            Self::Weight => "drop the weight after = from --adapter",
-            Self::Together => "merge one adapter, then the next one into that release, with --base",
+            Self::Weight => "drop the weight after = from ⟦adapter⟧",
+            Self::Together => "merge one adapter, then the next one into that release, with ⟦base⟧",
             Self::Type => "save the tensors of other types in BF16, F16 or F32",
             Self::Own => "change the setting that is named above",
         }
@@ -78,7 +78,7 @@ pub(super) fn refusal(base: &Checkpoint, adapters: &[Adapter], problems: &[Probl
         ways.retain(|way| !matches!(way, Way::Base | Way::Type));
         let original = adapters.iter().find_map(|adapter| adapter.config.unquantized_base());
         let original = original.map(|name| format!(", such as {}", escaped(name))).unwrap_or_default();
-        remedies.push(format!("give the 16-bit model that it was made from as --base{original}"));
+        remedies.push(format!("give the 16-bit model that it was made from as ⟦base⟧{original}"));
     }
     remedies.extend(ways.iter().map(|way| way.remedy().to_owned()));
     Error::inconsistent(text, remedies.join("; "))

@@ -55,7 +55,7 @@ pub fn newest_checkpoint(output: &Path) -> Result<PathBuf> {
     let problem = format!("{} holds no checkpoint-N with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}", shown(output));
     Err(match newest(model_written)? {
         Some(model) => Error::invalid(format!("{problem}, but {}", shown(&model)), WHOLE_MODEL),
-        None => Error::not_found(problem, "train first, or name the adapter with --adapter"),
+        None => Error::not_found(problem, "train first, or name the adapter with ⟦adapter⟧"),
     })
 }
 
@@ -165,7 +165,7 @@ mod tests {
         fs::write(run.join(ADAPTER_CONFIG), "{}").unwrap();
         for output in [root.path(), &root.path().join("none")] {
             let text = newest_checkpoint(output).unwrap_err().to_string();
-            assert!(text.contains("train first, or name the adapter with --adapter"), "{text}");
+            assert!(text.contains("train first, or name the adapter with ⟦adapter"), "{text}");
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn check(family: &Family, settings: &Settings, warnings: &mut Vec<Str
         let Some(suffer) = rule.suffer else {
             return Err(Error::unsupported(
                 problem,
-                "serve the safetensors (which an export without --gguf writes): a GGUF would be another model",
+                "serve the safetensors (which an export without ⟦gguf⟧ writes): a GGUF would be another model",
             ));
         };
         warnings.push(format!("{problem}: it gives other logits for {suffer}"));

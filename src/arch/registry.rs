@@ -19,7 +19,7 @@ const OTHERS: [(&str, &str); 4] = [
 
 /// What to do with a model that has no family here, whether it is a directory or what an export would write.
 pub(crate) const BY_LLAMA_CPP: &str =
-    "convert the safetensors (which an export without --gguf writes) with llama.cpp's convert_hf_to_gguf.py";
+    "convert the safetensors (which an export without ⟦gguf⟧ writes) with llama.cpp's convert_hf_to_gguf.py";
 
 /// Whether a family is called so in `general.architecture`.
 pub(crate) fn is_known(architecture: &str) -> bool {

@@ -140,14 +140,14 @@ impl Fields<'_> {
         };
         if let Some(method) = base.quantization() {
             let problem = format!("the base is quantized ({method}), and qft trains on bf16, f16 or f32");
-            return Err(Error::unsupported(problem, "name the model that it was quantized from with --model"));
+            return Err(Error::unsupported(problem, "name the model that it was quantized from with ⟦model⟧"));
         }
         match self.config.string(&["hidden_act"]).as_deref() {
             None | Some("silu" | "swish") => {}
             Some(other) => {
                 let problem = format!("asks for the activation {:?}", escaped(other));
                 return Err(self
-                    .malformed(&problem, "qft trains silu only: choose a base whose hidden_act is silu with --model"));
+                    .malformed(&problem, "qft trains silu only: choose a base whose hidden_act is silu with ⟦model⟧"));
             }
         }
         let hidden = self.size("hidden_size")?;

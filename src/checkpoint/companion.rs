@@ -200,7 +200,7 @@ fn tokenizer_of<'a>(adapters: &[&'a Path], choice: TokenizerChoice) -> Result<Op
     let problem = "the adapter's tokenizer was asked for, but no adapter has a vocabulary";
     Err(Error::not_found(
         problem,
-        "give an adapter with its tokenizer files beside it; or, in an export, take the base's with --tokenizer base",
+        "give an adapter with its tokenizer files beside it; or, in an export, take the base's with ⟦tokenizer base⟧",
     ))
 }
 

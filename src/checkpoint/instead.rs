@@ -82,7 +82,7 @@ pub(super) fn adapter(dir: &Path) -> Option<String> {
     let is_adapter = dir.join(ADAPTER_CONFIG).exists();
     is_adapter.then(|| {
         format!(
-            "this is a LoRA adapter, not a base: merge it with qft export --merge-lora --adapter {}, and give what that \
+            "this is a LoRA adapter, not a base: merge it with qft export ⟦merge_lora⟧ ⟦adapter {}⟧, and give what that \
              writes",
             quoted(dir)
         )

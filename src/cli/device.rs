@@ -7,6 +7,7 @@ use qft::export::CardUse;
 use qft::gpu::{CardNeeds, Cards, Device, Effort, Fault};
 use qft::size::ByteSize;
 
+use super::flags::warned;
 use super::note;
 
 /// Where to merge and encode.
@@ -56,7 +57,7 @@ pub(super) fn warn(cards: &Cards, used: &CardUse) {
         note(&format!("on the processor: {why}"));
     }
     for warning in &used.warnings {
-        note(&format!("warning: {}; other lanes or the processor made the rest", qft::error::escaped(warning)));
+        note(&format!("warning: {}; other lanes or the processor made the rest", warned(warning)));
     }
 }
 

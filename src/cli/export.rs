@@ -20,6 +20,7 @@ use super::bars::Bars;
 use super::device::{self, DeviceArgs};
 use super::encoded;
 use super::encoding::{ConversionArgs, EncodingArgs, Mixtures, encoding_effort};
+use super::flags::warned;
 use super::models::{AdapterSpec, Found, find_adapters, find_base, overwrite};
 use super::quality::{QualityArgs, quality};
 use super::swift::SwiftArgs;
@@ -123,7 +124,7 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !args.json {
-        plan.warnings.iter().for_each(|warning| note(&format!("warning: {}", escaped(warning))));
+        plan.warnings.iter().for_each(|warning| note(&format!("warning: {}", warned(warning))));
     }
     handle_signals();
     let bars = Bars::of(job(args));
@@ -299,7 +300,7 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
             format!("on a card: up to {} of its memory, and {} more of memory", size("card_bytes"), size("lane_bytes")),
         );
     }
-    plan.warnings.iter().for_each(|warning| row("warning", escaped(warning)));
+    plan.warnings.iter().for_each(|warning| row("warning", warned(warning)));
     let text = columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n");
     text + &encoded::plan_text(&plan.gguf)
 }

@@ -13,6 +13,7 @@ use super::bars::Bars;
 use super::device::{self, DeviceArgs};
 use super::encoded::{plan_json, plan_text, report_json, report_text, timings_text};
 use super::encoding::{EncodingArgs, Mixtures, encoding_effort};
+use super::flags::warned;
 use super::quality::{QualityArgs, quality};
 use super::{CANCEL, handle_signals, jobs, note, print};
 
@@ -88,7 +89,7 @@ impl FileJobArgs {
         cards: &Cards,
         run: impl FnOnce(&Run<'_>) -> qft::Result<Report>,
     ) -> anyhow::Result<ExitCode> {
-        warnings.iter().for_each(|warning| note(&format!("warning: {}", qft::error::escaped(warning))));
+        warnings.iter().for_each(|warning| note(&format!("warning: {}", warned(warning))));
         if self.dry_run {
             print(&if self.json { plan_json(outputs) } else { plan_text(outputs) })?;
             return Ok(ExitCode::SUCCESS);

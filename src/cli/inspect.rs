@@ -10,6 +10,7 @@ use qft::inspect::{Inspection, KeyEntry, Kind, Stats, TensorEntry, inspect};
 use qft::size::ByteSize;
 use serde_json::Value;
 
+use super::flags::warned;
 use super::table::{columns, count, grouped};
 use super::{jobs, print};
 
@@ -92,7 +93,7 @@ fn text(found: &Inspection, with_stats: bool) -> String {
         let _ = writeln!(out, "{line}");
     }
     for warning in &found.warnings {
-        let _ = writeln!(out, "warning: {}", escaped(warning));
+        let _ = writeln!(out, "warning: {}", warned(warning));
     }
     out
 }

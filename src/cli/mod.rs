@@ -7,6 +7,7 @@ mod encoded;
 mod encoding;
 mod export;
 mod file_job;
+mod flags;
 mod gguf;
 mod inspect;
 mod models;
@@ -30,6 +31,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use qft::ErrorKind;
 
+use flags::flagged;
 use signals::{CANCEL, STOP, handle_signals, unasked};
 
 /// Turn a LoRA fine-tune into a release: merge, reshard, check, publish.
@@ -111,7 +113,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let kind = error.downcast_ref::<qft::Error>().map(qft::Error::kind);
     let interrupted = kind == Some(ErrorKind::Interrupted);
     let line = if interrupted { format!("qft: {error}") } else { format!("error: {error}") };
-    let _ = writeln!(io::stderr(), "{line}");
+    note(&line);
     match kind {
         Some(ErrorKind::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
         Some(kind) if kind.is_transient() => ExitCode::from(EXIT_TRANSIENT),
@@ -119,10 +121,10 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// Prints to standard output.
+/// Prints to standard output, with flags for the settings that the library names.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(flagged(text).as_bytes()).and_then(|()| out.flush()) {
         // A closed pipe is found by its cause in `report`.
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
             Err(qft::Error::io("write to", Path::new("standard output"))(e).into())
@@ -131,9 +133,9 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a line that is not the result: to standard error.
+/// Prints a line that is not the result: to standard error, with flags for the settings that the library names.
 fn note(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", flagged(line));
 }
 
 /// Worker threads: as many as asked for, or as the machine has.

@@ -7,6 +7,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use qft::swift::{EXPORT, Flag};
 use serde_json::Value;
 
+use super::flags::flagged;
+
 /// Those of `swift export`, `infer`, `deploy` and `eval`, as they were given to `qft export`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SwiftArgs {
@@ -61,7 +63,7 @@ pub(super) fn last_value(matches: &ArgMatches, flag: &Flag) -> Option<Value> {
 
 /// An error of the library as one of the command line.
 pub(super) fn usage(error: &qft::Error) -> clap::Error {
-    clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n"))
+    clap::Error::raw(ErrorKind::ValueValidation, format!("{}\n", flagged(&error.to_string())))
 }
 
 impl Args for SwiftArgs {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use qft::error::{escaped, shown};
+use qft::error::shown;
 use qft::export::Run;
 use qft::export::to_hf;
 use qft::export::to_hf::{ToHfOptions, ToHfPlan, ToHfReport};
@@ -16,6 +16,7 @@ use qft::size::ByteSize;
 use serde_json::{Value, json};
 
 use super::bars::Bars;
+use super::flags::warned;
 use super::models::overwrite;
 use super::table::count;
 use super::{CANCEL, handle_signals, jobs, note, print};
@@ -76,7 +77,7 @@ pub(super) fn run(args: &ToHfArgs) -> anyhow::Result<ExitCode> {
     };
     let plan = ToHfPlan::new(GgufModel::open(&args.model)?, &args.out, options)?;
     if !args.json {
-        plan.warnings.iter().for_each(|warning| note(&format!("warning: {}", escaped(warning))));
+        plan.warnings.iter().for_each(|warning| note(&format!("warning: {}", warned(warning))));
     }
     handle_signals();
     let bars = Bars::of("decode");

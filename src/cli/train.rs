@@ -18,6 +18,7 @@ use qft::train::settings::{Fate, Flag, GROUPS, Given, Kind, Settings, find, flag
 use qft::train::{self, How, TrainPlan, TrainReport};
 use serde_json::{Value, json};
 
+use super::flags::warned;
 use super::models::OUTPUT;
 use super::swift::{Names, hidden, last_value, usage};
 use super::table::columns;
@@ -189,7 +190,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         launch.note.iter().for_each(|line| note(&format!("note: {line}")));
     }
     let settings = plan.settings.clone();
-    let waiting = Waiting { cancel: &CANCEL, say: &|line| note(&escaped(line)) };
+    let waiting = Waiting { cancel: &CANCEL, say: &|line| note(&warned(line)) };
     let mut ranks = joining.finish(plan.digest(), waiting)?;
     let mut how = How { cancel: &CANCEL, progress, ranks: &mut *ranks, timings: args.run.timings };
     let report = train::run(plan, &mut how);
@@ -353,7 +354,7 @@ fn plan_text(plan: &TrainPlan) -> String {
     row("runs", shown(&plan.settings.output_dir()));
     row("checkpoints", format!("up to {} of {}", plan.space.most, ByteSize(plan.space.each)));
     rows.extend(asked(&plan.settings));
-    rows.extend(plan.notes.iter().map(|line| ["note".to_owned(), escaped(line)]));
+    rows.extend(plan.notes.iter().map(|line| ["note".to_owned(), warned(line)]));
     lines(&rows)
 }
 

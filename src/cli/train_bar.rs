@@ -6,9 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use qft::error::escaped;
 use qft::train::log::{Eval, Figures, Last, Record, Tick, Train, TrainProgress, duration};
 
+use super::flags::warned;
 use super::note;
 
 /// Shows a training run.
@@ -79,7 +79,7 @@ impl TrainProgress for TrainBar {
     }
 
     fn note(&self, line: &str) {
-        self.line(&escaped(line));
+        self.line(&warned(line));
     }
 }
 

@@ -22,6 +22,7 @@ use qft::verify::{Problem, Verification, verify};
 use serde_json::{Value, json};
 
 use super::bars::Bars;
+use super::flags::warned;
 use super::models::{AdapterSpec, Found, find_adapters, find_base};
 use super::table::count;
 use super::{CANCEL, EXIT_DIFFERENT, EXIT_INTERRUPTED, handle_signals, jobs, note, print};
@@ -373,7 +374,7 @@ fn text(dir: &Path, result: &Verification, audited: Option<&Audited>, seconds: f
         let _ = writeln!(out, "warning: {}: {}", warning.file, warning.problem);
     }
     for note in &result.notes {
-        let _ = writeln!(out, "note: {}", escaped(note));
+        let _ = writeln!(out, "note: {}", warned(note));
     }
     if let Some(audited) = audited {
         let _ = writeln!(out, "audit: {}", audited.text());

@@ -51,7 +51,7 @@ pub fn audit_gguf(
     if weighted && imatrix.is_none() {
         return Err(Error::invalid(
             format!("{} was made with an imatrix, which the audit needs too", shown(&first)),
-            "give it with --imatrix, as it was given to export",
+            "give it with ⟦imatrix⟧, as it was given to export",
         ));
     }
     let Merged { tensors: merged, config, .. } = Merged::new(inputs.base, inputs.adapters, inputs.dtype)?;

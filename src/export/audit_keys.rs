@@ -60,7 +60,7 @@ pub(super) fn compare_keys(model: &GgufModel, source: &Source<'_>) -> Result<Key
         vocabulary.keys
     } else {
         // It is no tokenizer that qft recognizes: the user named it.
-        unchecked.push(format!("{PRE}: qft does not recognize the tokenizer, so --pre named it"));
+        unchecked.push(format!("{PRE}: qft does not recognize the tokenizer, so ⟦pre⟧ named it"));
         vocabulary(source.files, found.get(PRE).and_then(Value::as_str))?.keys
     };
     let expect = |name: Option<&str>, lineage: &[Lineage]| {
@@ -81,7 +81,7 @@ pub(super) fn compare_keys(model: &GgufModel, source: &Source<'_>) -> Result<Key
     if named(&expected).is_some() {
         expected = expect(found.get(NAMES[0]).and_then(Value::as_str), lineage)?;
         let key = named(&expected).unwrap_or(NAMES[0]);
-        unchecked.push(format!("{key}: --name or the name of a directory may have given it"));
+        unchecked.push(format!("{key}: ⟦name⟧ or the name of a directory may have given it"));
     }
     if found.iter().any(|(key, _)| key.starts_with(IMATRIX)) {
         unchecked.push(format!("{IMATRIX}*: the file alone says what its imatrix was called and made of"));

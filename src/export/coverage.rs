@@ -51,7 +51,7 @@ impl Coverage {
             );
             return Err(Error::inconsistent(
                 problem,
-                "give the importance matrix of this model, or leave out --imatrix",
+                "give the importance matrix of this model, or leave out ⟦imatrix⟧",
             ));
         }
         let mut warnings = Vec::new();

@@ -432,7 +432,7 @@ impl<'a> Encoder<'a> {
                     format!(
                         "tensor {name}: the value {value:e} at row {row}, column {column} is beyond a scale of {kind}"
                     ),
-                    "give the tensor a type without scales, such as --tensor-type NAME=bf16, or mend the model",
+                    "give the tensor a type without scales, such as ⟦tensor_type NAME=bf16⟧, or mend the model",
                 ))
             }
         }

@@ -271,7 +271,7 @@ fn needed(weighed: Weighed, kinds: &BTreeMap<String, Choice>) -> Result<BTreeMap
             let (name, kind) = (escaped(&name), choice.kind);
             return Err(Error::inconsistent(
                 format!("tensor {name} as {kind} needs weights, and the imatrix has none for it"),
-                "choose another type for it with --tensor-type, or make the imatrix anew",
+                "choose another type for it with ⟦tensor_type⟧, or make the imatrix anew",
             ));
         }
         Ok(weights.map(|weights| (name, weights)))

@@ -105,7 +105,7 @@ impl ExportPlan {
         {
             return Err(Error::unsupported(
                 format!("the base is quantized ({method}), and can't be cast"),
-                "drop --dtype, or give the 16-bit model that it was made from",
+                "drop ⟦dtype⟧, or give the 16-bit model that it was made from",
             ));
         }
         let Merged { tensors: merged, config, mut config_changes, mut warnings, keeps_vocabulary } =

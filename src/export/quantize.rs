@@ -46,7 +46,7 @@ impl QuantizePlan {
         let stem = file_stem(out)?;
         let (outputs, mut warnings) = of_gguf(&model, options, &|_| stem.clone())?;
         let Some(output) = outputs.into_iter().next() else {
-            return Err(Error::invalid("no type was chosen", "choose one with --type, such as q4_k_m"));
+            return Err(Error::invalid("no type was chosen", "choose one with ⟦type⟧, such as q4_k_m"));
         };
         let inputs: Vec<&Path> = model.files.iter().map(|file| file.path()).collect();
         let deletes = check_files(out, &output, &inputs, overwrite)?;
@@ -68,7 +68,7 @@ impl QuantizePlan {
 pub(super) fn file_stem(out: &Path) -> Result<String> {
     let name = out.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()).map(str::to_owned).ok_or_else(|| {
-        Error::invalid(format!("{} is no name of a GGUF file", shown(out)), "give --out a name that ends in .gguf")
+        Error::invalid(format!("{} is no name of a GGUF file", shown(out)), "give ⟦out⟧ a name that ends in .gguf")
     })
 }
 

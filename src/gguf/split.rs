@@ -23,7 +23,7 @@ pub struct Part {
 /// of its own. Headers don't count. One part is named and marked as a part as well. (`split_strategy` of gguf-split.cpp,
 /// which refuses a first tensor that is too large.)
 pub fn split(stem: &str, metadata: &Metadata, tensors: &[TensorForm<'_>], max_size: u64) -> Result<Vec<Part>> {
-    const REMEDY: &str = "allow larger parts with --split-max-size";
+    const REMEDY: &str = "allow larger parts with ⟦split_max_size⟧";
     let mut starts = vec![0];
     let mut size = 0u64;
     for (i, tensor) in tensors.iter().enumerate() {

@@ -145,7 +145,7 @@ fn all_ranks_end_when_one_dies_and_name_it() {
     for (rank, message) in messages.iter().enumerate().filter(|(rank, _)| *rank != 2) {
         assert!(message.contains("rank 2 has ended"), "{message}");
         assert_eq!(message.contains("as rank 0 saw"), rank != 0, "{message}");
-        assert!(message.contains("--resume_from_checkpoint"), "{message}");
+        assert!(message.contains("⟦resume_from_checkpoint"), "{message}");
     }
 }
 
@@ -225,7 +225,7 @@ fn a_rank_that_fails_is_named_with_its_cause() {
                 errors[rank].contains("can't go on: rank 1 has failed: ") && errors[rank].contains(cause),
                 "{errors:?}"
             );
-            assert!(errors[rank].contains("--resume_from_checkpoint true"), "{errors:?}");
+            assert!(errors[rank].contains("⟦resume_from_checkpoint true⟧"), "{errors:?}");
         }
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     }

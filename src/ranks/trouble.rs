@@ -8,8 +8,8 @@ use super::wire::{Frame, LastWords};
 use crate::error::{self, Error, escaped};
 
 /// How to go on from what the ranks have saved: another beginning must not be asked for as well.
-pub(super) const AGAIN: &str = "start all ranks again (where a checkpoint was written: with --resume_from_checkpoint true, \
-                                without --adapters and --resume_only_model)";
+pub(super) const AGAIN: &str = "start all ranks again (where a checkpoint was written: with ⟦resume_from_checkpoint true⟧, \
+                                without ⟦adapters⟧ and ⟦resume_only_model⟧)";
 /// Why a rank goes that was stopped from outside.
 pub(super) const INTERRUPTED: &str = "it was interrupted";
 /// Why a rank goes that ends in a panic.

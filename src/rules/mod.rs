@@ -274,7 +274,7 @@ mod tests {
                 Release { tensors: tensors.into(), files: files.into(), adapters_tokenizer, ..Release::default() };
             let found = check(&release);
             assert_eq!(found.len(), 2);
-            let offers = found.iter().filter(|finding| finding.remedy.contains("--tokenizer base"));
+            let offers = found.iter().filter(|finding| finding.remedy.contains("⟦tokenizer base⟧"));
             assert_eq!(offers.count(), offered);
         }
     }

@@ -26,7 +26,7 @@ pub(super) fn present(facts: &Facts<'_>) -> Vec<Said> {
 
 /// A remedy, with another one before it where an adapter's tokenizer is in the place of the base's.
 fn bases_or(facts: &Facts<'_>, remedy: &str) -> String {
-    let other = "take the base's tokenizer with --tokenizer base, or ";
+    let other = "take the base's tokenizer with ⟦tokenizer base⟧, or ";
     format!("{}{remedy}", if facts.release.adapters_tokenizer { other } else { "" })
 }
 

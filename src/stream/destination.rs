@@ -18,7 +18,7 @@ const LISTED: usize = 8;
 pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: Overwrite) -> Result<Vec<String>> {
     let refuse = |problem: String, remedy: &str| Err(Error::exists(problem, remedy));
     let nothing = Ok(Vec::new());
-    let other = "choose another destination with --out";
+    let other = "choose another destination with ⟦out⟧";
     if out.file_name().is_none() {
         return Err(Error::invalid(format!("{} can't be a destination", shown(out)), other));
     }
@@ -35,7 +35,7 @@ pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: Overwri
     let place = if fs::symlink_metadata(out).is_err() && aside.is_dir() { aside.as_path() } else { out };
     match fs::metadata(place) {
         Err(e) if e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(out).is_ok() => {
-            refuse(format!("{} is a link to nothing", shown(out)), "remove the link, or choose another --out")
+            refuse(format!("{} is a link to nothing", shown(out)), "remove the link, or choose another ⟦out⟧")
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => nothing,
         Err(e) => Err(Error::io("look at", out)(e)),
@@ -47,7 +47,7 @@ pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: Overwri
         ),
         Ok(_) if !overwrite.is_allowed() => refuse(
             format!("{} is there and not empty", shown(out)),
-            "choose another --out, or exchange it with --overwrite",
+            "choose another ⟦out⟧, or exchange it with ⟦overwrite⟧",
         ),
         Ok(_) => {
             let others = foreign(place)?;
@@ -60,7 +60,7 @@ pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: Overwri
             }
             refuse(
                 format!("{} holds what is no part of the model there: {listed}", shown(out)),
-                "move it away, choose another --out, or delete it with the model by --overwrite --delete-others",
+                "move it away, choose another ⟦out⟧, or delete it with the model by ⟦overwrite⟧ ⟦delete_others⟧",
             )
         }
     }
@@ -72,10 +72,10 @@ fn looks_like_model(dir: &Path) -> bool {
     signs.iter().any(|name| dir.join(name).exists())
 }
 
-/// Refuses a destination file that is there, unless `overwrite`, and even then one that is an input or no file. `flag`
+/// Refuses a destination file that is there, unless `overwrite`, and even then one that is an input or no file. `setting`
 /// names it.
-pub(crate) fn check_file(flag: &str, out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
-    check_one(flag, out, inputs, overwrite, &Halfway::default())
+pub(crate) fn check_file(setting: &str, out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
+    check_one(setting, out, inputs, overwrite, &Halfway::default())
 }
 
 /// [`check_file`] for the files `names`, of which one is to be at `out` and the others beside it. What else belongs to
@@ -89,7 +89,7 @@ pub(crate) fn check_files(
     overwrite: bool,
 ) -> Result<Vec<String>> {
     let left = Halfway::beside(out);
-    names.iter().try_for_each(|name| check_one("--out", &out.with_file_name(name), inputs, overwrite, &left))?;
+    names.iter().try_for_each(|name| check_one("out", &out.with_file_name(name), inputs, overwrite, &left))?;
     let is_input = |path: &Path| inputs.iter().any(|input| resolved(input) == resolved(path));
     let there = |name: &str| {
         let path = out.with_file_name(name);
@@ -105,16 +105,16 @@ pub(crate) fn check_files(
             let first = shown(&out.with_file_name(first));
             Err(Error::exists(
                 format!("{first}{more} would be left of an older model of this name"),
-                "choose another --out, or replace all of it with --overwrite",
+                "choose another ⟦out⟧, or replace all of it with ⟦overwrite⟧",
             ))
         }
         _ => Ok(found.into_iter().collect()),
     }
 }
 
-fn check_one(flag: &str, out: &Path, inputs: &[&Path], overwrite: bool, left: &Halfway) -> Result<()> {
+fn check_one(setting: &str, out: &Path, inputs: &[&Path], overwrite: bool, left: &Halfway) -> Result<()> {
     let refuse = |problem: String, remedy: &str| Err(Error::exists(problem, remedy));
-    let other = &format!("choose another destination with {flag}");
+    let other = &format!("choose another destination with ⟦{setting}⟧");
     let Some(name) = out.file_name().map(|name| name.to_string_lossy()) else {
         return Err(Error::invalid(format!("{} can't be a destination", shown(out)), other));
     };
@@ -122,7 +122,7 @@ fn check_one(flag: &str, out: &Path, inputs: &[&Path], overwrite: bool, left: &H
     if inputs.iter().any(|input| resolved(input).starts_with(&real)) {
         return Err(Error::invalid(format!("the destination {} is an input, or holds it", shown(out)), other));
     }
-    let another = format!("choose another {flag}, or replace it with --overwrite");
+    let another = format!("choose another ⟦{setting}⟧, or replace it with ⟦overwrite⟧");
     match fs::symlink_metadata(out) {
         Err(e) if e.kind() == io::ErrorKind::NotFound && left.displaced.contains(&*name) && !overwrite => {
             refuse(format!("{} was moved aside by a run that was interrupted", shown(out)), &another)
@@ -178,11 +178,11 @@ mod tests {
             assert!(check(&base.join("config.json"), overwrite).unwrap_err().contains("no directory"));
         }
         let other = model(tmp.path(), "other", "old");
-        assert!(check(&other, false).unwrap_err().contains("--overwrite"));
+        assert!(check(&other, false).unwrap_err().contains("⟦overwrite"));
         assert_eq!(check(&other, true), nothing);
         fs::write(other.join("README.md"), "a card").unwrap();
         let refused = check(&other, true).unwrap_err();
-        assert!(refused.contains("README.md") && refused.contains("--delete-others"), "{refused}");
+        assert!(refused.contains("README.md") && refused.contains("⟦delete_others"), "{refused}");
         assert_eq!(check_destination(&other, &[], Overwrite::All).unwrap(), ["README.md"]);
         let home = tmp.path().join("home");
         fs::create_dir(&home).unwrap();
@@ -207,12 +207,12 @@ mod tests {
         assert_eq!(check(&["x-1"], &[], true).unwrap(), ["x-2", "x-3"]);
         assert!(check(&["x-1"], &[], false).unwrap_err().contains("x-1 is there\n  remedy"));
         let refused = check(&["x-4"], &[], false).unwrap_err();
-        assert!(refused.contains("x-1 and 2 more would be left") && refused.contains("--overwrite"), "{refused}");
+        assert!(refused.contains("x-1 and 2 more would be left") && refused.contains("⟦overwrite"), "{refused}");
         let input = tmp.path().join("x-2");
         assert_eq!(check(&["x-1"], &[&input], true).unwrap(), ["x-3"], "an input stays");
         assert!(check(&["x-2"], &[&input], true).unwrap_err().contains("is an input"));
-        assert!(check_file("--out", &out, &[], false).is_err() && check_file("--out", &out, &[&out], true).is_err());
-        assert!(check_file("--out", tmp.path(), &[], true).is_err(), "no file");
-        assert!(check_file("--out", &out, &[], true).is_ok());
+        assert!(check_file("out", &out, &[], false).is_err() && check_file("out", &out, &[&out], true).is_err());
+        assert!(check_file("out", tmp.path(), &[], true).is_err(), "no file");
+        assert!(check_file("out", &out, &[], true).is_ok());
     }
 }

@@ -92,7 +92,7 @@ pub(crate) fn check_finished(dir: &Path) -> Result<()> {
     if is_hidden || [JOURNAL, RECORD, DISPLACED].iter().any(|name| dir.join(name).exists()) {
         return Err(Error::invalid(
             format!("{} is what qft left when it was interrupted, and no model", shown(dir)),
-            "run the command that began it again, with --resume; a training with --resume_from_checkpoint true",
+            "run the command that began it again, with ⟦resume⟧; a training with ⟦resume_from_checkpoint true⟧",
         ));
     }
     Ok(())
@@ -131,7 +131,7 @@ mod tests {
         fs::write(dir.path().join("model.safetensors"), "").unwrap();
         assert_eq!(files_of_model(dir.path()).unwrap(), ["model.safetensors"]);
         fs::write(dir.path().join(JOURNAL), "{}").unwrap();
-        assert!(files_of_model(dir.path()).unwrap_err().to_string().contains("--resume"));
+        assert!(files_of_model(dir.path()).unwrap_err().to_string().contains("⟦resume"));
         for (name, is_model) in [(".a.qft-gone", false), (".a.qft-old", false), ("a.qft-old", true), (".a", true)] {
             let dir = dir.path().join(name);
             fs::create_dir(&dir).unwrap();

@@ -76,9 +76,9 @@ impl Guard {
                 "the loss or the gradient was NaN or infinite in {in_a_row} steps in a row, the last of them step \
                  {step} ({skipped} steps of this run in all)"
             ),
-            "lower --learning_rate or raise --warmup_ratio, and start again, or go on from an earlier checkpoint with \
-             --resume_from_checkpoint DIR: the last one may be broken already; where the first steps fail, look at the \
-             base with `qft inspect --stats`",
+            "lower ⟦learning_rate⟧ or raise ⟦warmup_ratio⟧, and start again, or go on from an earlier checkpoint with \
+             ⟦resume_from_checkpoint DIR⟧: the last one may be broken already; where the first steps fail, look at the \
+             base with `qft inspect ⟦stats⟧`",
         )
     }
 }

@@ -79,7 +79,7 @@ impl TrainPlan {
         let targets = settings.targets()?;
         if settings.lora_rank > MOST_RANK {
             return Err(Error::unsupported(
-                format!("--lora_rank {} is more than qft trains", settings.lora_rank),
+                format!("⟦lora_rank {}⟧ is more than qft trains", settings.lora_rank),
                 format!("choose one up to {MOST_RANK}: more than the width of a layer adds nothing"),
             ));
         }
@@ -87,7 +87,7 @@ impl TrainPlan {
         if layout.len > MOST_PARAMETERS {
             return Err(Error::unsupported(
                 format!("the adapter has {} parameters, more than qft trains", layout.len),
-                "lower --lora_rank, or adapt fewer modules with --target_modules",
+                "lower ⟦lora_rank⟧, or adapt fewer modules with ⟦target_modules⟧",
             ));
         }
         let (all, _) = Layout::of(&spec, settings.lora_spec(), |_| true);
@@ -101,7 +101,7 @@ impl TrainPlan {
         if let Some(window) = spec.window.filter(|window| *window < longest) {
             return Err(Error::unsupported(
                 format!("the model attends to {window} tokens at most, and rows are longer, which qft does not train"),
-                format!("set --max_length {window}"),
+                format!("set ⟦max_length {window}⟧"),
             ));
         }
         let accumulation = settings.accumulation(world);
@@ -194,7 +194,7 @@ impl TrainPlan {
         let (step, last) = (self.progress.global_step, self.progress.max_steps);
         if step >= last {
             self.notes.push(format!(
-                "nothing is left to do: {} is behind step {step} of {last}; --num_train_epochs or --max_steps says more",
+                "nothing is left to do: {} is behind step {step} of {last}; ⟦num_train_epochs⟧ or ⟦max_steps⟧ says more",
                 shown(&dir)
             ));
         }

@@ -180,7 +180,7 @@ impl Prepared {
         drop(rows);
         let packs = settings.packing.then_some(max_length).flatten();
         if settings.packing && packs.is_none() {
-            return Err(Error::invalid("--packing needs to know how long a row is", "add --max_length 3072"));
+            return Err(Error::invalid("⟦packing⟧ needs to know how long a row is", "add ⟦max_length 3072⟧"));
         }
         let mut lengths = Lengths::new(&train, &train_order);
         let train = Rows::new(train, &train_order, packs);
@@ -242,7 +242,7 @@ fn check_strictly(set: &Encoded, rows: &[&Conversation]) -> Result<()> {
         _ => None,
     });
     refused.map_or(Ok(()), |(origin, problem, remedy)| {
-        let remedy = format!("{remedy}; or run without --strict, which leaves such rows out");
+        let remedy = format!("{remedy}; or run without ⟦strict⟧, which leaves such rows out");
         Err(Error::inconsistent(format!("{origin}: {problem}"), remedy))
     })
 }
@@ -284,7 +284,7 @@ fn left_out(skipped: &[Skipped], dropped: &[(&'static str, Skipped)]) -> Vec<Str
     }
     let count = skipped.len() + dropped.len();
     let counts: Vec<String> = kinds.iter().map(|(kind, rows)| format!("{} {kind}", rows.len())).collect();
-    let more = if kinds.values().any(|rows| rows.len() > NAMED) { "; --dry-run --json names each" } else { "" };
+    let more = if kinds.values().any(|rows| rows.len() > NAMED) { "; ⟦dry_run⟧ ⟦json⟧ names each" } else { "" };
     let mut notes = vec![format!("rows left out: {count} ({}){more}", counts.join(", "))];
     notes.extend(kinds.values().flat_map(|rows| rows.iter().take(NAMED)).map(|row| format!("left out: {row}")));
     notes
@@ -295,7 +295,7 @@ fn as_given(turns: usize, loss_scale: LossScale) -> Option<String> {
     let otherwise = if loss_scale == LossScale::LastRound {
         ""
     } else {
-        "; --loss_scale last_round learns the last round alone, and leaves earlier turns as the template writes them"
+        "; ⟦loss_scale last_round⟧ learns the last round alone, and leaves earlier turns as the template writes them"
     };
     (turns > 0).then(|| {
         format!(

@@ -80,11 +80,11 @@ fn on_device(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     let device = plan.settings.device()?;
     if let Some(card) = open_card(device, plan.settings.compute(), plan.spec.heads, how.progress)? {
         let run = Run::new(&card, plan, how).map_err(|error| card_failed(error, "run again"))?;
-        let again = "go on with --resume_from_checkpoint true, without --adapters";
+        let again = "go on with ⟦resume_from_checkpoint true⟧, without ⟦adapters⟧";
         return run.run(how).map_err(|error| card_failed(error, again));
     }
     if plan.settings.compute() == Some(Compute::Bf16) {
-        how.progress.note("the processor trains in f32: --bf16 is for cards");
+        how.progress.note("the processor trains in f32: ⟦bf16⟧ is for cards");
     }
     Run::new(&CpuEngine::new(), plan, how)?.run(how)
 }

@@ -69,11 +69,11 @@ impl Schedule {
 pub fn warmup_steps(total: u64, steps: f64, ratio: f64) -> Result<u64> {
     if !(steps >= 0.0 && steps.is_finite()) {
         let problem = format!("a warm-up can't have {steps} steps");
-        return Err(Error::invalid(problem, "give --warmup_steps a number of steps, or a share of all below 1"));
+        return Err(Error::invalid(problem, "give ⟦warmup_steps⟧ a number of steps, or a share of all below 1"));
     }
     if !(0.0..=1.0).contains(&ratio) {
         let problem = format!("a warm-up can't be {ratio} of a run");
-        return Err(Error::invalid(problem, "give --warmup_ratio a number from 0 to 1, or use --warmup_steps"));
+        return Err(Error::invalid(problem, "give ⟦warmup_ratio⟧ a number from 0 to 1, or use ⟦warmup_steps⟧"));
     }
     let share = if steps > 0.0 { steps } else { ratio };
     let steps = if steps >= 1.0 { steps } else { (total as f64 * share).ceil() };
@@ -127,10 +127,10 @@ mod tests {
             }
         }
         for steps in [-1.0, f64::NAN, f64::INFINITY] {
-            assert!(warmup_steps(100, steps, 0.1).unwrap_err().to_string().contains("--warmup_steps"), "{steps}");
+            assert!(warmup_steps(100, steps, 0.1).unwrap_err().to_string().contains("⟦warmup_steps"), "{steps}");
         }
         for ratio in [-0.1, 1.01, f64::NAN, f64::INFINITY] {
-            assert!(warmup_steps(100, 0.0, ratio).unwrap_err().to_string().contains("--warmup_ratio"), "{ratio}");
+            assert!(warmup_steps(100, 0.0, ratio).unwrap_err().to_string().contains("⟦warmup_ratio"), "{ratio}");
         }
     }
 

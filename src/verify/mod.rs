@@ -232,7 +232,7 @@ fn no_model(dir: &Path, listed: &Listed) -> Result<Option<String>> {
     if !here.is_empty() {
         let is_adapter = files.iter().any(|name| name == ADAPTER_CONFIG) && !files.iter().any(|name| name == CONFIG);
         return Ok(
-            is_adapter.then(|| "holds an adapter, which is no release: `qft export --adapter` merges it".to_owned())
+            is_adapter.then(|| "holds an adapter, which is no release: `qft export ⟦adapter⟧` merges it".to_owned())
         );
     }
     let mut models: Vec<&str> = below.iter().filter_map(|name| Some(name.rsplit_once('/')?.0)).collect();

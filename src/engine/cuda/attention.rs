@@ -46,7 +46,7 @@ fn kernels(heads: Heads) -> Result<&'static Kernels> {
         let Heads { query, key, size } = heads;
         let problem =
             format!("the model has {query} heads of {size} values over {key}; cards have kernels for 64 and 128");
-        Error::unsupported(problem, "train it with --device cpu")
+        Error::unsupported(problem, "train it with ⟦device cpu⟧")
     })
 }
 
@@ -59,7 +59,7 @@ pub(super) fn check(heads: Heads, shared: u32) -> Result<()> {
     }
     let (size, needed, shared) = (heads.size, ByteSize(needed.into()), ByteSize(shared.into()));
     let problem = format!("heads of {size} values need {needed} of shared memory a block, and the card has {shared}");
-    Err(Error::unsupported(problem, "use a data center card (A100, H100), or --device cpu"))
+    Err(Error::unsupported(problem, "use a data center card (A100, H100), or ⟦device cpu⟧"))
 }
 
 /// Whether rows are of these heads, and of this batch.
@@ -243,7 +243,7 @@ mod tests {
         assert!(check(heads(28, 4, 128), large).is_ok() && check(heads(9, 3, 64), small).is_ok());
         assert!(check(heads(28, 4, 128), small).unwrap_err().to_string().contains("shared memory"));
         for bad in [heads(8, 8, 96), heads(8, 3, 64), heads(8, 0, 64)] {
-            assert!(check(bad, large).unwrap_err().to_string().contains("--device cpu"));
+            assert!(check(bad, large).unwrap_err().to_string().contains("⟦device cpu⟧"));
         }
     }
 }

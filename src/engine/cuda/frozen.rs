@@ -141,13 +141,13 @@ fn check(inputs: usize, outputs: usize, adapters: &Adapters) -> Result<()> {
     if inputs == 0 || !inputs.is_multiple_of(STEP) || !edges.iter().all(|edge| edge.is_multiple_of(STEP)) {
         let problem =
             format!("the model has a projection of {inputs} to {outputs} values; cards take multiples of {STEP}");
-        return Err(Error::unsupported(problem, "use --device cpu"));
+        return Err(Error::unsupported(problem, "use ⟦device cpu⟧"));
     }
     if !slots.is_empty() && !(1..=MOST_RANK).contains(rank) {
         let problem = format!("cards train ranks of 1 to {MOST_RANK}, not {rank}");
         return Err(Error::unsupported(
             problem,
-            format!("choose a --lora_rank up to {MOST_RANK}, or use --device cpu"),
+            format!("choose a ⟦lora_rank⟧ up to {MOST_RANK}, or use ⟦device cpu⟧"),
         ));
     }
     let ordered = slots.iter().enumerate().all(|(number, slot)| {
@@ -178,7 +178,7 @@ pub(super) fn copy(card: &Card, tensor: &Tensor, matrix: &CudaMatrix, first: usi
     }
     if cols * 2 > MOST_WIDTH && rows > 0 {
         let problem = format!("a weight has rows of {cols} values, and cards take {} at most", MOST_WIDTH / 2);
-        return Err(Error::unsupported(problem, "use --device cpu"));
+        return Err(Error::unsupported(problem, "use ⟦device cpu⟧"));
     }
     let fill = |rows: Range<usize>, to: &mut [u8]| {
         let (start, len) = (rows.start * from, rows.len() * from);

@@ -52,7 +52,7 @@ fn eights(rows: usize, cols: usize) -> Result<u64> {
         Some(count) if u32::try_from(count).is_ok() => Ok(count.div_ceil(256) as u64),
         _ => {
             let problem = format!("a matrix of {rows} x {cols} values is more than the kernels of cards count");
-            Err(Error::unsupported(problem, "lower --per_device_train_batch_size or --max_length"))
+            Err(Error::unsupported(problem, "lower ⟦per_device_train_batch_size⟧ or ⟦max_length⟧"))
         }
     }
 }
@@ -135,7 +135,7 @@ impl Engine for CudaEngine {
         let [rows, cols] = *tensor.shape() else { return Err(broken("a table that is no matrix")) };
         if cols == 0 || !cols.is_multiple_of(8) {
             let problem = format!("the model has hidden states of {cols} values, and cards take multiples of 8");
-            return Err(Error::unsupported(problem, "use --device cpu"));
+            return Err(Error::unsupported(problem, "use ⟦device cpu⟧"));
         }
         let matrix = self.matrix(rows, cols, 0)?;
         frozen::copy(&self.card, tensor, &matrix, 0)?;

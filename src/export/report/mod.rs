@@ -232,10 +232,10 @@ pub fn check_page(page: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> 
     if ending != "html" && ending != "htm" {
         return Err(Error::invalid(
             format!("{} is no name of a page", shown(page)),
-            "give --report-html a name that ends in .html",
+            "give ⟦report_html⟧ a name that ends in .html",
         ));
     }
-    check_file("--report-html", page, inputs, overwrite)
+    check_file("report_html", page, inputs, overwrite)
 }
 
 /// Writes `text` to the file `page`, whole or not at all.

@@ -126,7 +126,7 @@ fn pages_replace_nothing_unless_asked() {
     let tmp = tempfile::tempdir().unwrap();
     let page = tmp.path().join("deep/report.html");
     write_page(&page, "one", false).unwrap();
-    assert!(write_page(&page, "two", false).unwrap_err().to_string().contains("--overwrite"));
+    assert!(write_page(&page, "two", false).unwrap_err().to_string().contains("⟦overwrite"));
     write_page(&page, "three", true).unwrap();
     assert_eq!(std::fs::read_to_string(&page).unwrap(), "three");
     assert_eq!(std::fs::read_dir(tmp.path().join("deep")).unwrap().count(), 1, "nothing is left behind");

@@ -207,7 +207,7 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
         ("llama.attention.key_length", Value::U32(15), "heads"),
         ("llama.rope.dimension_count", Value::U32(8), "shape"),
         ("llama.rope.scaling.type", Value::string("odd"), "odd"),
-        ("tokenizer.ggml.model", Value::string("bert"), "--tokenizer"),
+        ("tokenizer.ggml.model", Value::string("bert"), "⟦tokenizer"),
         ("tokenizer.ggml.pre", Value::string("nobody"), "nobody"),
         ("tokenizer.ggml.tokens", Value::strings(["a"; VOCABULARY]), "twice"),
         ("tokenizer.ggml.token_type", Value::Array(Array::I32(vec![1])), "token_type"),

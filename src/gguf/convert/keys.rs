@@ -113,7 +113,7 @@ fn rope(family: &Family, settings: &Settings, keys: &mut Keys<'_>) -> Result<()>
             let problem =
                 format!("the rotary embedding of type \"{}\" has no place in a GGUF of {}", escaped(kind), family.name);
             let remedy = "set rope_type to \"default\" in rope_scaling, or in rope_parameters, of config.json; or \
-                          serve the safetensors (which an export without --gguf writes)";
+                          serve the safetensors (which an export without ⟦gguf⟧ writes)";
             return Err(Error::unsupported(problem, remedy));
         }
     }

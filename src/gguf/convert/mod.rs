@@ -79,8 +79,8 @@ fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
     if has("quantization_config") || is_file("hf_quant_config.json") {
         return Err(Error::unsupported(
             "the model's weights are quantized already",
-            "give the 16-bit model that it was made from; block FP8 is decoded by `qft export --base DIR --dtype bf16 --out \
-             OTHER`",
+            "give the 16-bit model that it was made from; block FP8 is decoded by `qft export ⟦base DIR⟧ ⟦dtype bf16⟧ \
+             ⟦out OTHER⟧`",
         ));
     }
     let cases = [

@@ -149,18 +149,18 @@ fn check(tensor: &Candidate, choice: Choice, choices: &Choices, has_imatrix: boo
         let problem = format!("tensor {name}: rows of {} values hold no whole block of {kind}", tensor.columns());
         return Err(Error::unsupported(
             problem,
-            "choose another type for it, such as f16, with --token-embedding-type or --output-tensor-type",
+            "choose another type for it, such as f16, with ⟦token_embedding_type⟧ or ⟦output_tensor_type⟧",
         ));
     }
     if kind != source && source.is_quantized() && !choices.allow_requantize {
         let problem = format!("tensor {name} is quantized already, as {source}; {kind} would lose more");
-        return Err(Error::invalid(problem, "start from the F16, BF16 or F32 file, or pass --allow-requantize"));
+        return Err(Error::invalid(problem, "start from the F16, BF16 or F32 file, or pass ⟦allow_requantize⟧"));
     }
     if choice.needs_importance && !has_imatrix {
         let problem = format!("tensor {name}: {} as {kind} is of no use without an importance matrix", choices.mixture);
         return Err(Error::invalid(
             problem,
-            "give one with --imatrix, or choose q2_k with --type (--gguf in an export)",
+            "give one with ⟦imatrix⟧, or choose q2_k with ⟦type⟧ (⟦gguf⟧ in an export)",
         ));
     }
     Ok(())

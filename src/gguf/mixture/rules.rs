@@ -154,7 +154,7 @@ impl<'a> Rules<'a> {
         let name = escaped(tensor.name);
         Err(Error::inconsistent(
             format!("tensor {name}: its name has no block below block_count, {}", self.facts.layers),
-            "choose the types with --pure or --tensor-type, which need no block",
+            "choose the types with ⟦pure⟧ or ⟦tensor_type⟧, which need no block",
         ))
     }
 
@@ -178,7 +178,7 @@ pub(super) fn fallback(kind: T, columns: usize) -> Result<T> {
         _ => {
             let problem =
                 format!("rows of {columns} values hold no whole block of {kind}, and nothing stands in for it");
-            return Err(Error::unsupported(problem, "choose another type for the tensor with --tensor-type"));
+            return Err(Error::unsupported(problem, "choose another type for the tensor with ⟦tensor_type⟧"));
         }
     };
     Ok(if columns.is_multiple_of(smaller.block_len()) { smaller } else { T::F16 })

@@ -81,7 +81,7 @@ fn one(name: &str, shape: &[usize], source: T, choices: &Choices) -> Result<Choi
 fn blocks_are_not_encoded_again_unasked() {
     let mut choices = Choices::of(FileType::Q4_K_S);
     let error = one("blk.0.attn_q.weight", &[64, 256], T::Q8_0, &choices).unwrap_err().to_string();
-    assert!(error.contains("quantized already, as Q8_0") && error.contains("--allow-requantize"), "{error}");
+    assert!(error.contains("quantized already, as Q8_0") && error.contains("⟦allow_requantize"), "{error}");
     assert!(one("blk.0.attn_q.weight", &[64, 256], T::Q4_K, &choices).is_ok(), "copied");
     choices.allow_requantize = true;
     assert!(one("blk.0.attn_q.weight", &[64, 256], T::Q8_0, &choices).is_ok());
@@ -101,7 +101,7 @@ fn what_no_block_fits_falls_back_or_is_refused() {
 #[test]
 fn two_bits_need_an_imatrix() {
     let error = one("blk.0.attn_q.weight", &[64, 256], T::BF16, &Choices::of(FileType::Q2_K_S)).unwrap_err();
-    assert!(error.to_string().contains("--imatrix"), "{error}");
+    assert!(error.to_string().contains("⟦imatrix"), "{error}");
     assert!(one("token_embd.weight", &[64, 256], T::BF16, &Choices::of(FileType::Q2_K_S)).is_ok());
 }
 

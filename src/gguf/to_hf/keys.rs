@@ -9,7 +9,7 @@ use crate::error::{Error, Result, escaped};
 use crate::gguf::{Array, GgufModel, Metadata, Value};
 
 /// What to do about a tokenizer that can't be made from the keys.
-pub(super) const TOKENIZER_REMEDY: &str = "name a directory with the model's tokenizer by --tokenizer";
+pub(super) const TOKENIZER_REMEDY: &str = "name a directory with the model's tokenizer by ⟦tokenizer⟧";
 /// What to do about a broken key that no other directory replaces.
 const REMEDY: &str = "the file is broken: download or convert the model again";
 
@@ -171,9 +171,9 @@ pub(crate) mod tests {
             (keys.flag("text").map(|_| ()), ["x.gguf: the key text is the text \"a\"", "true or false", "download"]),
             (keys.number("nan").map(|_| ()), ["is the f32 NaN", "a finite number", "download"]),
             (keys.id("x.bos_token_id").map(|_| ()), ["is the i32 -1", "the id of a token", "download"]),
-            (keys.texts("tokenizer.ids").map(|_| ()), ["is an array of 2 i32", "an array of texts", "--tokenizer"]),
-            (keys.whole_numbers("tokenizer.ids", 3).map(|_| ()), ["an array of 2 i32", "of 3 i32", "--tokenizer"]),
-            (keys.numbers("tokenizer.ids", 2).map(|_| ()), ["an array of 2 i32", "of 2 f32", "--tokenizer"]),
+            (keys.texts("tokenizer.ids").map(|_| ()), ["is an array of 2 i32", "an array of texts", "⟦tokenizer"]),
+            (keys.whole_numbers("tokenizer.ids", 3).map(|_| ()), ["an array of 2 i32", "of 3 i32", "⟦tokenizer"]),
+            (keys.numbers("tokenizer.ids", 2).map(|_| ()), ["an array of 2 i32", "of 2 f32", "⟦tokenizer"]),
         ];
         for (result, mentions) in said {
             let said = result.unwrap_err().to_string();

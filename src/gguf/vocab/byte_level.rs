@@ -37,7 +37,7 @@ fn pre_tokenizer(tokenizer: &HfTokenizer<'_>, given: Option<&str>, vocab: &mut V
         Error::unsupported(
             format!("{}: its pre-tokenizer is not known (digest {digest})", tokenizer.shown_path()),
             "if the tokenizer was changed, restore it from the base model; else name the pre-tokenizer of the model \
-             that it comes from with --pre, such as llama-bpe, qwen2, tekken or gpt-2: a wrong one gives wrong tokens",
+             that it comes from with ⟦pre⟧, such as llama-bpe, qwen2, tekken or gpt-2: a wrong one gives wrong tokens",
         )
     })
 }

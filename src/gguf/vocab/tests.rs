@@ -120,7 +120,7 @@ fn every_case_has_the_digest_of_the_converter() {
         let Some(digest) = expected["digest"].as_str() else { continue };
         let files = model(&case.join("model"));
         let error = convert(&files, &VocabOptions { pre: None, ..options(&files) }).unwrap_err().to_string();
-        assert!(error.contains(digest) && error.contains("--pre"), "{}: {error}", case.display());
+        assert!(error.contains(digest) && error.contains("⟦pre"), "{}: {error}", case.display());
     }
 }
 

@@ -223,7 +223,7 @@ fn a_rank_that_can_not_prepare_tells_the_others() {
         for error in errors.iter().flatten() {
             let named = format!("can't begin: rank {failing} has failed: data.jsonl: \\u{{1b}}[2J is no row");
             assert!(error.contains(&named) && error.contains("start all ranks again"), "{failing} {late}: {error}");
-            assert!(!error.contains("--resume_from_checkpoint"), "there is nothing to resume: {error}");
+            assert!(!error.contains("⟦resume_from_checkpoint"), "there is nothing to resume: {error}");
         }
         assert!(start.elapsed() < Duration::from_secs(6), "{failing} {late}: {:?}", start.elapsed());
     }

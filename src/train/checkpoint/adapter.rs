@@ -18,7 +18,7 @@ use crate::train::settings::{Settings, Targets, plain};
 const PEFT: &str = "0.21.2";
 /// The last part of the names of tensors that are trained.
 const FACTORS: [&str; 3] = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"];
-const OTHER_MODULES: &str = "give the base (--model) and the --target_modules or --target_regex of its \
+const OTHER_MODULES: &str = "give the base (⟦model⟧) and the ⟦target_modules⟧ or ⟦target_regex⟧ of its \
                              adapter_config.json, or train from the start";
 const NO_FACTORS: &str = "give an adapter that is saved as safetensors, as PEFT does by default, or another checkpoint";
 
@@ -158,7 +158,7 @@ pub fn load_factors(dir: &Path, layout: &Layout) -> Result<Vec<f32>> {
     if config.use_dora != layout.spec.magnitudes {
         let (its, ours) = (config.use_dora, layout.spec.magnitudes);
         let problem = format!("the adapter in {} has use_dora {its}, this run {ours}", shown(dir));
-        return Err(Error::invalid(problem, format!("give --use_dora {}", config.use_dora)));
+        return Err(Error::invalid(problem, format!("give ⟦use_dora {}⟧", config.use_dora)));
     }
     let path = member(dir, ADAPTER_WEIGHTS, NO_FACTORS)?;
     let entries = entries(layout);
@@ -177,7 +177,7 @@ fn fitting(dir: &Path, config: &AdapterConfig, layout: &Layout, (rank, scale): (
     let flags = Settings { lora_rank: rank, lora_alpha, use_rslora, ..Settings::default() }.lora_spec();
     let fits = |(its_rank, its_scale): (u64, f32)| its_rank == rank && its_scale.to_bits() == flags.scale.to_bits();
     if fits((rank, scale)) && layout.modules.iter().all(|module| fits(config.scale(&module.name, 1.0))) {
-        return format!("give --lora_rank {rank} --lora_alpha {lora_alpha} --use_rslora {use_rslora}");
+        return format!("give ⟦lora_rank {rank}⟧ ⟦lora_alpha {lora_alpha}⟧ ⟦use_rslora {use_rslora}⟧");
     }
     format!("give an adapter without rank_pattern and alpha_pattern, or {}", merging(dir))
 }
@@ -185,5 +185,5 @@ fn fitting(dir: &Path, config: &AdapterConfig, layout: &Layout, (rank, scale): (
 /// How to train on top of an adapter that can't be trained itself.
 fn merging(dir: &Path) -> String {
     let dir = quoted(&dir.to_string_lossy());
-    format!("merge it into the base with `qft export --merge-lora --adapter {dir}`, and train on that with --model")
+    format!("merge it into the base with `qft export ⟦merge_lora⟧ ⟦adapter {dir}⟧`, and train on that with ⟦model⟧")
 }

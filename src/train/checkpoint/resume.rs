@@ -88,10 +88,10 @@ const RULES: [(&str, Rule); 21] = [
 ];
 
 /// What the fingerprint of the data is made of.
-const TOKENS: &str = "the data, or what makes its tokens (--max_length, --truncation_strategy, --loss_scale, --system, \
+const TOKENS: &str = "the data, or what makes its tokens (⟦max_length⟧, ⟦truncation_strategy⟧, ⟦loss_scale⟧, ⟦system⟧, \
                       the model's template),";
 const DAMAGED: &str = "take an earlier checkpoint: this one is damaged, or was not written by qft";
-const NO_STATE: &str = "take its factors alone with --resume_only_model true, or name another checkpoint";
+const NO_STATE: &str = "take its factors alone with ⟦resume_only_model true⟧, or name another checkpoint";
 
 impl Resume {
     /// Reads the checkpoint in `dir` for a run of `settings` and `layout`. Of `now`, where that run would begin, the
@@ -113,14 +113,14 @@ impl Resume {
         if !base.is_empty() && *base != now.base_fingerprint {
             return Err(Error::invalid(
                 format!("{} was trained on other weights than the base has now", shown(dir)),
-                "give the base that it was trained on with --model, or take its factors alone with --resume_only_model true",
+                "give the base that it was trained on with ⟦model⟧, or take its factors alone with ⟦resume_only_model true⟧",
             ));
         }
         compare_data(dir, &record.progress, now, settings.ignore_data_skip, &mut notes)?;
         if record.layout != layout_digest(layout) {
             return Err(Error::invalid(
                 format!("{} was written for other modules than this run adapts", shown(dir)),
-                "give the --model, --target_modules and --target_regex of its args.json",
+                "give the ⟦model⟧, ⟦target_modules⟧ and ⟦target_regex⟧ of its args.json",
             ));
         }
         check_digests(dir, &record.digests)?;
@@ -152,7 +152,7 @@ fn check_digests(dir: &Path, digests: &BTreeMap<String, Hex>) -> Result<()> {
             continue;
         }
         let remedy = match earlier(dir)? {
-            Some(earlier) => format!("go on from the one before it: --resume_from_checkpoint {}", quoted(&earlier)),
+            Some(earlier) => format!("go on from the one before it: ⟦resume_from_checkpoint {}⟧", quoted(&earlier)),
             None => "train from the start: the run has no earlier checkpoint".to_owned(),
         };
         let problem = format!("is not what was written: its SHA-256 is another than {PROGRESS} says; it was damaged");
@@ -183,7 +183,7 @@ fn branch(dir: &Path, progress: &mut Progress) -> Result<Option<String>> {
     progress.branched_at = progress.global_step;
     let which = if first == last { format!("checkpoint-{first}") } else { format!("checkpoint-{first} to -{last}") };
     Ok(Some(format!(
-        "{which} of {}: left behind by what begins at step {}, and no longer the newest; --save_total_limit deletes such first",
+        "{which} of {}: left behind by what begins at step {}, and no longer the newest; ⟦save_total_limit⟧ deletes such first",
         shown(&run),
         progress.global_step
     )))
@@ -220,9 +220,9 @@ fn compare_settings(dir: &Path, then: &Settings, now: &Settings) -> Result<Vec<S
         let [was, is] = values.map(|value| escaped(&value));
         if rule != Rule::Noted && !(rule == Rule::Data && now.ignore_data_skip) {
             let remedy = match rule {
-                Rule::Data => format!("give --{name} {was}, or begin the data anew with --ignore_data_skip true"),
-                Rule::Drawn => format!("give --{name} {was}, or take the factors alone with --resume_only_model true"),
-                _ => format!("give --{name} {was}"),
+                Rule::Data => format!("give ⟦{name} {was}⟧, or begin the data anew with ⟦ignore_data_skip true⟧"),
+                Rule::Drawn => format!("give ⟦{name} {was}⟧, or take the factors alone with ⟦resume_only_model true⟧"),
+                _ => format!("give ⟦{name} {was}⟧"),
             };
             return Err(Error::invalid(format!("{} was trained with {name} {was}, not {is}", shown(dir)), remedy));
         }
@@ -243,7 +243,7 @@ fn compare_data(dir: &Path, then: &Progress, now: &Progress, anew: bool, notes: 
         if !anew {
             return Err(Error::invalid(
                 format!("{what} was {was} when {} was written, and is {is}", shown(dir)),
-                "resume with the same data and settings, or begin the data anew with --ignore_data_skip true",
+                "resume with the same data and settings, or begin the data anew with ⟦ignore_data_skip true⟧",
             ));
         }
         notes.push(format!("{what} was {was} and is {is} from here on"));
@@ -257,7 +257,7 @@ pub fn find_resumed(spec: &str, output: &Path) -> Result<PathBuf> {
     find(
         spec,
         output,
-        "name a checkpoint with --resume_from_checkpoint, or the --output_dir of its run, or train from the start",
+        "name a checkpoint with ⟦resume_from_checkpoint⟧, or the ⟦output_dir⟧ of its run, or train from the start",
     )
 }
 
@@ -279,7 +279,7 @@ pub fn find_adapter(settings: &Settings) -> Result<Option<PathBuf>> {
         (_, Some(dir)) => {
             // A directory may be called true.
             let path = Path::new(dir).join("");
-            find(&path.to_string_lossy(), &path, "name the adapter's directory or Hub id with --adapters").map(Some)
+            find(&path.to_string_lossy(), &path, "name the adapter's directory or Hub id with ⟦adapters⟧").map(Some)
         }
         _ => Ok(None),
     }
@@ -348,7 +348,7 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&weights, bytes).unwrap();
         let error = case.resume(&dir).unwrap_err().to_string();
-        let remedy = format!("--resume_from_checkpoint {}", run.path().join("checkpoint-3").display());
+        let remedy = format!("⟦resume_from_checkpoint {}⟧", run.path().join("checkpoint-3").display());
         assert!(
             error.contains("adapter_model.safetensors: is not what was written") && error.contains(&remedy),
             "{error}"
@@ -409,7 +409,7 @@ mod tests {
         );
         let mut scaled = case.layout.clone();
         scaled.spec.scale = 2.0;
-        assert!(error(&scaled).contains("--lora_alpha 32"), "{}", error(&scaled));
+        assert!(error(&scaled).contains("⟦lora_alpha 32⟧"), "{}", error(&scaled));
     }
 
     #[test]
@@ -422,9 +422,9 @@ mod tests {
             change(&mut settings, &mut now);
             Resume::open(&dir, &settings, &case.layout, &now).map(|resume| resume.notes).map_err(|e| e.to_string())
         };
-        assert!(open(&|s, _| s.lora_rank = 8).unwrap_err().contains("give --lora_rank 4"));
+        assert!(open(&|s, _| s.lora_rank = 8).unwrap_err().contains("give ⟦lora_rank 4⟧"));
         assert!(open(&|s, _| s.seed = 1).unwrap_err().contains("seed 42, not 1"));
-        assert!(open(&|s, _| s.data_seed = 1).unwrap_err().contains("--ignore_data_skip"));
+        assert!(open(&|s, _| s.data_seed = 1).unwrap_err().contains("⟦ignore_data_skip"));
         assert!(open(&|_, now| now.epoch_len = 1).unwrap_err().contains("the number of rows was 160"));
         assert!(open(&|_, now| now.data_fingerprint = "x".to_owned()).unwrap_err().contains("template), was abc"));
         assert!(open(&|_, now| now.world = 2).unwrap_err().contains("ranks"));
@@ -450,7 +450,7 @@ mod tests {
             assert_eq!(find_resumed(spec, output.path()).unwrap(), dir, "{spec}");
         }
         let error = find_resumed("nowhere", output.path()).unwrap_err().to_string();
-        assert!(error.contains("nowhere") && error.contains("--resume_from_checkpoint"), "{error}");
+        assert!(error.contains("nowhere") && error.contains("⟦resume_from_checkpoint"), "{error}");
         let mut settings = Settings { resume_from_checkpoint: Some("true".to_owned()), ..case.settings };
         settings.output_dir = Some(output.path().to_owned());
         assert_eq!(find_adapter(&settings).unwrap(), None);

@@ -46,7 +46,7 @@ pub fn lock(run: &Path) -> Result<File> {
     if matches!(dir.try_lock(), Err(TryLockError::WouldBlock)) {
         return Err(Error::busy(
             format!("another process trains in {}", shown(run)),
-            "wait until it ends, or begin a run of its own with another --output_dir",
+            "wait until it ends, or begin a run of its own with another ⟦output_dir⟧",
         ));
     }
     Ok(dir)
@@ -86,7 +86,7 @@ pub fn check_new(output: &Path) -> Result<()> {
     };
     Err(Error::exists(
         format!("{} is there already: a new run would write among the checkpoints of another", shown(&checkpoint)),
-        "go on from it with --resume_from_checkpoint true, name another --output_dir, or drop --add_version false",
+        "go on from it with ⟦resume_from_checkpoint true⟧, name another ⟦output_dir⟧, or drop ⟦add_version false⟧",
     ))
 }
 
@@ -160,7 +160,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let held = lock(run.path()).unwrap();
         let error = lock(run.path()).unwrap_err().to_string();
-        assert!(error.contains("another process trains in") && error.contains("--output_dir"), "{error}");
+        assert!(error.contains("another process trains in") && error.contains("⟦output_dir"), "{error}");
         drop(held);
         lock(run.path()).unwrap();
     }

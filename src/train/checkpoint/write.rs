@@ -41,9 +41,9 @@ pub struct Snapshot<'a> {
 }
 
 /// What to do about a full disk. A run that is resumed goes on in its own directory, whatever the destination.
-const MORE_SPACE: &str = "free some space, and go on with --resume_from_checkpoint true; or copy the newest \
-                          checkpoint to another disk, and go on there with --resume_from_checkpoint COPY; a \
-                          run that is new takes another --output_dir";
+const MORE_SPACE: &str = "free some space, and go on with ⟦resume_from_checkpoint true⟧; or copy the newest \
+                          checkpoint to another disk, and go on there with ⟦resume_from_checkpoint COPY⟧; a \
+                          run that is new takes another ⟦output_dir⟧";
 
 /// Where the moments lie in one vector of both.
 pub(super) fn moment_entries(len: usize) -> [Entry; 2] {
@@ -302,7 +302,7 @@ pub(super) mod tests {
         let second = vec![0.0; case.layout.len];
         let dir = write(run.path(), &Snapshot { moments: None, ..case.snapshot(&second) }).unwrap();
         assert!(!dir.join(OPTIMIZER).exists());
-        assert!(case.resume(&dir).unwrap_err().to_string().contains("--resume_only_model"));
+        assert!(case.resume(&dir).unwrap_err().to_string().contains("⟦resume_only_model"));
         assert!(load_factors(&dir, &case.layout).is_ok());
         let short = Snapshot { parameters: &second[1..], ..case.snapshot(&second) };
         assert!(write(run.path(), &short).is_err());

@@ -49,7 +49,7 @@ pub fn store(dir: &Path, key: &str, set: &Encoded) -> Result<PathBuf> {
     let bytes = written(key, set).ok_or_else(|| {
         Error::bug(
             "the tokenized set has a row number that the cache can't hold",
-            "run without a cache: --load_from_cache_file false",
+            "run without a cache: ⟦load_from_cache_file false⟧",
         )
     })?;
     let path = path(dir, key);

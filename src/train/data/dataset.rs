@@ -169,7 +169,7 @@ pub fn load(specs: &[DatasetSpec], strict: bool, seed: u64) -> Result<Loaded> {
         };
         if count > MAX_REPEATED.max(read) {
             let problem = format!("{spec} asks for {count} rows, and there are {read} that can be used");
-            let remedy = format!("ask for {MAX_REPEATED} at most; --num_train_epochs repeats them too");
+            let remedy = format!("ask for {MAX_REPEATED} at most; ⟦num_train_epochs⟧ repeats them too");
             return Err(Error::invalid(problem, remedy));
         }
         let chosen = sample(read, count, seed, nth);

@@ -52,12 +52,12 @@ impl Reason {
     pub fn remedy(&self) -> &str {
         match self {
             Self::TooLong(_) | Self::FarTooLong(_) => {
-                "raise --max_length (by default the model's max_position_embeddings), or cut rows with \
-                 --truncation_strategy left"
+                "raise ⟦max_length⟧ (by default the model's max_position_embeddings), or cut rows with \
+                 ⟦truncation_strategy left⟧"
             }
             Self::Untrained => {
-                "raise --max_length, or cut rows with --truncation_strategy left, where their answers are cut off; \
-                 learn all turns with --loss_scale default; or give rows whose turns are not all marked with \
+                "raise ⟦max_length⟧, or cut rows with ⟦truncation_strategy left⟧, where their answers are cut off; \
+                 learn all turns with ⟦loss_scale default⟧; or give rows whose turns are not all marked with \
                  \"loss\": false"
             }
             Self::Refused { remedy, .. } => remedy,
@@ -68,8 +68,8 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong(tokens) => write!(f, "has {tokens} tokens, more than --max_length"),
-            Self::FarTooLong(tokens) => write!(f, "has {tokens} tokens or more, more than --max_length"),
+            Self::TooLong(tokens) => write!(f, "has {tokens} tokens, more than ⟦max_length⟧"),
+            Self::FarTooLong(tokens) => write!(f, "has {tokens} tokens or more, more than ⟦max_length⟧"),
             Self::Untrained => f.write_str("has no token that is learned"),
             Self::Refused { problem, remedy } => write!(f, "{problem}; {remedy}"),
         }

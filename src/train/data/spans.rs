@@ -282,7 +282,7 @@ impl Scene<'_> {
 
     fn too_many(&self, one: &Wanted<'_>) -> Error {
         let remedy =
-            "cut the conversation into rows of fewer turns, or learn the last round alone (--loss_scale last_round)";
+            "cut the conversation into rows of fewer turns, or learn the last round alone (⟦loss_scale last_round⟧)";
         self.refused(one.turn, "would have to be run too often to tell which tokens are those of", remedy.to_owned())
     }
 
@@ -299,7 +299,7 @@ impl Scene<'_> {
 
 /// What to do with a turn that can't be learned.
 fn instead(turn: &Turn) -> String {
-    let last_round = if turn.last_round { "" } else { "learn the last round alone (--loss_scale last_round), or " };
+    let last_round = if turn.last_round { "" } else { "learn the last round alone (⟦loss_scale last_round⟧), or " };
     format!("{last_round}mark it with \"loss\": false, or drop the row")
 }
 

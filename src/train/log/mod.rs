@@ -58,7 +58,7 @@ impl Report {
             };
             match report {
                 None if names.len() > 1 => {
-                    let problem = "--report_to names none, and something else as well";
+                    let problem = "⟦report_to⟧ names none, and something else as well";
                     return Err(Error::invalid(problem, "leave one of them out"));
                 }
                 Some(report) if !reports.contains(report) => reports.push(*report),
@@ -72,11 +72,11 @@ impl Report {
 /// What to do for a service that nothing is sent to.
 fn others(name: &str) -> &'static str {
     match name {
-        "wandb" => "give --report_to tensorboard, and upload the event files with `wandb sync`",
+        "wandb" => "give ⟦report_to tensorboard⟧, and upload the event files with `wandb sync`",
         "mlflow" | "trackio" | "comet_ml" | "clearml" | "neptune" | "dvclive" => {
-            "give --report_to tensorboard, and import the event files or logging.jsonl there"
+            "give ⟦report_to tensorboard⟧, and import the event files or logging.jsonl there"
         }
-        _ => "give --report_to none, tensorboard or swanlab",
+        _ => "give ⟦report_to⟧ none, tensorboard or swanlab",
     }
 }
 

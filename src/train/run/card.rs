@@ -11,7 +11,7 @@ use crate::gpu::Device;
 pub(super) fn card_failed(error: Error, again: &str) -> Error {
     match error {
         Error::Card { problem } => {
-            let remedy = format!("{again}, on the card or with --device cpu");
+            let remedy = format!("{again}, on the card or with ⟦device cpu⟧");
             Error::new(ErrorKind::Device { lost: true }, problem, remedy)
         }
         error => error,
@@ -32,7 +32,7 @@ pub(super) fn open_card(
         if device.demands_card() {
             return Err(Error::invalid(
                 "cards train in bf16",
-                "drop --torch_dtype float32 and --bf16 false, or use --device cpu",
+                "drop ⟦torch_dtype float32⟧ and ⟦bf16 false⟧, or use ⟦device cpu⟧",
             ));
         }
         return Ok(None);

@@ -32,7 +32,7 @@ impl Given {
     /// Takes `text` as the content of `path`.
     pub fn parse_toml(path: &Path, text: &str) -> Result<Self> {
         let bad = |problem: String| {
-            Error::malformed(path, problem, "correct the file; its keys are the flags of `qft train --help`")
+            Error::malformed(path, problem, "correct the file; its keys are the flags of `qft train ⟦help⟧`")
         };
         let table: toml::Table = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
@@ -83,7 +83,7 @@ impl Given {
         // What is null takes the default, which is none wherever a kind gives null.
         let fields: Map<String, Value> = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
         let mut settings: Settings = serde_json::from_value(Value::Object(fields))
-            .map_err(|e| Error::invalid(escaped(&e.to_string()), "give values as `qft train --help` shows them"))?;
+            .map_err(|e| Error::invalid(escaped(&e.to_string()), "give values as `qft train ⟦help⟧` shows them"))?;
         settings.others = others.into_iter().filter(|(name, _)| !SECRETS.contains(&name.as_str())).collect();
         Ok(settings)
     }
@@ -177,14 +177,14 @@ mod tests {
     #[test]
     fn contradictions_are_refused_or_noted() {
         let error = |text: &str| settings(text).unwrap_err().to_string();
-        assert!(error("resume_only_model = true").contains("--resume_from_checkpoint"));
+        assert!(error("resume_only_model = true").contains("⟦resume_from_checkpoint"));
         assert!(error("load_best_model_at_end = true").contains("held-out"));
         assert!(error("adapters = \"a\"\nresume_from_checkpoint = true").contains("leave one"));
         assert!(error("target_modules = \"all-linear,q_proj\"").contains("leave one"));
         assert!(error("device = \"tpu\"").contains("cuda:N"));
         let both = settings("val_dataset = \"v\"\nsplit_dataset_ratio = 0.1").unwrap();
         assert_eq!((both.split_dataset_ratio, both.notes.len()), (0.0, 1));
-        assert!(toml("model = \"m\"").unwrap().settings().unwrap_err().to_string().contains("--dataset"));
-        assert!(toml("dataset = \"m\"").unwrap().settings().unwrap_err().to_string().contains("--model"));
+        assert!(toml("model = \"m\"").unwrap().settings().unwrap_err().to_string().contains("⟦dataset"));
+        assert!(toml("dataset = \"m\"").unwrap().settings().unwrap_err().to_string().contains("⟦model"));
     }
 }

@@ -113,11 +113,11 @@ impl Targets {
                 format!("the expression {idle} matches no linear layer that qft trains"),
                 format!(
                     "correct it: it must match a whole path, such as {path}; or drop it, and choose among {known} with \
-                     --target_modules"
+                     ⟦target_modules⟧"
                 ),
             ),
             _ => Error::invalid(
-                format!("--target_modules {idle}: no linear layer that qft trains has that name"),
+                format!("⟦target_modules {idle}⟧: no linear layer that qft trains has that name"),
                 format!("choose among {known}, or all-linear"),
             ),
         })
@@ -128,7 +128,7 @@ impl Settings {
     /// Where to compute.
     pub fn device(&self) -> Result<Device> {
         let refuse =
-            |what: String| Error::invalid(format!("--device {}: there is none such", escaped(&self.device)), what);
+            |what: String| Error::invalid(format!("⟦device {}⟧: there is none such", escaped(&self.device)), what);
         self.device.parse().map_err(refuse)
     }
 
@@ -188,7 +188,7 @@ impl Settings {
             (None, [one]) if is_pattern(one) => Some(one),
             (None, names) => {
                 if let Some(bad) = names.iter().find(|name| is_pattern(name)) {
-                    let problem = format!("--target_modules {}: a regular expression stands alone", escaped(bad));
+                    let problem = format!("⟦target_modules {}⟧: a regular expression stands alone", escaped(bad));
                     return Err(Error::invalid(problem, "give one expression of all modules, or names"));
                 }
                 None
@@ -202,7 +202,7 @@ impl Settings {
         let regex = RegexBuilder::new(&whole).size_limit(MAX_PATTERN).build().map_err(|_| {
             Error::invalid(
                 format!("the expression {} for the modules to adapt is not understood", escaped(pattern)),
-                "correct it (look-around is not supported), or drop it, and give names with --target_modules",
+                "correct it (look-around is not supported), or drop it, and give names with ⟦target_modules⟧",
             )
         })?;
         Ok(Targets::Pattern(pattern.clone(), regex))
@@ -247,8 +247,8 @@ impl Settings {
         let fits = |name: &String| name == model_type || family.contains(&name.as_str());
         if let Some(named) = self.model_type.as_ref().filter(|named| !fits(named)) {
             return Err(Error::invalid(
-                format!("--model_type {}, but config.json says {}", escaped(named), escaped(model_type)),
-                "drop the flag, or name the model that was meant with --model",
+                format!("⟦model_type {}⟧, but config.json says {}", escaped(named), escaped(model_type)),
+                "drop the flag, or name the model that was meant with ⟦model⟧",
             ));
         }
         let other = self.template.as_ref().filter(|template| !fits(template));
@@ -317,7 +317,7 @@ mod tests {
         assert!(idle.contains("w1") && idle.contains("q_proj,up_proj"), "{idle}");
         assert!(targets(&["up_proj"]).unwrap().check(paths.into_iter()).is_ok());
         let idle = targets(&[r".*\.w1"]).unwrap().check(paths.into_iter()).unwrap_err().to_string();
-        assert!(idle.contains(q) && idle.contains("drop it"), "it may be --target_regex: {idle}");
+        assert!(idle.contains(q) && idle.contains("drop it"), "it may be ⟦target_regex: {idle}");
     }
 
     #[test]

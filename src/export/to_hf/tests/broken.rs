@@ -47,7 +47,7 @@ fn a_broken_key_is_refused_by_file_and_name() {
     for (key, value) in cases {
         let said = Made::new("llama").set(key, value.clone()).refused();
         let kept = key.starts_with("tokenizer.") && !key.ends_with("_id");
-        let remedy = if kept { "--tokenizer" } else { "download or convert the model again" };
+        let remedy = if kept { "⟦tokenizer" } else { "download or convert the model again" };
         for mention in ["model.gguf: ", key, remedy] {
             assert!(said.contains(mention), "{key}, {value:?}: {said:?} should mention {mention:?}");
         }
@@ -62,11 +62,11 @@ fn a_broken_key_is_refused_by_file_and_name() {
 fn a_vocabulary_without_its_order_is_refused() {
     let mut made = Made::new("llama").set("tokenizer.ggml.merges", Value::strings(Vec::<String>::new()));
     let said = made.refused();
-    assert!(said.contains("tokenizer.ggml.merges") && said.contains("--tokenizer"), "{said}");
+    assert!(said.contains("tokenizer.ggml.merges") && said.contains("⟦tokenizer"), "{said}");
     made.metadata.remove("tokenizer.ggml.merges");
     assert_eq!(made.refused(), said);
     let said = made.set("tokenizer.ggml.model", Value::string("llama")).refused();
-    assert!(said.contains("tokenizer.ggml.scores") && said.contains("--tokenizer"), "{said}");
+    assert!(said.contains("tokenizer.ggml.scores") && said.contains("⟦tokenizer"), "{said}");
 }
 
 #[test]

@@ -117,7 +117,7 @@ pub(crate) fn guessed(keys: Keys<'_>) -> Result<Option<String>> {
     let guessed = keys.text("tokenizer.ggml.model")? == Some("gpt2") && !named;
     Ok(guessed.then(|| {
         "the file does not name its pre-tokenizer (tokenizer.ggml.pre): tokenizer.json cuts texts by llama.cpp's default, \
-         which gives other tokens than most models' own; name a directory with the model's tokenizer by --tokenizer"
+         which gives other tokens than most models' own; name a directory with the model's tokenizer by ⟦tokenizer⟧"
             .to_owned()
     }))
 }

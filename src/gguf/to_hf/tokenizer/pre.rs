@@ -160,6 +160,6 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), all);
         assert!(PreTokenizer::of("qwen2").unwrap().composes && PreTokenizer::of("llama-bpe").unwrap().whole_words);
-        assert!(PreTokenizer::of("\u{1b}").unwrap_err().to_string().contains("--tokenizer"));
+        assert!(PreTokenizer::of("\u{1b}").unwrap_err().to_string().contains("⟦tokenizer"));
     }
 }

@@ -80,7 +80,7 @@ fn a_sample_repeats_rows_so_often_and_no_more() {
     assert_eq!((loaded.conversations.len(), loaded.order.len()), (2, 1_000_000));
     let error = of(1_000_001).unwrap_err().to_string();
     assert!(error.contains("a.jsonl#1000001 asks for 1000001 rows, and there are 2 that can be used"), "{error}");
-    assert!(error.contains("--num_train_epochs"), "{error}");
+    assert!(error.contains("⟦num_train_epochs"), "{error}");
 }
 
 #[test]

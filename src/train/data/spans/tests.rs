@@ -148,7 +148,7 @@ fn a_text_may_end_with_more_than_its_last_turn() {
     assert_eq!(learned(template, LossScale::Default, &row), ["a<|im_end|>\n", "b<|im_end|>\n<|endoftext|>"]);
     let template = template.replace("<|im_end|>\n{% endfor", "{{ '<E>' if loop.last else '<M>' }}{% endfor");
     let error = problem(&template, LossScale::Default, &row);
-    assert!(error.contains("message 2") && error.contains("--loss_scale last_round"), "{error}");
+    assert!(error.contains("message 2") && error.contains("⟦loss_scale last_round⟧"), "{error}");
     assert_eq!(learned(&template, LossScale::LastRound, &row), ["b<E><|endoftext|>"], "what the remedy says works");
     let mut marked = row.clone();
     marked.messages[1].loss = Some(false);
