@@ -15,7 +15,7 @@ use qft::ranks::{Joining, Launch, Patience, Waiting};
 use qft::size::ByteSize;
 use qft::train::log::{TrainProgress, Unwatched, quoted};
 use qft::train::settings::{Fate, Flag, GROUPS, Given, Kind, Settings, find, flags};
-use qft::train::{self, How, TrainPlan, TrainReport};
+use qft::train::{self, How, Preparing, TrainPlan, TrainReport};
 use serde_json::{Value, json};
 
 use super::flags::warned;
@@ -181,7 +181,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let Some(joining) = joining else {
         if speaks {
             plan.space.check(&plan.destination())?;
-            print(&if args.run.json { format!("{:#}\n", plan.describe()) } else { plan_text(&plan) })?;
+            print(&if args.run.json { format!("{:#}\n", json!(plan.summary())) } else { plan_text(&plan) })?;
         }
         return Ok(ExitCode::SUCCESS);
     };
@@ -219,7 +219,11 @@ fn prepare(args: &TrainArgs, launch: &Launch, progress: &dyn TrainProgress) -> q
         qft::Result::Ok(located)
     })?;
     let jobs = super::jobs(args.run.jobs);
-    let mut plan = TrainPlan::new(settings, &located.dir, launch.count as u64, jobs, &STOP, progress)?;
+    let mut plan = TrainPlan::new(
+        settings,
+        &located.dir,
+        &Preparing { world: launch.count as u64, jobs, cancel: &STOP, progress },
+    )?;
     plan.settings.load_from_cache_file = keeps_tokens;
     Ok(plan)
 }

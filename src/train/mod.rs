@@ -21,6 +21,6 @@ pub mod settings;
 mod throughput;
 pub mod trainer;
 
-pub use plan::TrainPlan;
-pub use prepare::{Prepared, Rows};
+pub use plan::{Preparing, TrainPlan, TrainSummary};
+pub use prepare::{DataSummary, Prepared, Rows};
 pub use run::{How, TrainReport, run};

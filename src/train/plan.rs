@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::base::fingerprint;
 use super::checkpoint::{Progress, Resume, Space, check_new, find_adapter, find_resumed, load_factors, run_of};
 use super::facts::Facts;
-use super::log::{Report, TrainProgress};
+use super::log::{Report, TrainProgress, Unwatched};
 use super::lora::{Layout, initial};
-use super::prepare::Prepared;
+use super::prepare::{DataSummary, Prepared};
 use super::schedule::{Schedule, warmup_steps};
 use super::settings::{Settings, When, every};
 use super::trainer::State;
@@ -25,6 +26,30 @@ const MOST_RANK: u64 = 1 << 15;
 
 /// Most parameters of an adapter: with their state, 32 GiB.
 const MOST_PARAMETERS: usize = 1 << 31;
+
+/// What planning is given beside the settings. Nothing here changes what is trained, but `world`.
+#[derive(Clone, Copy)]
+pub struct Preparing<'p> {
+    /// Processes that train together.
+    pub world: u64,
+    /// Threads that tokenize.
+    pub jobs: usize,
+    /// Set from outside to stop.
+    pub cancel: &'p AtomicBool,
+    /// Who watches.
+    pub progress: &'p dyn TrainProgress,
+}
+
+impl Default for Preparing<'static> {
+    /// One process, a thread a core, nobody who stops it or watches.
+    fn default() -> Self {
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { world: 1, jobs, cancel: &NEVER, progress: &Unwatched }
+    }
+}
+
+/// Set by nobody.
+pub(super) static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// What will happen.
 pub struct TrainPlan {
@@ -55,21 +80,20 @@ pub struct TrainPlan {
     /// What its checkpoints take, and what their disk has.
     pub space: Space,
     /// Records of the log so far.
-    pub history: Vec<serde_json::Map<String, Value>>,
+    pub history: Vec<Map<String, Value>>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
 
 impl TrainPlan {
-    /// Plans a run of `settings` on the base in `dir`, on `world` ranks.
-    pub fn new(
-        mut settings: Settings,
-        dir: &Path,
-        world: u64,
-        jobs: usize,
-        cancel: &AtomicBool,
-        progress: &dyn TrainProgress,
-    ) -> Result<Self> {
+    /// Plans a run of `settings`, which are [checked](Settings::checked), on the base in `dir`: reads and tokenizes the data,
+    /// and finds the checkpoint that the run goes on from. Opens no device.
+    ///
+    /// # Errors
+    /// Whatever can be told before the first step: settings that don't fit the model, a model or data that can't be trained on
+    /// or read, a disk without room for a checkpoint.
+    pub fn new(mut settings: Settings, dir: &Path, how: &Preparing<'_>) -> Result<Self> {
+        let Preparing { world, jobs, cancel, progress } = *how;
         let base = Checkpoint::open(dir)?;
         let spec = Spec::read(&base)?;
         let mut notes = settings.notes.clone();
@@ -236,24 +260,55 @@ impl TrainPlan {
         Sha256::digest(common.to_string()).into()
     }
 
-    /// The plan, for machines.
-    pub fn describe(&self) -> Value {
-        json!({
-            "settings": self.settings.args_json(),
-            "base": self.base.dir,
-            "model_type": self.spec.model_type,
-            "modules": self.layout.modules.len(),
-            "trained_parameters": self.layout.len,
-            "data": self.data.describe(),
-            "rows_of_a_step": self.rows_of_a_step(),
-            "max_steps": self.progress.max_steps,
-            "first_step": self.progress.global_step,
-            "warmup_steps": self.schedule.warmup_steps,
-            "output_dir": self.settings.output_dir(),
-            "checkpoints": self.space,
-            "notes": self.notes,
-        })
+    /// The plan in figures.
+    pub fn summary(&self) -> TrainSummary<'_> {
+        TrainSummary {
+            settings: self.settings.args_json(),
+            base: &self.base.dir,
+            model_type: self.spec.model_type,
+            modules: self.layout.modules.len(),
+            trained_parameters: self.layout.len,
+            data: self.data.summary(),
+            rows_of_a_step: self.rows_of_a_step(),
+            max_steps: self.progress.max_steps,
+            first_step: self.progress.global_step,
+            warmup_steps: self.schedule.warmup_steps,
+            output_dir: self.settings.output_dir(),
+            checkpoints: self.space,
+            notes: &self.notes,
+        }
     }
+}
+
+/// A plan in figures.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrainSummary<'p> {
+    /// Every setting, as args.json will have them.
+    pub settings: Map<String, Value>,
+    /// Directory of the base.
+    pub base: &'p Path,
+    /// `model_type` of its config.json.
+    pub model_type: &'static str,
+    /// Linear modules that get factors.
+    pub modules: usize,
+    /// Values of all factors and magnitudes.
+    pub trained_parameters: usize,
+    /// What is read.
+    pub data: DataSummary<'p>,
+    /// Rows of an optimizer step, of all ranks.
+    pub rows_of_a_step: u64,
+    /// Optimizer steps of the whole run.
+    pub max_steps: u64,
+    /// Steps that are done already, where a run is resumed.
+    pub first_step: u64,
+    /// Steps in which the learning rate rises.
+    pub warmup_steps: u64,
+    /// Where runs are kept.
+    pub output_dir: PathBuf,
+    /// What the checkpoints take.
+    pub checkpoints: Space,
+    /// What the user should know.
+    pub notes: &'p [String],
 }
 
 /// Optimizer steps of a run: as the HF Trainer counts them, the last step of an epoch may be short.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::data;
 use super::data::{
@@ -192,17 +192,34 @@ impl Prepared {
         Ok(Self { train, held_out, lengths, skipped, dropped, notes, fingerprint })
     }
 
-    /// For machines.
-    pub fn describe(&self) -> Value {
-        json!({
-            "lengths": self.lengths,
-            "rows": self.train.rows.len(),
-            "held_out_rows": self.held_out.rows.len(),
-            "skipped": self.skipped.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "dropped": self.dropped.iter().map(|(_, row)| row.to_string()).collect::<Vec<_>>(),
-            "fingerprint": self.fingerprint,
-        })
+    /// What there is, in figures.
+    pub fn summary(&self) -> DataSummary<'_> {
+        DataSummary {
+            lengths: &self.lengths,
+            rows: self.train.rows.len(),
+            held_out_rows: self.held_out.rows.len(),
+            skipped: self.skipped.iter().map(ToString::to_string).collect(),
+            dropped: self.dropped.iter().map(|(_, row)| row.to_string()).collect(),
+            fingerprint: &self.fingerprint,
+        }
     }
+}
+
+/// Data in figures.
+#[derive(Debug, Clone, Serialize)]
+pub struct DataSummary<'p> {
+    /// Tokens of the rows.
+    pub lengths: &'p Lengths,
+    /// Rows (packs, with packing) that are trained on.
+    pub rows: usize,
+    /// Rows that are held out.
+    pub held_out_rows: usize,
+    /// Rows of files that could not be read, a line each.
+    pub skipped: Vec<String>,
+    /// Rows that were read and dropped, a line each.
+    pub dropped: Vec<String>,
+    /// Digest of all samples in their order.
+    pub fingerprint: &'p str,
 }
 
 /// The conversations that `order` names, each once, in the order in which they first come; and the order by their places

@@ -14,8 +14,8 @@ use card::{card_failed, open_card};
 use super::checkpoint::{checkpoint_dir, lock, new_run};
 use super::data::epoch_order;
 use super::guard::{Guard, GuardCounts, Verdict};
-use super::log::{Eval, Figures, Finished, Last, Logs, Moment, Record, Tick, Train, TrainProgress};
-use super::plan::TrainPlan;
+use super::log::{Eval, Figures, Finished, Last, Logs, Moment, Record, Tick, Train, TrainProgress, Unwatched};
+use super::plan::{NEVER, TrainPlan};
 use super::prepare::Rows;
 use super::settings::{Compute, When};
 use super::trainer::{Evaluated, Recipe, Stepped, Trainer};
@@ -34,6 +34,13 @@ pub struct How<'h> {
     pub ranks: &'h mut dyn Ranks,
     /// Whether the operations of the last step are timed.
     pub timings: bool,
+}
+
+impl<'h> How<'h> {
+    /// With these ranks; nobody stops it or watches.
+    pub fn new(ranks: &'h mut dyn Ranks) -> Self {
+        Self { cancel: &NEVER, progress: &Unwatched, ranks, timings: false }
+    }
 }
 
 /// What a run did.
@@ -72,6 +79,12 @@ pub struct TrainReport {
 }
 
 /// Runs the plan on the device that its settings ask for. Where that fails, the other ranks are told.
+///
+/// # Errors
+/// [`Device`](crate::error::ErrorKind::Device) and [`OutOfMemory`](crate::error::ErrorKind::OutOfMemory) of a GPU,
+/// [`Numeric`](crate::error::ErrorKind::Numeric) where the loss stays NaN or infinite,
+/// [`Network`](crate::error::ErrorKind::Network) and [`Peer`](crate::error::ErrorKind::Peer) of other ranks, and what the disk
+/// answers. Checkpoints that were written stay.
 pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     on_device(plan, how).inspect_err(|error| how.ranks.give_up(&error.split().0))
 }

@@ -73,7 +73,7 @@ impl Given {
         }
         let mut settings = self.fields()?;
         settings.notes = notes;
-        settings.check()
+        settings.checked()
     }
 
     /// The fields alone, unchecked.

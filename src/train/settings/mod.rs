@@ -222,8 +222,13 @@ impl Settings {
         given.fields()
     }
 
-    /// Checks what one flag alone does not show, and notes what is changed by others.
-    fn check(mut self) -> Result<Self> {
+    /// Checks what one setting alone does not show, and notes what is changed by others. To be called on settings that were
+    /// filled in by hand; [`Given::settings`] does it.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) where settings contradict each other, or no base or no data is
+    /// named.
+    pub fn checked(mut self) -> Result<Self> {
         let refuse = |problem: &str, remedy: &str| Err(Error::invalid(problem, remedy));
         if self.model.is_empty() {
             return refuse("no base is named", "name a directory or a Hub id with ⟦model⟧");
