@@ -3,6 +3,9 @@
 //! The way through the library is [`checkpoint`] and [`adapter`] (read what is there), [`export::ExportPlan`] (decide
 //! everything), [`export::run`] (do it), [`export::Report`] (say what was done). [`verify`] and [`inspect`] look at the
 //! result. Nothing here prints or ends the process.
+//!
+//! An [`Error`] says what is wrong, where, and what to do; [`Error::kind`] says of which [`ErrorKind`] it is, and whether a
+//! retry may help. Messages mark the settings that they name: [`error::name_settings`] calls them what a program does.
 
 pub mod adapter;
 pub mod arch;

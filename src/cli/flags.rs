@@ -62,9 +62,12 @@ mod tests {
                 continue;
             }
             let text = fs::read_to_string(path).unwrap();
-            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-            let numbered = code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
-            lines.extend(numbered.map(|(at, line)| (format!("src/{name}:{}", at + 1), line.to_owned())));
+            let all: Vec<&str> = text.lines().collect();
+            let is_tests =
+                |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].ends_with('{');
+            let end = all.windows(2).position(is_tests).unwrap_or(all.len());
+            let numbered = all[..end].iter().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+            lines.extend(numbered.map(|(at, line)| (format!("src/{name}:{}", at + 1), (*line).to_owned())));
         }
         lines
     }

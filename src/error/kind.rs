@@ -4,26 +4,29 @@ use std::io;
 
 use super::Error;
 
-/// What kind of thing went wrong. The command's exit code follows from it: 75 where a retry may help
-/// ([`ErrorKind::is_transient`]), 130 for an interruption, 1 for all else.
+/// What kind of thing went wrong. The exit code of the command follows from it.
 ///
-/// | kind | when | a retry may help |
-/// | --- | --- | --- |
-/// | `InvalidInput` | a setting, a name or the choice of inputs can't be what was meant | no |
-/// | `Malformed` | a file breaks the rules of its format, or contradicts itself or another one | no |
-/// | `Unsupported` | all is well formed, but qft can't do this with it | no |
-/// | `NotFound` | a file, a model, an adapter or rows of data are not there | no |
-/// | `Exists` | something is in the place of the output | no |
-/// | `Numeric` | a value is NaN, infinite or out of range, or a training diverged | no |
-/// | `Io` | the operating system refused an operation for another reason than these | no |
-/// | `Device` | a GPU can't be used | where it was `lost` |
-/// | `Network` | the network, a server or a process on another host failed | unless the `status` says otherwise |
-/// | `Peer` | another process of the run failed, and has said why itself | that process's error says |
-/// | `Busy` | another process holds what is needed | yes |
-/// | `OutOfMemory` | memory, of the host or of a GPU, was too small | yes |
-/// | `StorageFull` | a disk has no room | yes |
-/// | `Interrupted` | the run was cancelled from outside | the caller knows |
-/// | `Bug` | a promise between two parts of qft was broken | no |
+/// | kind | when | exit code | may a retry help? |
+/// | --- | --- | --- | --- |
+/// | `InvalidInput` | a setting, a name or the choice of inputs can't be what was meant | 1 | no |
+/// | `Malformed` | a file breaks the rules of its format, or contradicts itself or another one | 1 | no |
+/// | `Unsupported` | all is well formed, but qft can't do this with it | 1 | no |
+/// | `NotFound` | a file, a model, an adapter or rows of data are not there | 1 | no |
+/// | `Exists` | something is in the place of the output | 1 | no |
+/// | `Numeric` | a value is NaN, infinite or out of range, or a training diverged | 1 | no |
+/// | `Io` | the operating system refused an operation, for none of the other reasons | 1 | no |
+/// | `Device` | a GPU is missing or unfit | 1 | no |
+/// | `Device`, `lost` | a GPU failed at work | 75 | yes |
+/// | `Network` | a server refused, with the HTTP `status` | 1 | no |
+/// | `Network` | a host can't be reached, is silent, or answered with 408, 429 or 5xx | 75 | yes |
+/// | `Peer` | another process of the run failed, and has said why itself | 1 | its own error says |
+/// | `Busy` | another process holds what is needed | 75 | yes |
+/// | `OutOfMemory` | memory, of the host or of a GPU, was too small | 75 | yes |
+/// | `StorageFull` | a disk has no room | 75 | yes |
+/// | `Interrupted` | the run was cancelled from outside | 130 | the one who cancelled knows |
+/// | `Bug` | a promise between two parts of qft was broken | 1 | no |
+///
+/// [`ErrorKind::is_transient`] is the last column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
