@@ -261,7 +261,7 @@ fn a_planted_arrow_is_found() {
     assert_eq!(lines("ggml/mod.rs", "use super::merge; // crate::train\n/* crate::train */"), Vec::<String>::new());
     assert_eq!(lines("ggml/mod.rs", "const A: &str = \"crate::train \\\" crate::cli\";"), Vec::<String>::new());
     assert_eq!(lines("ggml/mod.rs", "const A: &str = r#\"\"crate::train\"#;"), Vec::<String>::new());
-    let inline = "mod tests {\n    use super::super::gguf;\n    use super::merge;\n}\n";
+    let inline = "\nmod tests {\n    use super::super::gguf;\n    use super::merge;\n}\n";
     assert_eq!(lines("ggml/types.rs", inline), Vec::<String>::new());
     let without_row = forbidden(&rows, &root().join("src/attic/mod.rs"), "");
     assert!(without_row[0].ends_with("the room attic has no row in docs/design.md"), "{without_row:?}");

@@ -206,7 +206,7 @@ mod tests {
         ];
         for reason in reasons {
             let text = reason.to_string();
-            assert!(!text.contains('\n') && text.contains("--") && text.len() < 120, "{text}");
+            assert!(!text.contains('\n') && text.contains('⟦') && text.chars().count() < 120, "{text}");
         }
     }
 
