@@ -16,6 +16,7 @@ mod brought;
 mod brought_bases;
 mod crash;
 mod device;
+mod documents;
 mod export;
 mod fused;
 mod gguf;
