@@ -6,10 +6,9 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
-use std::sync::atomic::AtomicBool;
 
 use libfuzzer_sys::fuzz_target;
-use qft::progress::Silent;
+use qft::export::Run;
 
 /// A release's directory, made once.
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -23,7 +22,7 @@ fuzz_target!(|lists: &[u8]| {
     let (manifest, sums) = lists.split_at(lists.iter().position(|byte| *byte == 0).unwrap_or(lists.len()));
     fs::write(DIR.join("qft-manifest.json"), manifest).expect("the manifest can be written");
     fs::write(DIR.join("SHA256SUMS"), sums.get(1..).unwrap_or_default()).expect("the sums can be written");
-    if let Ok(found) = qft::verify::verify(&DIR, 1, &AtomicBool::new(false), &Silent) {
+    if let Ok(found) = qft::verify::verify(&DIR, &Run { jobs: 1, ..Run::default() }) {
         // There are no weights, which no list can hide.
         assert!(!found.problems.is_empty());
     }

@@ -1,55 +1,53 @@
 //! The audit of a release's files: which there are, how tensors lie in them, and of what lies beside the weights every
-//! byte. What the manifest says of them is next door, in `audit_manifest`.
+//! byte. What the manifest says of them is next door, in `manifest`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::Run;
-use super::audit::{Audit, Difference};
-use super::audit_gguf::GgufFound;
-use super::audit_manifest::{compare_manifest, compare_options};
-use super::beside::Beside;
-use super::manifest::{CHECKSUMS, Described, MANIFEST};
-use super::merged::Merged;
-use super::shard::{self, Shard};
+use super::Inputs;
+use super::gguf::GgufFound;
+use super::manifest::{compare_manifest, expected_options, problem_of_options};
+use super::weights::Difference;
 use crate::error::Result;
+use crate::export::{Beside, Described, Merged, Run, Shard, index, split};
 use crate::files::{Mapping, read_small};
 use crate::gguf::{GgufModel, PartName};
+use crate::manifest::{CHECKSUMS, MANIFEST};
 use crate::stream::files_of_model;
 
 /// What the audit of a release's files found.
 #[derive(Debug, Default)]
-pub struct FilesFound {
+pub(super) struct FilesFound {
     /// The first way in which they are not what the inputs give.
-    pub difference: Option<Difference>,
+    pub(super) difference: Option<Difference>,
     /// What could not be checked.
-    pub unchecked: Vec<String>,
+    pub(super) unchecked: Vec<String>,
 }
 
 /// Compares all of the release in `dir` but its tensors with what its inputs give; nothing if it has no manifest. Of
 /// its GGUF models, `models` has what their own audit found.
-pub fn audit_files(
+pub(super) fn audit_files(
     dir: &Path,
     models: &[(GgufModel, GgufFound)],
-    inputs: &Audit<'_>,
+    inputs: &Inputs<'_>,
     how: &Run<'_>,
 ) -> Result<FilesFound> {
-    let Some(manifest) = inputs.manifest else { return Ok(FilesFound::default()) };
+    let Some(claims) = inputs.claims else { return Ok(FilesFound::default()) };
     let of_manifest = |problem| FilesFound { difference: Some(differs(MANIFEST, problem)), ..FilesFound::default() };
-    if let Some(problem) = compare_options(manifest, inputs) {
+    let options = expected_options(claims, inputs);
+    if let Some(problem) = problem_of_options(claims, options) {
         return Ok(of_manifest(problem));
     }
-    let max_shard = manifest["options"]["max_shard"].as_u64();
+    let max_shard = options.max_shard;
     let Merged { tensors: merged, config, mut config_changes, .. } =
         Merged::new(inputs.base, inputs.adapters, inputs.dtype)?;
-    let shards = max_shard.map_or(Vec::new(), |max| shard::split(merged.clone(), max));
+    let shards = max_shard.map_or(Vec::new(), |max| split(merged.clone(), max));
     let beside = Beside::new(inputs.base, inputs.adapters, config.as_deref(), inputs.tokenizer)?;
     if max_shard.is_some() {
         config_changes.extend(beside.changes.iter().cloned());
     }
     let beside = Some(beside).filter(|_| max_shard.is_some());
-    let listed = manifest["gguf"].as_object().into_iter().flatten().map(|(name, _)| name.as_str());
-    let mut difference = compare_files(dir, beside.as_ref(), &shards, &listed.collect())?;
+    let mut difference = compare_files(dir, beside.as_ref(), &shards, &claims.gguf().collect())?;
     if difference.is_none() {
         difference = compare_layout(dir, &shards)?;
     }
@@ -65,7 +63,7 @@ pub fn audit_files(
         shards: &shards,
         config_changes: &config_changes,
     };
-    let (problem, unchecked) = compare_manifest(dir, manifest, &described, models, how)?;
+    let (problem, unchecked) = compare_manifest(dir, claims, &described, options, models, how)?;
     Ok(FilesFound { difference: problem.map(|problem| differs(MANIFEST, problem)), unchecked })
 }
 
@@ -81,7 +79,7 @@ fn compare_files(
     shards: &[Shard],
     gguf: &BTreeSet<&str>,
 ) -> Result<Option<Difference>> {
-    let index = shard::index(shards);
+    let index = index(shards);
     let mut texts: BTreeMap<&str, &str> = index.iter().map(|(name, text)| (*name, text.as_str())).collect();
     texts.extend(beside.iter().flat_map(|b| &b.texts).map(|(name, text)| (name.as_str(), text.as_str())));
     let copies = beside.iter().flat_map(|b| &b.companions);

@@ -1,20 +1,17 @@
 //! The audit of a GGUF file: encode every tensor anew from base and adapters, in the type that the file gives it, and
-//! compare byte for byte. Its keys are held next door, in `audit_keys`, where a manifest says that qft wrote them.
+//! compare byte for byte. Its keys are held next door, in `keys`, where a manifest says that qft wrote them.
 
 use std::collections::BTreeMap;
 
-use super::Run;
-use super::audit::{Audit, Block, Difference, blocks, compare_blocks};
-use super::audit_keys::{Keys, Source, compare_keys};
-use super::encoded::{EncodedTensor, Encoder};
-use super::gguf::{hf_tensors, values_of};
-use super::merged::Merged;
-use super::plan::{Provenance, lineage, small_files};
-use super::shard::OutputTensor;
+use super::Inputs;
+use super::keys::{Keys, Source, compare_keys};
+use super::manifest::claimed_provenance;
+use super::weights::{Block, Difference, blocks, compare_blocks};
 use crate::arch::GgufTensor;
 use crate::checkpoint::ModelFiles;
 use crate::checkpoint::companions;
 use crate::error::{Error, Result, escaped, shown};
+use crate::export::{EncodedTensor, Encoder, Merged, OutputTensor, Run, hf_tensors, lineage, small_files, values_of};
 use crate::ggml::Quality;
 use crate::gguf::convert;
 use crate::gguf::convert::Conversion;
@@ -26,11 +23,11 @@ use crate::stream::BLOCK_LEN;
 
 /// What the audit of a GGUF model found.
 #[derive(Debug, Default)]
-pub struct GgufFound {
+pub(super) struct GgufFound {
     /// The first way in which it is not what its inputs give.
-    pub difference: Option<Difference>,
+    pub(super) difference: Option<Difference>,
     /// What could not be checked.
-    pub unchecked: Vec<String>,
+    pub(super) unchecked: Vec<String>,
     /// Whether it names another base than the manifest.
     pub(super) contradicts: bool,
     /// Its mixture; `None` where keys are not compared.
@@ -40,10 +37,10 @@ pub struct GgufFound {
 }
 
 /// Compares `model` with what its inputs give; `imatrix` weighed the errors of its columns, if one did.
-pub fn audit_gguf(
+pub(super) fn audit_gguf(
     model: &GgufModel,
     imatrix: Option<&Imatrix>,
-    inputs: &Audit<'_>,
+    inputs: &Inputs<'_>,
     how: &Run<'_>,
 ) -> Result<GgufFound> {
     let first = model.files.first().map(|file| file.path().to_owned()).unwrap_or_default();
@@ -71,9 +68,8 @@ pub fn audit_gguf(
     let conversion = convert::convert(&files, &tensors, &convert::Options::default())?;
     let by_name: BTreeMap<&str, &OutputTensor> = merged.iter().map(|t| (t.name.as_str(), t)).collect();
     let mut result = GgufFound::default();
-    if let Some(manifest) = inputs.manifest {
-        let text = |key: &str| manifest["base"][key].as_str().map(str::to_owned);
-        let claimed = Provenance { repo: text("repo"), revision: text("revision") };
+    if let Some(claims) = inputs.claims {
+        let claimed = claimed_provenance(claims);
         let lineages = [&claimed, inputs.provenance].map(|provenance| lineage(provenance, inputs.adapters));
         let source = Source { files: &files, tensors: &tensors, lineages };
         let Keys { problem, unchecked, mixture, contradicts, expected } = compare_keys(model, &source)?;
@@ -112,7 +108,7 @@ pub fn audit_gguf(
         })
     });
     let expected = expected.collect::<Result<Vec<_>>>()?;
-    let measured = inputs.manifest.is_some();
+    let measured = inputs.claims.is_some();
     let encoder = |t| Encoder::new(t, (t.len as usize).div_ceil(BLOCK_LEN), measured, inputs.overflow, how.vector);
     let encoders = expected.iter().map(encoder).collect::<Result<Vec<_>>>()?;
     result.difference = compare_blocks(&blocks(expected.iter().map(|t| t.len)), how, |block, buffer| {

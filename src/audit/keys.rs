@@ -1,10 +1,10 @@
 //! The audit of a GGUF file's keys: what the model computes, how it cuts texts, what it was made of, and its mixture. What
 //! a user chose freely, a name above all, is told where it is not what qft would have chosen.
 
-use super::gguf::vocabulary;
 use crate::arch::HfTensor;
 use crate::checkpoint::ModelFiles;
 use crate::error::{Result, escaped};
+use crate::export::vocabulary;
 use crate::gguf::convert::Conversion;
 use crate::gguf::mixture::{FileType, finish_metadata};
 use crate::gguf::{GgufFile, GgufModel, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};

@@ -6,85 +6,88 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::Run;
-use super::audit::Audit;
-use super::audit_gguf::GgufFound;
-use super::manifest::{CHECKSUMS, Described, Digests, MANIFEST, described};
-use super::plan::Provenance;
-use super::report::OutputQuality;
+use super::Inputs;
+use super::gguf::GgufFound;
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::checkpoint::Checkpoint;
 use crate::digest::{Hasher, Hex, sha256};
 use crate::error::{Error, Result, escaped};
+use crate::export::{Described, Digests, OutputQuality, Provenance, Run, described};
 use crate::files::read_small;
 use crate::ggml::Quality;
 use crate::gguf::GgufModel;
-use crate::merge::Float;
+use crate::manifest::claims::Claims;
+use crate::manifest::{CHECKSUMS, EncodedFile, EncodedForm, MANIFEST, Named, Options, QualitySums};
 use crate::stream::files_of_model;
 
+/// The options of the release's manifest, by what the audit takes them for.
+pub(super) fn expected_options(claims: &Claims, inputs: &Inputs<'_>) -> Options {
+    let Inputs { dtype, overflow, tokenizer, .. } = *inputs;
+    Options { max_shard: claims.max_shard(), dtype, overflow, tokenizer }
+}
+
 /// Says what is wrong with the manifest's options, which all else of the audit follows.
-pub(super) fn compare_options(manifest: &Value, inputs: &Audit<'_>) -> Option<String> {
-    let expected = json!({
-        "max_shard": manifest["options"]["max_shard"].as_u64(),
-        "dtype": inputs.dtype.map(Float::name),
-        "overflow": inputs.overflow,
-        "tokenizer": inputs.tokenizer,
-    });
-    match manifest.get("options") {
+pub(super) fn problem_of_options(claims: &Claims, expected: Options) -> Option<String> {
+    match claims.document().get("options") {
         None => Some("lacks options".to_owned()),
-        Some(found) => difference("options", &expected, found),
+        Some(found) => difference("options", &json!(expected), found),
     }
 }
 
-/// Makes `found`, the manifest of the release in `dir`, anew; gives the first entry that differs, and what nothing tells.
+/// Where the base comes from, by the manifest.
+pub(super) fn claimed_provenance(claims: &Claims) -> Provenance {
+    Provenance { repo: claims.repo().map(str::to_owned), revision: claims.revision().map(str::to_owned) }
+}
+
+/// Makes the manifest of the release in `dir` anew; gives the first entry in which `claims` differ, and what nothing
+/// tells.
 pub(super) fn compare_manifest(
     dir: &Path,
-    found: &Value,
+    claims: &Claims,
     of: &Described<'_>,
+    options: Options,
     models: &[(GgufModel, GgufFound)],
     how: &Run<'_>,
 ) -> Result<(Option<String>, Vec<String>)> {
     let mut unchecked = Vec::new();
     let mut digests = Digests {
-        files: files(dir, found)?,
+        files: files(dir, claims)?,
         base: BTreeMap::new(),
-        quality: BTreeMap::new(),
         base_config: of.base.config.as_ref().map(|config| sha256(config.text().as_bytes())),
         adapters: of.adapters.iter().map(digest_adapter).collect::<Result<_>>()?,
     };
-    let provenance = match provenance(of, &found["base"], &mut unchecked) {
+    let provenance = match provenance(of, claims, &mut unchecked) {
         Ok(provenance) => provenance,
         Err(problem) => return Ok((Some(problem), unchecked)),
     };
     if let Some((model, _)) = models.iter().find(|(_, found)| found.contradicts) {
-        let (repo, file) = (&found["base"]["repo"], model.files.first().map(|file| file.name()).unwrap_or_default());
+        let repo = &claims.document()["base"]["repo"];
+        let file = model.files.first().map(|file| file.name()).unwrap_or_default();
         return Ok((Some(format!("says that base.repo is {repo}, and {file} says otherwise")), unchecked));
     }
     digests.base = digest_tensors(of.base, how)?;
     let of = Described { provenance: &provenance, ..*of };
-    let mut expected = described(&of, &found["options"], &digests);
-    match found["qft"].as_str().filter(|version| Some(*version) != expected["qft"].as_str()) {
-        Some(version) if is_version(version) => {
-            unchecked.push(format!("qft: version {version} is said to have made it, and this is {}", expected["qft"]));
-            expected["qft"] = json!(version);
-        }
-        _ => {}
+    let mut expected = described(&of, options, &digests);
+    if let Some(version) = claims.version().filter(|version| *version != expected.qft && is_version(version)) {
+        unchecked.push(format!("qft: version {version} is said to have made it, and this is \"{}\"", expected.qft));
+        version.clone_into(&mut expected.qft);
     }
     if !models.is_empty() {
-        (expected["gguf"], expected["gguf_quality"]) = describe_gguf(models, found);
+        let (files, sums) = describe_gguf(models, claims);
+        (expected.gguf, expected.gguf_quality) = (Some(files), Some(sums));
     }
-    Ok((members("", &expected, found), unchecked))
+    Ok((members("", &json!(expected), claims.document()), unchecked))
 }
 
 /// Size and digest of every file that is there, as `verify` has compared them.
-fn files(dir: &Path, found: &Value) -> Result<BTreeMap<String, (u64, Hex)>> {
+fn files(dir: &Path, claims: &Claims) -> Result<BTreeMap<String, (u64, Hex)>> {
     let names = files_of_model(dir)?.into_iter().filter(|name| ![CHECKSUMS, MANIFEST].contains(&name.as_str()));
     let entry = |name: String| {
         let path = dir.join(&name);
         let size = path.metadata().map_err(Error::io("look at", &path))?.len();
-        let digest = found["files"][&name]["sha256"].as_str().unwrap_or_default().to_owned();
+        let digest = claims.sha256(&name).unwrap_or_default().to_owned();
         Ok((name, (size, digest)))
     };
     names.map(entry).collect()
@@ -129,35 +132,27 @@ fn digest_tensors(base: &Checkpoint, how: &Run<'_>) -> Result<BTreeMap<String, H
 
 /// What the manifest should say of the GGUF files: of each its tensors, and the sums over them. The sums are taken over the
 /// figures that it gives itself, which are held against those of the audit.
-fn describe_gguf(models: &[(GgufModel, GgufFound)], found: &Value) -> (Value, Value) {
-    let mut files = Map::new();
+fn describe_gguf(models: &[(GgufModel, GgufFound)], claims: &Claims) -> (Named<EncodedFile>, Vec<QualitySums>) {
+    let mut files = Vec::new();
     let mut outputs = Vec::new();
     for (model, GgufFound { mixture, quality, .. }) in models {
         let Some(mixture) = mixture else { continue };
         let mut given: BTreeMap<String, Quality> = BTreeMap::new();
         for file in &model.files {
             let name = file.name();
-            let mut tensors = Map::new();
+            let mut tensors = Vec::new();
             for info in file.tensors() {
-                let mut entry = json!({"type": info.kind.name()});
-                if let Some(quality) = quality.get(&info.name) {
-                    entry["quality"] = json!(quality);
-                }
-                let said = &found["gguf"][&name]["tensors"][&info.name]["quality"];
-                given.extend(serde_json::from_value(said.clone()).ok().map(|quality| (info.name.clone(), quality)));
-                tensors.insert(info.name.clone(), entry);
+                let quality = quality.get(&info.name).copied();
+                tensors.push((info.name.clone(), EncodedForm { kind: info.kind.name().to_owned(), quality }));
+                given.extend(claims.quality(&name, &info.name).map(|quality| (info.name.clone(), quality)));
             }
-            files.insert(name, json!({"type": mixture.name(), "tensors": tensors}));
+            files.push((name, EncodedFile { mixture: mixture.name().to_owned(), tensors: Named(tensors) }));
         }
         outputs.push(OutputQuality::of_model(model, *mixture, &given));
     }
     // They stand in the order in which they were asked for.
-    let place = |output: &OutputQuality| {
-        let listed = found["gguf_quality"].as_array();
-        listed.and_then(|list| list.iter().position(|entry| entry["file"].as_str() == Some(&output.file)))
-    };
-    outputs.sort_by_key(|output| place(output).unwrap_or(usize::MAX));
-    (Value::Object(files), outputs.iter().map(OutputQuality::to_json).collect())
+    outputs.sort_by_key(|output| claims.place_of_sums(&output.file).unwrap_or(usize::MAX));
+    (Named(files), outputs.iter().map(OutputQuality::sums).collect())
 }
 
 /// Whether it could be the version of a program.
@@ -167,14 +162,13 @@ fn is_version(text: &str) -> bool {
     number(parts.next()) && number(parts.next()) && text.len() < 40 && parts.next().is_some_and(|rest| !rest.is_empty())
 }
 
-/// Where the base comes from by the manifest's `base`, if what is known here bears it out; the error is the problem.
+/// Where the base comes from by the manifest, if what is known here bears it out; the error is the problem.
 fn provenance(
     of: &Described<'_>,
-    base: &Value,
+    claims: &Claims,
     unchecked: &mut Vec<String>,
 ) -> std::result::Result<Provenance, String> {
-    let text = |key: &str| base[key].as_str().map(str::to_owned);
-    let claimed = Provenance { repo: text("repo"), revision: text("revision") };
+    let claimed = claimed_provenance(claims);
     let Provenance { repo, revision } = of.provenance;
     let given = |given: &str, key: &str, claimed: &str| {
         let (given, claimed) = (escaped(given), escaped(claimed));

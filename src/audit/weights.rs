@@ -1,22 +1,16 @@
-//! The audit: recompute every tensor of a release from base and adapters, and compare byte for byte.
+//! The audit of safetensors: recompute every tensor of a release from base and adapters, and compare byte for byte.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use serde_json::Value;
-
-use super::Run;
-use super::block::MergedTensor;
-use super::merged::Merged;
-use super::plan::Provenance;
-use super::shard::{self, PlacedTensor, Shard};
-use crate::adapter::Adapter;
-use crate::checkpoint::{Checkpoint, Tensor, TokenizerChoice};
+use super::Inputs;
+use crate::checkpoint::{Checkpoint, Tensor, dtype_name};
 use crate::error::{Error, Result};
+use crate::export::{Merged, MergedTensor, PlacedTensor, Run, Shard, split};
 use crate::gpu::Assist;
-use crate::merge::{Float, Overflow};
+use crate::merge::Float;
 use crate::stream::BLOCK_LEN;
 
 /// Some bytes of one tensor.
@@ -79,30 +73,11 @@ pub enum Difference {
     },
 }
 
-/// What a release is said to be made of.
-#[derive(Debug, Clone, Copy)]
-pub struct Audit<'a> {
-    /// Whose tokenizer the release has.
-    pub tokenizer: TokenizerChoice,
-    /// The base.
-    pub base: &'a Checkpoint,
-    /// The adapters, in the order in which they were applied.
-    pub adapters: &'a [Adapter],
-    /// Type that float tensors were cast to; their own if `None`.
-    pub dtype: Option<Float>,
-    /// What happened to a finite value beyond the output type.
-    pub overflow: Overflow,
-    /// Where the base comes from.
-    pub provenance: &'a Provenance,
-    /// The manifest of a release that qft made, whose files are compared, too.
-    pub manifest: Option<&'a Value>,
-}
-
 /// Compares the tensors of `release` with what its inputs give. `None` if every byte agrees. Nothing is resumed, whatever
 /// `how` says.
-pub fn audit(release: &Checkpoint, inputs: &Audit<'_>, how: &Run<'_>) -> Result<Option<Difference>> {
+pub(super) fn audit_weights(release: &Checkpoint, inputs: &Inputs<'_>, how: &Run<'_>) -> Result<Option<Difference>> {
     let merged = Merged::new(inputs.base, inputs.adapters, inputs.dtype)?;
-    let expected = whole(shard::split(merged.tensors, u64::MAX))?;
+    let expected = whole(split(merged.tensors, u64::MAX))?;
     match compare_forms(release, &expected) {
         None => compare_values(release, inputs, &expected, how),
         difference => Ok(difference),
@@ -124,7 +99,7 @@ fn whole(shards: Vec<Shard>) -> Result<Shard> {
 
 fn compare_values(
     release: &Checkpoint,
-    inputs: &Audit<'_>,
+    inputs: &Inputs<'_>,
     expected: &Shard,
     how: &Run<'_>,
 ) -> Result<Option<Difference>> {
@@ -190,7 +165,7 @@ fn keep_first(first: &mut First, index: usize, found: Result<Option<Difference>>
 
 /// Names, types and shapes.
 fn compare_forms(release: &Checkpoint, expected: &Shard) -> Option<Difference> {
-    let form = |dtype, shape: &[usize]| format!("{} {shape:?}", super::dtype_name(dtype));
+    let form = |dtype, shape: &[usize]| format!("{} {shape:?}", dtype_name(dtype));
     for tensor in &expected.tensors {
         let Some(found) = release.tensors.get(&tensor.name) else {
             return Some(Difference::Missing { tensor: tensor.name.clone() });
@@ -251,7 +226,7 @@ mod tests {
 
     #[test]
     fn only_one_shard_is_a_whole_model() {
-        let shards = |n| (0..n).flat_map(|_| shard::split(Vec::new(), u64::MAX)).collect::<Vec<_>>();
+        let shards = |n| (0..n).flat_map(|_| split(Vec::new(), u64::MAX)).collect::<Vec<_>>();
         assert!(whole(shards(1)).is_ok());
         for n in [0, 2] {
             assert!(whole(shards(n)).unwrap_err().to_string().contains("report this"), "{n} shards");

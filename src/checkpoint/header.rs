@@ -9,6 +9,11 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
+/// A dtype as safetensors spells it.
+pub(crate) fn dtype_name(dtype: Dtype) -> String {
+    serde_json::json!(dtype).as_str().unwrap_or_default().to_owned()
+}
+
 /// Longest header that any reader of the format accepts.
 pub const MAX_HEADER_LEN: u64 = 100_000_000;
 

@@ -22,6 +22,7 @@ use safetensors::Dtype;
 
 pub use companion::{Companion, CompanionSource, Companions, LeftOut, TokenizerChoice, companions, tokenizer_files};
 pub use config::{ConfigText, TEXT_SECTIONS};
+pub(crate) use header::dtype_name;
 pub use header::{BadHeader, Header, MAX_HEADER_LEN, MAX_TENSORS, TensorInfo};
 pub use hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Located, Locator};
 pub use model_files::ModelFiles;

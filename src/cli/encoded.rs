@@ -4,42 +4,20 @@
 use std::fmt::Write;
 
 use qft::error::{escaped, shown};
-use qft::export::{EncodedTensor, GgufOutput, QualityReport, Report, Timings};
+use qft::export::{GgufOutput, GgufSummary, QualityReport, Report, Timings};
 use qft::size::ByteSize;
 use serde_json::{Value, json};
 
 use super::table::{columns, count};
 
 /// Each output with its files and the type of each tensor.
-pub(super) fn describe(outputs: &[GgufOutput]) -> Value {
-    let tensor = |t: &EncodedTensor| {
-        let mut entry = json!({"name": t.name, "shape": t.shape, "type": t.kind.name(), "bytes": t.len});
-        if let Some(wanted) = t.instead_of {
-            entry["instead_of"] = json!(wanted.name());
-        }
-        if t.importance.is_some() {
-            entry["imatrix"] = json!(true);
-        }
-        entry
-    };
-    let output = |output: &GgufOutput| {
-        let file = |part: &qft::export::GgufPart| {
-            let tensors: Vec<Value> = part.tensors.iter().map(tensor).collect();
-            json!({"file": part.name, "bytes": part.len, "tensors": tensors})
-        };
-        json!({
-            "type": output.choices.mixture.name(),
-            "bytes": output.bytes(),
-            "bits_per_weight": output.bits_per_weight(),
-            "files": output.parts.iter().map(file).collect::<Vec<_>>(),
-        })
-    };
-    outputs.iter().map(output).collect()
+pub(super) fn summaries(outputs: &[GgufOutput]) -> Vec<GgufSummary> {
+    outputs.iter().map(GgufOutput::summary).collect()
 }
 
 /// The plan, as JSON.
 pub(super) fn plan_json(outputs: &[GgufOutput]) -> String {
-    format!("{:#}\n", json!({"gguf": describe(outputs)}))
+    format!("{:#}\n", json!({"gguf": summaries(outputs)}))
 }
 
 /// The plan, for people: the type of each tensor and the size of each file.
@@ -91,9 +69,9 @@ pub(super) fn report_json(outputs: &[GgufOutput], report: &Report, quality: Opti
     let report = json!({
         "out": report.out.to_string_lossy(),
         "files": files,
-        "gguf": describe(outputs),
+        "gguf": summaries(outputs),
         "quality": report.quality,
-        "quality_summary": quality.map(QualityReport::to_json),
+        "quality_summary": quality.map(QualityReport::sums),
         "resumed": report.resumed,
         "seconds": report.seconds,
         "timings": report.timings,

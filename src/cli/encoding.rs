@@ -85,9 +85,7 @@ impl EncodingArgs {
             choices: mixtures.iter().map(choices).collect(),
             imatrix: self.imatrix.as_ref().map(read).transpose()?,
             split: self.split_max_size,
-            pre: None,
-            name: None,
-            measure: false,
+            ..GgufOptions::of(&[])
         })
     }
 }

@@ -9,11 +9,15 @@ use clap::builder::BoolishValueParser;
 use qft::adapter::Adapter;
 use qft::checkpoint::{Checkpoint, LeftOut, Locator, TokenizerChoice};
 use qft::error::{Error, escaped, shown};
-use qft::export::{self, ExportPlan, GgufOptions, Options, Provenance, QualityReport, Report, Run};
+use qft::export::{
+    DEFAULT_SHARD, Export, ExportPlan, GgufOptions, Options, PlanSummary, Provenance, QualityReport, Report, Run,
+};
 use qft::gguf::mixture::FileType;
 use qft::gpu::{Cards, Effort};
-use qft::merge::{Float, Overflow, Vector};
+use qft::manifest::Change;
+use qft::merge::{Float, Overflow};
 use qft::size::ByteSize;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::bars::Bars;
@@ -113,14 +117,9 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let (plan, cards) = plan(args)?;
     let jobs = jobs(args.jobs);
     if args.dry_run {
-        let mut description = export::describe_plan(&plan, jobs);
-        if !plan.gguf.is_empty() {
-            description["gguf"] = encoded::describe(&plan.gguf);
-        }
-        if let Some(needs) = args.device.needs(jobs, &effort(args, &plan.base, plan.adapters.iter())) {
-            description["needs"]["card"] = json!(needs);
-        }
-        print(&if args.json { format!("{description:#}\n") } else { plan_text(&plan, &description) })?;
+        let mut summary = plan.summary(jobs);
+        summary.needs.card = args.device.needs(jobs, &effort(args, &plan.base, plan.adapters.iter()));
+        print(&if args.json { format!("{:#}\n", json!(summary)) } else { plan_text(&plan, &summary) })?;
         return Ok(ExitCode::SUCCESS);
     }
     if !args.json {
@@ -128,9 +127,8 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     }
     handle_signals();
     let bars = Bars::of(job(args));
-    let vector = Vector::detect();
-    let how = Run { jobs, vector, cards: &cards, resume: args.resume, cancel: &CANCEL, progress: &bars };
-    let report = export::run(&plan, &how);
+    let how = Run { jobs, cards: &cards, resume: args.resume, cancel: &CANCEL, progress: &bars, ..Run::default() };
+    let report = plan.run(&how);
     bars.clear();
     let report = report?;
     device::warn(&cards, &report.cards);
@@ -153,9 +151,6 @@ fn job(args: &ExportArgs) -> &'static str {
         (false, false) => "encode",
     }
 }
-
-/// Most tensor bytes of a safetensors file, unless the user says otherwise.
-const DEFAULT_SHARD: ByteSize = ByteSize(5_000_000_000);
 
 /// Flags that contradict each other or ask for what qft does not do.
 fn check(args: &ExportArgs) -> qft::Result<()> {
@@ -186,7 +181,7 @@ fn check(args: &ExportArgs) -> qft::Result<()> {
 fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
     let locator = Locator::from_env();
     let found = if args.merge_lora { find_adapters(&locator, &args.adapter)? } else { Vec::new() };
-    let (dir, provenance) = find_base(&locator, args.base.as_deref(), &found)?;
+    let (dir, provenance) = find_base(&locator, args.base.as_deref(), found.first().map(|found| &found.adapter))?;
     let base = Checkpoint::open(&dir)?;
     let cards = if args.dry_run {
         Cards::none()
@@ -213,8 +208,8 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
         as_file: false,
         tokenizer: args.tokenizer,
     };
-    let adapters: Vec<Adapter> = found.into_iter().map(|found| found.adapter).collect();
-    Ok((ExportPlan::new(base, provenance, adapters, &out, options)?, cards))
+    let adapters = found.into_iter().map(|found| found.adapter);
+    Ok((Export::of(base).found(provenance).adapters(adapters).options(options).plan(&out)?, cards))
 }
 
 /// Most tensor bytes of a safetensors file; `None` if none are written.
@@ -251,7 +246,7 @@ fn default_out(found: &[Found], base: &Path, provenance: &Provenance) -> PathBuf
 }
 
 /// The plan, for people.
-fn plan_text(plan: &ExportPlan, description: &Value) -> String {
+fn plan_text(plan: &ExportPlan, summary: &PlanSummary) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
     // Of its files, as of those that are written: another figure for the same weights would puzzle.
@@ -264,7 +259,7 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
     }
     let (changed, all) = (plan.changed(), plan.tensors());
     row("merge", format!("{} changed, {} copied", count(changed, "tensor"), all - changed));
-    module_lines(description).into_iter().for_each(|line| row("", line));
+    module_lines(summary).into_iter().for_each(|line| row("", line));
     for name in &plan.deletes {
         row("deletes", escaped(name));
     }
@@ -287,18 +282,12 @@ fn plan_text(plan: &ExportPlan, description: &Value) -> String {
         let (file, change) = change.split_once(".json ").unwrap_or(("config", change));
         row(&format!("{file}.json"), escaped(change));
     }
-    let needs = &description["needs"];
-    let size = |key: &str| ByteSize(needs[key].as_u64().unwrap_or(0));
-    row(
-        "needs",
-        format!("{} of disk, up to {} of memory, {} workers", size("disk_bytes"), size("memory_bytes"), needs["jobs"]),
-    );
-    if let Some(card) = needs.get("card") {
-        let size = |key: &str| ByteSize(card[key].as_u64().unwrap_or(0));
-        row(
-            "",
-            format!("on a card: up to {} of its memory, and {} more of memory", size("card_bytes"), size("lane_bytes")),
-        );
+    let needs = &summary.needs;
+    let (disk, memory) = (ByteSize(needs.disk_bytes), ByteSize(needs.memory_bytes));
+    row("needs", format!("{disk} of disk, up to {memory} of memory, {} workers", needs.jobs));
+    if let Some(card) = needs.card {
+        let (card, lane) = (ByteSize(card.card_bytes), ByteSize(card.lane_bytes));
+        row("", format!("on a card: up to {card} of its memory, and {lane} more of memory"));
     }
     plan.warnings.iter().for_each(|warning| row("warning", warned(warning)));
     let text = columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n");
@@ -315,12 +304,12 @@ fn totals(tensors: usize, bytes: u64) -> String {
 }
 
 /// One line for each kind of module and change: `q_proj.weight x 28: low-rank, rank 8, scale 4`.
-fn module_lines(description: &Value) -> Vec<String> {
+fn module_lines(summary: &PlanSummary) -> Vec<String> {
     let mut groups: Vec<(String, usize)> = Vec::new();
-    for (name, entry) in description["changed"].as_object().into_iter().flatten() {
+    for (name, tensor) in &summary.changed {
         let parts: Vec<&str> = name.rsplit('.').take(2).collect();
         let module = parts.into_iter().rev().collect::<Vec<_>>().join(".");
-        let changes: Vec<String> = entry["changes"].as_array().into_iter().flatten().map(change_text).collect();
+        let changes: Vec<String> = tensor.changes.iter().map(change_text).collect();
         let key = format!("{}: {}", escaped(&module), changes.join("; "));
         match groups.iter_mut().find(|(group, _)| *group == key) {
             Some((_, n)) => *n += 1,
@@ -330,18 +319,23 @@ fn module_lines(description: &Value) -> Vec<String> {
     groups.into_iter().map(|(group, n)| format!("{n} x {group}")).collect()
 }
 
-/// One change of a tensor, from the plan's JSON.
-fn change_text(change: &Value) -> String {
-    let mut text = change["kind"].as_str().unwrap_or_default().to_owned();
-    for (key, value) in change.as_object().into_iter().flatten().filter(|(key, _)| *key != "kind" && *key != "adapter")
-    {
-        let value = value.as_array().map_or_else(|| value.to_string(), |list| list.len().to_string());
-        let _ = write!(text, ", {key} {}", value.trim_matches('"'));
+/// One change of a tensor.
+fn change_text(change: &Change) -> String {
+    let of = |adapter: &usize| if *adapter > 0 { format!(" (adapter {})", adapter + 1) } else { String::new() };
+    match change {
+        Change::Replaced { adapter } => format!("replaced{}", of(adapter)),
+        Change::LowRank { adapter, rank, scale } => {
+            format!("low-rank, rank {rank}, scale {}{}", json!(scale), of(adapter))
+        }
+        Change::Dora { adapter, norm } => format!("dora, norm {}{}", word(norm), of(adapter)),
+        Change::Rows { adapter, rows } => format!("rows, rows {}{}", rows.len(), of(adapter)),
+        Change::Cast { from } => format!("cast, from {}", word(from)),
     }
-    if let Some(adapter) = change["adapter"].as_u64().filter(|adapter| *adapter > 0) {
-        let _ = write!(text, " (adapter {})", adapter + 1);
-    }
-    text
+}
+
+/// A choice, as JSON spells it.
+fn word(choice: impl Serialize) -> String {
+    json!(choice).as_str().unwrap_or_default().to_owned()
 }
 
 /// The closing summary, for people.
@@ -393,9 +387,9 @@ fn report_json(plan: &ExportPlan, report: &Report, quality: &QualityReport) -> S
         "files": files,
         "timings": report.timings,
         "cards": report.cards,
-        "gguf": encoded::describe(&plan.gguf),
+        "gguf": encoded::summaries(&plan.gguf),
         "quality": report.quality,
-        "quality_summary": quality.to_json(),
+        "quality_summary": quality.sums(),
         "warnings": plan.warnings,
     });
     format!("{report:#}\n")

@@ -7,7 +7,7 @@ use clap::Args;
 use qft::export::{GgufOptions, GgufOutput, Report, Run};
 use qft::gguf::mixture::FileType;
 use qft::gpu::Cards;
-use qft::merge::{Overflow, Vector};
+use qft::merge::Overflow;
 
 use super::bars::Bars;
 use super::device::{self, DeviceArgs};
@@ -96,8 +96,9 @@ impl FileJobArgs {
         }
         handle_signals();
         let bars = Bars::of(format!("encode {}", self.mixture));
-        let (jobs, vector) = (jobs(self.jobs), Vector::detect());
-        let report = run(&Run { jobs, vector, cards, resume: self.resume, cancel: &CANCEL, progress: &bars });
+        let jobs = jobs(self.jobs);
+        let how = Run { jobs, cards, resume: self.resume, cancel: &CANCEL, progress: &bars, ..Run::default() };
+        let report = run(&how);
         bars.clear();
         let report = report?;
         device::warn(cards, &report.cards);

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use qft::checkpoint::{Checkpoint, Locator, TokenizerChoice};
-use qft::export::{self, ExportPlan, Options};
+use qft::checkpoint::{Checkpoint, Locator};
+use qft::export::{Export, ExportPlan, Options};
 use qft::gpu::Cards;
 
 use super::encoding::ConversionArgs;
@@ -26,22 +26,18 @@ pub(crate) struct GgufArgs {
 
 pub(super) fn run(args: &GgufArgs) -> anyhow::Result<ExitCode> {
     let (plan, cards) = plan(args)?;
-    args.job.carry_out(&plan.gguf, &plan.warnings, &cards, |how| export::run(&plan, how))
+    args.job.carry_out(&plan.gguf, &plan.warnings, &cards, |how| plan.run(how))
 }
 
 fn plan(args: &GgufArgs) -> qft::Result<(ExportPlan, Cards)> {
-    let (dir, provenance) = find_base(&Locator::from_env(), Some(&args.model), &[])?;
+    let (dir, provenance) = find_base(&Locator::from_env(), Some(&args.model), None)?;
     let base = Checkpoint::open(&dir)?;
     let cards = args.job.open_cards(base.tensor_bytes(), base.weights());
     let options = Options {
-        max_shard: None,
-        dtype: None,
         overflow: args.job.overflow(),
         overwrite: overwrite(args.job.overwrite, false),
-        gguf: Some(args.conversion.apply(args.job.options(false)?)),
-        as_file: true,
-        tokenizer: TokenizerChoice::Base,
+        ..Options::file(args.conversion.apply(args.job.options(false)?))
     };
     args.job.quality.check(&[&dir], args.job.overwrite)?;
-    Ok((ExportPlan::new(base, provenance, Vec::new(), &args.job.out, options)?, cards))
+    Ok((Export::of(base).found(provenance).options(options).plan(&args.job.out)?, cards))
 }

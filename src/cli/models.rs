@@ -37,18 +37,22 @@ impl std::str::FromStr for AdapterSpec {
 /// An opened adapter, and how it was named.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// The adapter.
     pub(super) adapter: Adapter,
     /// Its Hub id, if it was found by one.
     pub(super) repo: Option<String>,
 }
 
+/// Opens the newest checkpoint below `./output`.
+pub(super) fn newest_adapter() -> qft::Result<Adapter> {
+    let dir = newest_checkpoint(Path::new(OUTPUT))?;
+    note(&format!("adapter: {} (the newest checkpoint below ./{OUTPUT})", shown(&dir)));
+    Adapter::open(&dir, 1.0)
+}
+
 /// Opens the adapters that were named, or the newest checkpoint below `./output`.
 pub(super) fn find_adapters(locator: &Locator, specs: &[AdapterSpec]) -> qft::Result<Vec<Found>> {
     if specs.is_empty() {
-        let dir = newest_checkpoint(Path::new(OUTPUT))?;
-        note(&format!("adapter: {} (the newest checkpoint below ./{OUTPUT})", shown(&dir)));
-        return Ok(vec![Found { adapter: Adapter::open(&dir, 1.0)?, repo: None }]);
+        return Ok(vec![Found { adapter: newest_adapter()?, repo: None }]);
     }
     let open = |AdapterSpec { spec, weight }: &AdapterSpec| {
         let Located { dir, repo, .. } = locator.model(spec, &mut downloading)?;
@@ -57,16 +61,16 @@ pub(super) fn find_adapters(locator: &Locator, specs: &[AdapterSpec]) -> qft::Re
     specs.iter().map(open).collect()
 }
 
-/// Finds the base that was named, or the one that the first adapter was trained on.
+/// Finds the base that was named, or the one that `adapter` was trained on.
 pub(super) fn find_base(
     locator: &Locator,
     spec: Option<&str>,
-    adapters: &[Found],
+    adapter: Option<&Adapter>,
 ) -> qft::Result<(PathBuf, Provenance)> {
     if let Some(spec) = spec {
         return locator.model(spec, &mut downloading).map(provenance);
     }
-    let Some(Found { adapter, .. }) = adapters.first() else {
+    let Some(adapter) = adapter else {
         return Err(Error::invalid("no base and no adapter was named", "name the model with --base"));
     };
     if let (Some(original), Some(named)) = (adapter.config.unquantized_base(), &adapter.config.base_model)

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use qft::error::{Error, escaped, shown};
 use qft::export::{
-    Figures, GgufOutput, OutputQuality, QualityReport, QualityRow, Report, Summary, check_page, cosine, percent,
-    scientific, write_page,
+    GgufOutput, OutputQuality, QualityReport, QualityRow, Report, check_page, cosine, percent, scientific, write_page,
 };
+use qft::manifest::{Figures, Summary};
 use qft::size::ByteSize;
 
 use super::table::columns;

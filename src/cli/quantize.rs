@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use qft::error::{Error, quoted, shown};
-use qft::export::{QuantizePlan, quantize};
+use qft::export::QuantizePlan;
 use qft::ggml::TensorType;
 use qft::gguf::GgufModel;
 
@@ -37,7 +37,7 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let weights = of_floats().map(|tensor| tensor.info().elements() as u64).sum();
     let cards = job.open_cards(input, weights);
     let plan = QuantizePlan::new(model, &job.out, &job.options(args.allow_requantize)?, job.overflow(), job.overwrite)?;
-    job.carry_out(std::slice::from_ref(&plan.output), &plan.warnings, &cards, |how| quantize(&plan, how))
+    job.carry_out(std::slice::from_ref(&plan.output), &plan.warnings, &cards, |how| plan.run(how))
 }
 
 /// Says what to do with a directory: a model for transformers, or one that holds GGUF files.

@@ -7,11 +7,9 @@ use std::process::ExitCode;
 use clap::Args;
 use qft::error::shown;
 use qft::export::Run;
-use qft::export::to_hf;
 use qft::export::to_hf::{ToHfOptions, ToHfPlan, ToHfReport};
 use qft::gguf::GgufModel;
-use qft::gpu::Cards;
-use qft::merge::{Float, Vector};
+use qft::merge::Float;
 use qft::size::ByteSize;
 use serde_json::{Value, json};
 
@@ -81,16 +79,8 @@ pub(super) fn run(args: &ToHfArgs) -> anyhow::Result<ExitCode> {
     }
     handle_signals();
     let bars = Bars::of("decode");
-    let cards = Cards::none();
-    let how = Run {
-        jobs: jobs(args.jobs),
-        vector: Vector::detect(),
-        cards: &cards,
-        resume: args.resume,
-        cancel: &CANCEL,
-        progress: &bars,
-    };
-    let report = to_hf::run(&plan, &how);
+    let how = Run { jobs: jobs(args.jobs), resume: args.resume, cancel: &CANCEL, progress: &bars, ..Run::default() };
+    let report = plan.run(&how);
     bars.clear();
     let report = report?;
     print(&if args.json { report_json(&plan, &report) } else { report_text(&plan, &report) })?;

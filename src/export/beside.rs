@@ -10,22 +10,22 @@ use crate::error::Result;
 use crate::text::TurnEnd;
 
 /// The files beside the weights, but for the index of shards.
-pub(super) struct Beside {
+pub(crate) struct Beside {
     /// Name and text of what is written anew.
-    pub(super) texts: Vec<(String, String)>,
+    pub(crate) texts: Vec<(String, String)>,
     /// What base and adapters have, that of which a text takes the place included.
-    pub(super) companions: Vec<Companion>,
+    pub(crate) companions: Vec<Companion>,
     /// What does not travel.
-    pub(super) left_out: Vec<LeftOut>,
+    pub(crate) left_out: Vec<LeftOut>,
     /// How the chat template ends a turn.
-    pub(super) turn_end: Option<TurnEnd>,
+    pub(crate) turn_end: Option<TurnEnd>,
     /// What is changed, a line each.
-    pub(super) changes: Vec<String>,
+    pub(crate) changes: Vec<String>,
 }
 
 impl Beside {
     /// Of `base` with `adapters`, whose merged config.json is `config`.
-    pub(super) fn new(
+    pub(crate) fn new(
         base: &Checkpoint,
         adapters: &[Adapter],
         config: Option<&str>,

@@ -14,7 +14,7 @@ use crate::stream::{BLOCK_LEN, Work};
 
 /// A tensor with its changes, cast to the output's type. Its arithmetic is made when it is first asked for and dropped
 /// after the last of its uses.
-pub(super) struct MergedTensor<'a> {
+pub(crate) struct MergedTensor<'a> {
     name: &'a str,
     source: &'a TensorSource,
     dtype: Dtype,
@@ -41,7 +41,7 @@ impl<'a> MergedTensor<'a> {
     }
 
     /// A tensor in its place.
-    pub(super) fn placed(placed: &'a PlacedTensor, uses: usize, overflow: Overflow, vector: Vector) -> Self {
+    pub(crate) fn placed(placed: &'a PlacedTensor, uses: usize, overflow: Overflow, vector: Vector) -> Self {
         Self::new((&placed.name, &placed.source, placed.dtype), uses, overflow, vector)
     }
 
@@ -53,7 +53,7 @@ impl<'a> MergedTensor<'a> {
     }
 
     /// Writes bytes `range` of the tensor to `out`; see [`Ready::fill`]. One of its uses.
-    pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
+    pub(crate) fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
         self.ready()?.fill_with(range, out, assist)
     }
 

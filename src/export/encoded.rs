@@ -202,7 +202,7 @@ enum Source<'t, 'a> {
 }
 
 /// One tensor, encoded as it is asked for.
-pub(super) struct Encoder<'a> {
+pub(crate) struct Encoder<'a> {
     tensor: &'a EncodedTensor,
     reader: Reader<'a>,
     /// Elements that are encoded together: a block, or a row where an importance weighs its columns.
@@ -216,7 +216,7 @@ pub(super) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         tensor: &'a EncodedTensor,
         uses: usize,
         measured: bool,
@@ -240,7 +240,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// How good what was encoded so far is, if that was measured.
-    pub(super) fn quality(&self) -> Option<Quality> {
+    pub(crate) fn quality(&self) -> Option<Quality> {
         let sums = self.sums.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         // In the order of the tensor's bytes, so that the sums don't depend on who came first.
         let all = sums.values().fold(ErrorSums::default(), |all, part| all.and(*part));
@@ -249,7 +249,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Writes bytes `range` of the tensor to `out`.
-    pub(super) fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
+    pub(crate) fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
         match &self.reader {
             Reader::Stored(stored) if stored.info().kind == self.tensor.kind => {
                 stored.prefetch(range.start, range.len());

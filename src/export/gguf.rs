@@ -14,7 +14,7 @@ use crate::checkpoint::ModelFiles;
 use crate::error::{Error, Result, escaped};
 use crate::ggml::TensorType;
 use crate::gguf::imatrix::{Imatrix, ImatrixInfo};
-use crate::gguf::mixture::{Candidate, Choice, Choices, Facts, check_codecs, choose, finish_metadata, order};
+use crate::gguf::mixture::{Candidate, Choice, Choices, Facts, FileType, check_codecs, choose, finish_metadata, order};
 use crate::gguf::vocab::{self, Vocab, VocabOptions};
 use crate::gguf::{GgufModel, Metadata, TensorForm, check_plan, lay_out, split, trimmed, without_paths};
 use crate::gguf::{Lineage, convert};
@@ -38,6 +38,14 @@ pub struct GgufOptions {
     pub name: Option<String>,
     /// Whether the errors of the encoding are measured.
     pub measure: bool,
+}
+
+impl GgufOptions {
+    /// One file for each of `mixtures`, each as it is.
+    pub fn of(mixtures: &[FileType]) -> Self {
+        let choices = mixtures.iter().map(|mixture| Choices::of(*mixture)).collect();
+        Self { choices, imatrix: None, split: None, pre: None, name: None, measure: false }
+    }
 }
 
 /// One output: a model in one file or several parts.
@@ -122,7 +130,7 @@ pub(super) fn of_model(
 }
 
 /// The tokenizer of the model that `files` are, which cuts texts as `pre` names.
-pub(super) fn vocabulary(files: &ModelFiles, pre: Option<&str>) -> Result<Vocab> {
+pub(crate) fn vocabulary(files: &ModelFiles, pre: Option<&str>) -> Result<Vocab> {
     let (recipe, vocab_size) = convert::vocabulary(&files.config)?;
     let by_name = files.paths.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
     let turn = turn_end_among(&by_name);
@@ -131,12 +139,12 @@ pub(super) fn vocabulary(files: &ModelFiles, pre: Option<&str>) -> Result<Vocab>
 }
 
 /// Names, types and shapes, as a conversion wants them.
-pub(super) fn hf_tensors(merged: &[&OutputTensor]) -> Vec<HfTensor> {
+pub(crate) fn hf_tensors(merged: &[&OutputTensor]) -> Vec<HfTensor> {
     merged.iter().map(|t| HfTensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() }).collect()
 }
 
 /// Where `rows` come from among the tensors of the merged model, and of which type they are there.
-pub(super) fn values_of(rows: Rows, merged: &BTreeMap<&str, &OutputTensor>) -> Result<(TensorType, Values)> {
+pub(crate) fn values_of(rows: Rows, merged: &BTreeMap<&str, &OutputTensor>) -> Result<(TensorType, Values)> {
     let (name, heads) = match rows {
         Rows::Values(values) => return Ok((TensorType::F32, Values::Made(values))),
         Rows::Tensor { name, heads } => (name, heads),

@@ -15,22 +15,22 @@ use crate::merge::{Float, TO_FLOATS};
 
 /// A merged model, before any of it has a place in a file.
 #[derive(Debug)]
-pub(super) struct Merged {
+pub(crate) struct Merged {
     /// Every tensor, by name.
-    pub(super) tensors: Vec<OutputTensor>,
+    pub(crate) tensors: Vec<OutputTensor>,
     /// The text of config.json; `None` if the base has none.
-    pub(super) config: Option<String>,
+    pub(crate) config: Option<String>,
     /// What was changed in it, for people.
-    pub(super) config_changes: Vec<String>,
+    pub(crate) config_changes: Vec<String>,
     /// What deserves a look.
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// Whether no adapter changed the number of tokens.
-    pub(super) keeps_vocabulary: bool,
+    pub(crate) keeps_vocabulary: bool,
 }
 
 impl Merged {
     /// Merges the headers of `base` and `adapters`. Reads no values but those of embeddings that might stay tied.
-    pub(super) fn new(base: &Checkpoint, adapters: &[Adapter], dtype: Option<Float>) -> Result<Self> {
+    pub(crate) fn new(base: &Checkpoint, adapters: &[Adapter], dtype: Option<Float>) -> Result<Self> {
         let resolution = resolve(base, adapters, dtype.is_some())?;
         let classifier = classifier::find(base, adapters, &resolution.tensors)?;
         let mut warnings = base.warnings.clone();

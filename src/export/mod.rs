@@ -1,16 +1,27 @@
 //! The main job: plan an export, stream it to a staging directory, publish it. Prints nothing.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use qft::adapter::Adapter;
+//! use qft::checkpoint::Checkpoint;
+//! use qft::export::{Export, Options, Run};
+//! use qft::size::ByteSize;
+//!
+//! let base = Checkpoint::open(Path::new("base"))?;
+//! let adapter = Adapter::open(Path::new("output/checkpoint-100"), 1.0)?;
+//! let options = Options { max_shard: Some(ByteSize(2_000_000_000)), ..Options::default() };
+//! let plan = Export::of(base).adapters([adapter]).options(options).plan(Path::new("release"))?;
+//! let report = plan.run(&Run::default())?;
+//! println!("{} files in {}", report.files.len(), report.out.display());
+//! # Ok::<(), qft::Error>(())
+//! ```
 
-mod audit;
-mod audit_files;
-mod audit_gguf;
-mod audit_keys;
-mod audit_manifest;
 mod beside;
 mod block;
 mod classifier;
 mod config_edit;
 mod coverage;
-mod describe;
 mod encoded;
 mod gguf;
 mod manifest;
@@ -20,6 +31,7 @@ mod quantize;
 mod report;
 mod shard;
 mod stop;
+mod summary;
 pub mod to_hf;
 
 use std::collections::BTreeMap;
@@ -28,22 +40,24 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-pub use audit::{Audit, Difference, audit};
-pub use audit_files::{FilesFound, audit_files};
-pub use audit_gguf::{GgufFound, audit_gguf};
-pub use describe::describe_plan;
 pub use encoded::{EncodedTensor, GgufPart, Values};
 pub use gguf::{GgufOptions, GgufOutput};
-pub use manifest::{CHECKSUMS, FORMAT, MANIFEST};
-pub use plan::{ExportPlan, Options, Provenance};
-pub use quantize::{QuantizePlan, quantize};
-pub use report::{
-    Figures, OutputQuality, QualityReport, QualityRow, Summary, check_page, cosine, percent, scientific, write_page,
-};
+pub use plan::{DEFAULT_SHARD, Export, ExportPlan, Options, Provenance};
+pub use quantize::QuantizePlan;
+pub use report::{OutputQuality, QualityReport, QualityRow, check_page, cosine, percent, scientific, write_page};
 pub use shard::{OutputTensor, PlacedTensor, Shard};
+pub use summary::{
+    AdapterSummary, BaseSummary, ChangedTensor, EncodedSummary, GgufFileSummary, GgufSummary, Needs, PlanSummary,
+    ShardSummary,
+};
 
-pub(crate) use block::Parts;
-pub(crate) use manifest::{checksums, dtype_name};
+pub(crate) use beside::Beside;
+pub(crate) use block::{MergedTensor, Parts};
+pub(crate) use encoded::Encoder;
+pub(crate) use gguf::{hf_tensors, values_of, vocabulary};
+pub(crate) use manifest::{Described, Digests, described};
+pub(crate) use merged::Merged;
+pub(crate) use plan::{lineage, small_files};
 pub(crate) use shard::{index, split};
 
 use serde_json::{Value, json};
@@ -54,21 +68,21 @@ use crate::digest::{Hex, sha256};
 use crate::error::{Error, Result};
 use crate::files::read_small;
 use crate::ggml::Quality;
+use crate::manifest::{CHECKSUMS, MANIFEST, checksums};
 use crate::parallel::both;
 pub use crate::stream::{CardShare, CardUse, Overwrite, Run, Timings};
 use crate::stream::{Input, InputDigest, Produced, Production, Staging, Work, produce};
 use block::ShardWork;
 use encoded::GgufWork;
-use manifest::Digests;
 
 /// What an export did.
 #[derive(Debug)]
 pub struct Report {
-    /// Where the output is.
+    /// The directory, or the first of the GGUF files.
     pub out: PathBuf,
     /// Bytes of all its files.
     pub bytes: u64,
-    /// Its files, with size and digest.
+    /// Its files by name, with size and SHA-256.
     pub files: BTreeMap<String, (u64, Hex)>,
     /// Files taken over from an interrupted run.
     pub resumed: usize,
@@ -104,19 +118,26 @@ fn qualities(records: BTreeMap<String, Value>) -> BTreeMap<String, BTreeMap<Stri
     records.into_iter().filter_map(read).collect()
 }
 
-/// Runs `plan`. On any error the destination is as it was, but for [`Error::InPlace`] and [`Error::Halfway`].
-pub fn run(plan: &ExportPlan, how: &Run<'_>) -> Result<Report> {
-    let started = Instant::now();
-    how.check_cards()?;
-    let staging = if plan.options.as_file { Staging::open_file(&plan.out) } else { Staging::open(&plan.out) }?;
-    let names = inputs_in_order(plan);
-    let production = production(plan, &names, how)?;
-    let inputs = || plan.base.files.iter().chain(plan.adapters.iter().map(|adapter| &adapter.file));
-    let publish = |produced| both(|| release(inputs(), how.jobs), || publish(plan, &staging, &names, produced)).1;
-    let produced = produce(&production, &staging, how, publish)?;
-    let first = plan.weight_files().next().filter(|_| plan.options.as_file);
-    let out = first.map_or_else(|| plan.out.clone(), |(name, _)| plan.out.with_file_name(name));
-    Ok(Report::new(&out, produced, started))
+impl ExportPlan {
+    /// Carries the plan out.
+    ///
+    /// # Errors
+    ///
+    /// On any the destination is as it was, but for [`Error::InPlace`] and [`Error::Halfway`]. After
+    /// [`Error::Interrupted`] a run that resumes takes over what is finished.
+    pub fn run(&self, how: &Run<'_>) -> Result<Report> {
+        let started = Instant::now();
+        how.check_cards()?;
+        let staging = if self.options.as_file { Staging::open_file(&self.out) } else { Staging::open(&self.out) }?;
+        let names = inputs_in_order(self);
+        let production = production(self, &names, how)?;
+        let inputs = || self.base.files.iter().chain(self.adapters.iter().map(|adapter| &adapter.file));
+        let publish = |produced| both(|| release(inputs(), how.jobs), || publish(self, &staging, &names, produced)).1;
+        let produced = produce(&production, &staging, how, publish)?;
+        let first = self.weight_files().next().filter(|_| self.options.as_file);
+        let out = first.map_or_else(|| self.out.clone(), |(name, _)| self.out.with_file_name(name));
+        Ok(Report::new(&out, produced, started))
+    }
 }
 
 type Files = BTreeMap<String, (u64, Hex)>;
@@ -160,14 +181,13 @@ fn publish(plan: &ExportPlan, staging: &Staging, names: &[&str], mut produced: P
     let digests = Digests {
         files: files.clone(),
         base: names.iter().map(|name| (*name).to_owned()).zip(base.iter().cloned()).collect(),
-        quality: qualities(produced.records.clone()),
         base_config: plan.base.config.as_ref().map(|config| sha256(config.text().as_bytes())),
         adapters: digest_adapters(plan, weights)?,
     };
-    let text = manifest::manifest(plan, &digests);
+    let text = manifest::text(plan, &digests, &qualities(produced.records.clone()));
     staging.write(MANIFEST, text.as_bytes())?;
     files.insert(MANIFEST.to_owned(), (text.len() as u64, sha256(text.as_bytes())));
-    let sums = manifest::checksums(files);
+    let sums = checksums(files);
     staging.write(CHECKSUMS, sums.as_bytes())?;
     files.insert(CHECKSUMS.to_owned(), (sums.len() as u64, sha256(sums.as_bytes())));
     staging.publish(plan.options.overwrite.is_allowed())?;

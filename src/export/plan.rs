@@ -24,6 +24,9 @@ use crate::size::ByteSize;
 use crate::stream::{Overwrite, check_destination};
 use crate::text::TurnEnd;
 
+/// Most tensor bytes of a safetensors file, unless the user says otherwise.
+pub const DEFAULT_SHARD: ByteSize = ByteSize(5_000_000_000);
+
 /// What the user chose.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -35,12 +38,34 @@ pub struct Options {
     pub overflow: Overflow,
     /// Whether an existing destination is exchanged.
     pub overwrite: Overwrite,
-    /// The GGUF files to write.
+    /// The GGUF files to write; none if `None`.
     pub gguf: Option<GgufOptions>,
     /// Whether the destination is one GGUF file (or its parts) and not a directory.
     pub as_file: bool,
     /// Whose tokenizer the release has.
     pub tokenizer: TokenizerChoice,
+}
+
+impl Default for Options {
+    /// Safetensors of 5 GB in their own types, no GGUF files; what overflows is refused, and nothing is overwritten.
+    fn default() -> Self {
+        Self {
+            max_shard: Some(DEFAULT_SHARD),
+            dtype: None,
+            overflow: Overflow::Refuse,
+            overwrite: Overwrite::No,
+            gguf: None,
+            as_file: false,
+            tokenizer: TokenizerChoice::Auto,
+        }
+    }
+}
+
+impl Options {
+    /// For one GGUF file of the base (or its parts) and nothing beside it.
+    pub fn file(gguf: GgufOptions) -> Self {
+        Self { max_shard: None, gguf: Some(gguf), as_file: true, tokenizer: TokenizerChoice::Base, ..Self::default() }
+    }
 }
 
 /// A model or adapter as it was found.
@@ -52,12 +77,21 @@ pub struct Provenance {
     pub revision: Option<String>,
 }
 
+/// An export to be planned: its inputs, and what the user chose.
+#[derive(Debug)]
+pub struct Export {
+    base: Checkpoint,
+    provenance: Provenance,
+    adapters: Vec<Adapter>,
+    options: Options,
+}
+
 /// Everything that an export will do.
 #[derive(Debug)]
 pub struct ExportPlan {
-    /// The destination.
+    /// The destination: a directory, or a GGUF file.
     pub out: PathBuf,
-    /// The base.
+    /// What is merged into.
     pub base: Checkpoint,
     /// Where the base comes from.
     pub base_provenance: Provenance,
@@ -86,15 +120,38 @@ pub struct ExportPlan {
     pub options: Options,
 }
 
-impl ExportPlan {
-    /// Plans the export of `base` with `adapters` to `out`. Reads headers and small files only.
-    pub fn new(
-        base: Checkpoint,
-        base_provenance: Provenance,
-        adapters: Vec<Adapter>,
-        out: &Path,
-        options: Options,
-    ) -> Result<Self> {
+impl Export {
+    /// Of `base` without adapters, with the default options.
+    pub fn of(base: Checkpoint) -> Self {
+        Self { base, provenance: Provenance::default(), adapters: Vec::new(), options: Options::default() }
+    }
+
+    /// Says where the base was found, which the manifest and GGUF files tell.
+    #[must_use]
+    pub fn found(self, provenance: Provenance) -> Self {
+        Self { provenance, ..self }
+    }
+
+    /// Merges these adapters, in this order.
+    #[must_use]
+    pub fn adapters(self, adapters: impl IntoIterator<Item = Adapter>) -> Self {
+        Self { adapters: adapters.into_iter().collect(), ..self }
+    }
+
+    /// As the user chose.
+    #[must_use]
+    pub fn options(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Plans the export to `out`. Reads headers and small files only.
+    ///
+    /// # Errors
+    ///
+    /// Every refusal that can be made before the first byte is written: a tensor of an adapter that fits nowhere, a
+    /// release that would not load, a destination that may not be overwritten.
+    pub fn plan(self, out: &Path) -> Result<ExportPlan> {
+        let Self { base, provenance: base_provenance, adapters, options } = self;
         let inputs: Vec<&Path> =
             std::iter::once(base.dir.as_path()).chain(adapters.iter().map(|a| a.dir.as_path())).collect();
         let mut deletes =
@@ -152,7 +209,7 @@ impl ExportPlan {
             Vec::new()
         };
         warnings.extend(adapters.iter().filter_map(|adapter| base_mismatch(&base, &base_provenance, adapter)));
-        Ok(Self {
+        Ok(ExportPlan {
             out: out.to_owned(),
             base,
             base_provenance,
@@ -169,7 +226,9 @@ impl ExportPlan {
             options,
         })
     }
+}
 
+impl ExportPlan {
     /// Bytes of all tensors of the safetensors files.
     pub fn tensor_bytes(&self) -> u64 {
         self.shards.iter().flat_map(|s| &s.tensors).map(|t| t.len).sum()
@@ -246,7 +305,7 @@ fn model_name(out: &Path, base: &Checkpoint, as_file: bool) -> String {
 
 /// The small files of the model to be: the companions, and the model card, which is not one since it speaks of the model
 /// that it came with. An adapter's own card wins.
-pub(super) fn small_files(
+pub(crate) fn small_files(
     base: &Checkpoint,
     adapters: &[Adapter],
     companions: &[Companion],
@@ -278,7 +337,7 @@ fn in_converters_order<'m>(merged: &'m [OutputTensor], shards: &[Shard], as_base
 }
 
 /// What a GGUF file says of its model's descent. Reads the adapters' files.
-pub(super) fn lineage(base: &Provenance, adapters: &[Adapter]) -> Vec<Lineage> {
+pub(crate) fn lineage(base: &Provenance, adapters: &[Adapter]) -> Vec<Lineage> {
     let of = |adapter: &Adapter| Lineage {
         base: base.repo.clone().or_else(|| adapter.config.base_model.clone()),
         base_revision: base.revision.clone(),

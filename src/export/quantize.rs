@@ -36,6 +36,10 @@ pub struct QuantizePlan {
 
 impl QuantizePlan {
     /// Plans to write `model` to `out` as the first of `options.choices` says. Reads headers only.
+    ///
+    /// # Errors
+    ///
+    /// Where `out` may not be written, and where a tensor can't be encoded so.
     pub fn new(
         model: GgufModel,
         out: &Path,
@@ -89,29 +93,35 @@ pub(super) fn deletion(name: &str) -> String {
     format!("{name} will be deleted, once the new one is in place: it is of what this name had before")
 }
 
-/// Runs `plan`. On any error the destination is as it was, but for [`Error::InPlace`] and [`Error::Halfway`].
-pub fn quantize(plan: &QuantizePlan, how: &Run<'_>) -> Result<Report> {
-    let started = Instant::now();
-    how.check_cards()?;
-    let staging = Staging::open_file(&plan.out)?;
-    let parts = &plan.output.parts;
-    let work = |part| -> Result<Box<dyn Work + '_>> {
-        Ok(Box::new(GgufWork::new(part, 0, plan.measure, plan.overflow, how.vector)?))
-    };
-    let inputs = plan.model.files.iter().map(|file| file_identity(file.path())).collect::<Result<Vec<_>>>()?;
-    let headers: Vec<_> = parts.iter().map(GgufPart::identity).collect();
-    let production = Production {
-        works: parts.iter().map(work).collect::<Result<_>>()?,
-        inputs: Vec::new(),
-        kinds: kinds(parts.iter()),
-        identity: sha256(json!([inputs, headers, plan.overflow, plan.measure]).to_string().as_bytes()),
-        disk_bytes: plan.output.bytes() + (1 << 16),
-    };
-    let produced = produce(&production, &staging, how, |produced| {
-        plan.model.check_unchanged()?;
-        let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
-        staging.publish_files(&names, &plan.deletes, plan.overwrite)?;
-        Ok(produced)
-    })?;
-    Ok(Report::new(&plan.out.with_file_name(&parts[0].name), produced, started))
+impl QuantizePlan {
+    /// Carries the plan out.
+    ///
+    /// # Errors
+    ///
+    /// On any the destination is as it was, but for [`Error::InPlace`] and [`Error::Halfway`].
+    pub fn run(&self, how: &Run<'_>) -> Result<Report> {
+        let started = Instant::now();
+        how.check_cards()?;
+        let staging = Staging::open_file(&self.out)?;
+        let parts = &self.output.parts;
+        let work = |part| -> Result<Box<dyn Work + '_>> {
+            Ok(Box::new(GgufWork::new(part, 0, self.measure, self.overflow, how.vector)?))
+        };
+        let inputs = self.model.files.iter().map(|file| file_identity(file.path())).collect::<Result<Vec<_>>>()?;
+        let headers: Vec<_> = parts.iter().map(GgufPart::identity).collect();
+        let production = Production {
+            works: parts.iter().map(work).collect::<Result<_>>()?,
+            inputs: Vec::new(),
+            kinds: kinds(parts.iter()),
+            identity: sha256(json!([inputs, headers, self.overflow, self.measure]).to_string().as_bytes()),
+            disk_bytes: self.output.bytes() + (1 << 16),
+        };
+        let produced = produce(&production, &staging, how, |produced| {
+            self.model.check_unchanged()?;
+            let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+            staging.publish_files(&names, &self.deletes, self.overwrite)?;
+            Ok(produced)
+        })?;
+        Ok(Report::new(&self.out.with_file_name(&parts[0].name), produced, started))
+    }
 }

@@ -9,9 +9,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::adapter::{ADAPTER_CONFIG, open_weights};
-use crate::checkpoint::{Checkpoint, ConfigText, SafetensorsFile, Tensor, compare_names};
+use crate::checkpoint::{Checkpoint, ConfigText, SafetensorsFile, Tensor, compare_names, dtype_name};
 use crate::error::{Error, Result};
-use crate::export::dtype_name;
 use crate::gguf::is_gguf;
 
 pub use gguf::{GgufSummary, KeyEntry};

@@ -7,7 +7,8 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 /// A float type that qft merges and casts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Float {
     /// 8 exponent bits, 7 mantissa bits.
     Bf16,

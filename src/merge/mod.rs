@@ -110,7 +110,7 @@ struct Term<'m> {
 }
 
 /// The axis over which DoRA takes norms, as the weight is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NormAxis {
     /// One norm a stored row: linear layers and convolutions.
@@ -120,10 +120,11 @@ pub enum NormAxis {
 }
 
 /// What to do with a finite value that the output type can't hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overflow {
     /// Report a [`Fault`].
+    #[default]
     Refuse,
     /// Write the largest finite value of its sign.
     Clamp,

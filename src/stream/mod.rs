@@ -17,6 +17,7 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
@@ -35,25 +36,46 @@ use crate::error::{Error, Result};
 use crate::ggml::TensorType;
 use crate::gpu::{Assist, Cards};
 use crate::merge::Vector;
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use job::Job;
 use journal::{Finished, Journal};
 use staging::JOURNAL;
 
-/// How to run a plan: nothing here changes a byte of the output.
+/// How to run a plan: nothing here changes a byte of the output. By default: a thread a core, no cards, all anew, in
+/// silence and to the end.
+///
+/// ```
+/// let how = qft::export::Run { jobs: 2, ..Default::default() };
+/// ```
+#[derive(Clone, Copy)]
 pub struct Run<'a> {
     /// Worker threads.
     pub jobs: usize,
     /// Vector instructions.
     pub vector: Vector,
-    /// Cards that help.
+    /// GPUs that help; [`Cards::none`] for none.
     pub cards: &'a Cards,
     /// Whether to take over files that an interrupted run finished.
     pub resume: bool,
-    /// Set from outside to stop.
+    /// Set from outside to stop: the run ends with [`Error::Interrupted`].
     pub cancel: &'a AtomicBool,
-    /// Who listens.
+    /// Who listens, from many threads.
     pub progress: &'a dyn Progress,
+}
+
+impl Default for Run<'_> {
+    fn default() -> Self {
+        static NO_CARDS: LazyLock<Cards> = LazyLock::new(Cards::none);
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Self {
+            jobs: std::thread::available_parallelism().map_or(1, usize::from),
+            vector: Vector::detect(),
+            cards: &NO_CARDS,
+            resume: false,
+            cancel: &NEVER,
+            progress: &Silent,
+        }
+    }
 }
 
 impl Run<'_> {

@@ -7,8 +7,8 @@ use super::{Problem, Verification};
 use crate::adapter::head_apart;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, escaped};
-use crate::export::CHECKSUMS;
 use crate::files::open_regular;
+use crate::manifest::CHECKSUMS;
 use crate::rules::{self, Content, Release, Weight};
 use crate::stream::files_of_model;
 

@@ -1,6 +1,16 @@
 //! Checking a release: every digest, a strict lint of its safetensors files, their index, and its GGUF files, and the
 //! release rules of `rules`.
-//! Recomputing its tensors is `export::audit`.
+//! Recomputing its tensors is `audit`.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! let found = qft::verify::verify(Path::new("release"), &qft::export::Run::default())?;
+//! for problem in &found.problems {
+//!     println!("{}: {}", problem.file, problem.problem);
+//! }
+//! # Ok::<(), qft::Error>(())
+//! ```
 
 mod gguf;
 mod loaders;
@@ -9,7 +19,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
@@ -17,11 +26,11 @@ use crate::adapter::ADAPTER_CONFIG;
 use crate::checkpoint::{INDEX_FILE, SINGLE_FILE, SafetensorsFile, ShardIndex, TensorInfo, stale_shards};
 use crate::digest::{Hex, digest_files};
 use crate::error::{Error, Result, escaped};
-use crate::export::{CHECKSUMS, MANIFEST};
 use crate::files::read_text_if_there;
 use crate::gguf::is_gguf;
-use crate::progress::Progress;
-use crate::stream::files_of_model;
+use crate::manifest::claims::Claims;
+use crate::manifest::{CHECKSUMS, MANIFEST};
+use crate::stream::{Run, files_of_model};
 
 /// A model's configuration.
 const CONFIG: &str = "config.json";
@@ -60,7 +69,24 @@ impl Verification {
     }
 
     /// Makes a problem of `error`, which came of reading the release in `dir`; once, if it comes again.
-    pub fn unreadable(&mut self, dir: &Path, error: &Error) {
+    fn unreadable(&mut self, dir: &Path, error: &Error) {
+        self.extend([Problem::of(dir, error)], []);
+    }
+
+    /// Adds what an audit found, but for problems that are known.
+    pub fn extend(&mut self, problems: impl IntoIterator<Item = Problem>, notes: impl IntoIterator<Item = String>) {
+        for problem in problems {
+            if !self.problems.contains(&problem) {
+                self.problems.push(problem);
+            }
+        }
+        self.notes.extend(notes);
+    }
+}
+
+impl Problem {
+    /// What is wrong by `error`, which came of reading the release in `dir`.
+    pub(crate) fn of(dir: &Path, error: &Error) -> Self {
         let text = error.to_string();
         let (path, problem) = match error {
             Error::Malformed { path, problem, .. } => (path.as_path(), problem.as_str()),
@@ -68,11 +94,7 @@ impl Verification {
             _ => (dir, first_line(&text)),
         };
         let file = path.strip_prefix(dir).unwrap_or(path).to_string_lossy();
-        let file = if file.is_empty() { "." } else { &file };
-        let known = |p: &Problem| p.file == escaped(file) && p.problem == escaped(problem);
-        if !self.problems.iter().any(known) {
-            self.problem(file, problem);
-        }
+        Self { file: escaped(if file.is_empty() { "." } else { &file }), problem: escaped(problem) }
     }
 }
 
@@ -81,9 +103,13 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// Verifies the release in `dir`, or the one GGUF file that `dir` is, with `jobs` threads. Problems are in the result; errors are for a directory that can't
-/// be listed, and for a stop from outside.
-pub fn verify(dir: &Path, jobs: usize, cancel: &AtomicBool, progress: &dyn Progress) -> Result<Verification> {
+/// Verifies the release in `dir`, or the one GGUF file that `dir` is. Of `how`, the threads, the stop from outside and the
+/// progress are heeded. Problems are in the result.
+///
+/// # Errors
+///
+/// If `dir` can't be listed, and [`Error::Interrupted`].
+pub fn verify(dir: &Path, how: &Run<'_>) -> Result<Verification> {
     let mut result = Verification::default();
     if is_gguf(dir)? {
         gguf::lint_lone(dir, &mut result);
@@ -92,7 +118,7 @@ pub fn verify(dir: &Path, jobs: usize, cancel: &AtomicBool, progress: &dyn Progr
     let expected = expected_digests(dir, &mut result)?;
     let files = present(dir, &expected, &mut result);
     let paths: Vec<(PathBuf, u64)> = files.iter().map(|(name, len)| (dir.join(name), *len)).collect();
-    for ((name, len), found) in files.iter().zip(digest_files(&paths, jobs, cancel, progress)?) {
+    for ((name, len), found) in files.iter().zip(digest_files(&paths, how.jobs, how.cancel, how.progress)?) {
         match found {
             Ok(found) if found != expected[*name] => {
                 result.problem(name, "its SHA-256 is not the listed one: the file was changed or damaged");
@@ -191,20 +217,19 @@ fn parse_sum(line: &str) -> Option<(&str, &str)> {
 }
 
 fn parse_manifest(text: &str, result: &mut Verification) -> List {
-    let manifest: serde_json::Value = match serde_json::from_str(text) {
-        Ok(value) => value,
+    let claims = match Claims::parse(text) {
+        Ok(claims) => claims,
         Err(e) => {
             result.problem(MANIFEST, format!("is no JSON: {e}"));
             return List::Broken;
         }
     };
-    let Some(files) = manifest.get("files").and_then(|f| f.as_object()) else {
+    let Some(files) = claims.files() else {
         result.problem(MANIFEST, "has no list of files");
         return List::Broken;
     };
     let mut listed = Listed::new();
-    for (name, entry) in files {
-        let digest = entry.get("sha256").and_then(|d| d.as_str()).unwrap_or_default();
+    for (name, digest) in files {
         match parse_sum(&format!("{digest}  {name}")) {
             Some((digest, name)) => drop(listed.insert(name.to_owned(), digest.to_ascii_lowercase())),
             None => result.problem(MANIFEST, format!("has a bad entry for {name}")),
@@ -219,7 +244,6 @@ fn unlisted(dir: &Path, listed: &Listed, lists: &[&str]) -> Result<Vec<String>> 
     Ok(names.filter(|name| !lists.contains(&name.as_str()) && !listed.contains_key(name)).collect())
 }
 
-/// Whether there is a file of weights in `dir`, of a form that any loader knows.
 /// Why what is in `dir` is no release, if it is none. What lies below it is a part of one only where a list says so.
 fn no_model(dir: &Path, listed: &Listed) -> Result<Option<String>> {
     let files = files_of_model(dir)?;

@@ -10,18 +10,16 @@ mod summary;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
-
 use super::encoded::EncodedTensor;
 use super::gguf::GgufOutput;
 use crate::error::{Error, Result, shown};
 use crate::ggml::{Quality, TensorType};
 use crate::gguf::mixture::FileType;
 use crate::gguf::{GgufModel, TensorInfo};
+use crate::manifest::{QualitySums, Summary, WorstTensor};
 use crate::stream::{Staging, check_file};
 use kind::place;
 pub use markup::{cosine, percent, scientific};
-pub use summary::{Figures, Summary};
 
 /// Tensors that are named as the worst.
 const WORST: usize = 10;
@@ -103,7 +101,7 @@ impl OutputQuality {
     }
 
     /// Of `model`, which is that `mixture`, with the figures of `quality` by tensor.
-    pub(super) fn of_model(model: &GgufModel, mixture: FileType, quality: &BTreeMap<String, Quality>) -> Self {
+    pub(crate) fn of_model(model: &GgufModel, mixture: FileType, quality: &BTreeMap<String, Quality>) -> Self {
         let row = |info: &TensorInfo| {
             let (layer, kind) = place(&info.name);
             QualityRow {
@@ -173,21 +171,22 @@ impl OutputQuality {
     }
 
     /// The sums and the worst, for programs. The figures of each tensor are elsewhere.
-    pub(super) fn to_json(&self) -> Value {
-        let worst = |row: &&QualityRow| {
-            let q = row.quality;
-            json!({"tensor": row.name, "type": row.encoding.name(), "relative": q.map(|q| q.relative()),
-                "cosine": q.map(|q| q.cosine)})
+    pub fn sums(&self) -> QualitySums {
+        let worst = |row: &QualityRow| WorstTensor {
+            tensor: row.name.clone(),
+            kind: row.encoding.name().to_owned(),
+            relative: row.quality.map(|q| q.relative()),
+            cosine: row.quality.map(|q| q.cosine),
         };
-        json!({
-            "file": self.file,
-            "type": self.mixture,
-            "total": self.total(),
-            "kinds": self.kinds(),
-            "layers": self.layers(),
-            "types": self.types(),
-            "worst": self.worst().iter().map(worst).collect::<Vec<_>>(),
-        })
+        QualitySums {
+            file: self.file.clone(),
+            mixture: self.mixture.to_owned(),
+            total: self.total(),
+            kinds: self.kinds(),
+            layers: self.layers(),
+            types: self.types(),
+            worst: self.worst().into_iter().map(worst).collect(),
+        }
     }
 }
 
@@ -216,8 +215,8 @@ impl QualityReport {
     }
 
     /// Sums and the worst tensors of each output, for programs.
-    pub fn to_json(&self) -> Value {
-        self.outputs.iter().map(OutputQuality::to_json).collect()
+    pub fn sums(&self) -> Vec<QualitySums> {
+        self.outputs.iter().map(OutputQuality::sums).collect()
     }
 
     /// All of it as one HTML page that needs nothing else. The same report gives the same bytes anywhere.

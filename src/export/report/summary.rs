@@ -1,41 +1,7 @@
 //! What the figures of several tensors add up to.
 
-use serde::Serialize;
-
 use super::QualityRow;
-
-/// Tensors together.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
-    /// What they have in common.
-    pub name: String,
-    /// How many they are.
-    pub tensors: usize,
-    /// How many of them hold the values as they were, and are in no figure.
-    pub exact: usize,
-    /// Their weights.
-    pub weights: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Bits of a weight, on average.
-    pub bits_per_weight: f64,
-    /// Over those that were encoded with loss, if there are any.
-    #[serde(flatten)]
-    pub figures: Option<Figures>,
-}
-
-/// How good the encoding of several tensors is.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Figures {
-    /// Root of the mean squared error of all weights.
-    pub rmse: f64,
-    /// The same in relation to the root of their mean square.
-    pub relative: f64,
-    /// The largest error of all.
-    pub max_error: f64,
-    /// The lowest cosine of a tensor.
-    pub cosine: f64,
-}
+use crate::manifest::{Figures, Summary};
 
 impl Summary {
     /// The sums over `rows`.

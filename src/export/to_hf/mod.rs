@@ -8,13 +8,13 @@ mod values;
 
 use std::path::{Path, PathBuf};
 
-pub use run::{ToHfReport, run};
+pub use run::ToHfReport;
 pub use values::GgufSource;
 
 use crate::arch::back::{Back, EMBEDDINGS, Found, HEAD, ROPE_FREQS};
 use crate::checkpoint::{Companion, tokenizer_files};
 use crate::error::{Error, Result, escaped};
-use crate::export::{self, OutputTensor, Shard};
+use crate::export::{self, DEFAULT_SHARD, OutputTensor, Shard};
 use crate::ggml::decode;
 use crate::gguf::to_hf::config::{self, Facts, Shape};
 use crate::gguf::to_hf::keys::Keys;
@@ -39,12 +39,19 @@ pub struct ToHfOptions {
     pub overwrite: Overwrite,
 }
 
+impl Default for ToHfOptions {
+    /// bf16 in files of 5 GB, head and embeddings as they are, a tokenizer made of the metadata; nothing is overwritten.
+    fn default() -> Self {
+        Self { max_shard: DEFAULT_SHARD, dtype: Float::Bf16, tie: false, tokenizer: None, overwrite: Overwrite::No }
+    }
+}
+
 /// Everything that will be written.
 #[derive(Debug)]
 pub struct ToHfPlan {
     /// The destination.
     pub out: PathBuf,
-    /// The model.
+    /// What is decoded.
     pub model: GgufModel,
     /// The weight files.
     pub shards: Vec<Shard<GgufSource>>,
@@ -54,12 +61,16 @@ pub struct ToHfPlan {
     pub companions: Vec<Companion>,
     /// What the user should know.
     pub warnings: Vec<String>,
-    /// The choices.
+    /// What the user chose.
     pub options: ToHfOptions,
 }
 
 impl ToHfPlan {
-    /// Plans to write `model` to `out`.
+    /// Plans to write `model` to `out`. Reads headers and metadata only.
+    ///
+    /// # Errors
+    ///
+    /// Where `out` may not be written, and whatever of the model a directory could not hold.
     pub fn new(model: GgufModel, out: &Path, options: ToHfOptions) -> Result<Self> {
         let paths: Vec<&Path> =
             model.files.iter().map(|file| file.path()).chain(options.tokenizer.as_deref()).collect();

@@ -10,17 +10,18 @@ use serde_json::json;
 use super::{GgufSource, ToHfPlan};
 use crate::digest::{Hex, sha256};
 use crate::error::Result;
-use crate::export::{CHECKSUMS, Parts, Shard, checksums, file_identity};
+use crate::export::{Parts, Shard, file_identity};
 use crate::gpu::Assist;
+use crate::manifest::{CHECKSUMS, checksums};
 use crate::merge::Float;
 use crate::stream::{Produced, Production, Run, Staging, Work, produce};
 
 /// What was written.
 #[derive(Debug)]
 pub struct ToHfReport {
-    /// Where.
+    /// The directory.
     pub out: PathBuf,
-    /// Its files, with size and digest.
+    /// Its files by name, with size and SHA-256.
     pub files: BTreeMap<String, (u64, Hex)>,
     /// Bytes of all its files.
     pub bytes: u64,
@@ -28,22 +29,27 @@ pub struct ToHfReport {
     pub seconds: f64,
 }
 
-/// Runs `plan`. On any error the destination is as it was, but for [`crate::Error::InPlace`] and
-/// [`crate::Error::Halfway`].
-pub fn run(plan: &ToHfPlan, how: &Run<'_>) -> Result<ToHfReport> {
-    let started = Instant::now();
-    let staging = Staging::open(&plan.out)?;
-    let work = |shard| Box::new(ShardWork::new(shard, plan.options.dtype)) as Box<dyn Work>;
-    let production = Production {
-        works: plan.shards.iter().map(work).collect(),
-        inputs: Vec::new(),
-        kinds: Vec::new(),
-        identity: identity(plan)?,
-        disk_bytes: plan.disk_bytes(),
-    };
-    let files = produce(&production, &staging, how, |produced| publish(plan, &staging, produced))?;
-    let bytes = files.values().map(|(size, _)| size).sum();
-    Ok(ToHfReport { out: plan.out.clone(), files, bytes, seconds: started.elapsed().as_secs_f64() })
+impl ToHfPlan {
+    /// Carries the plan out.
+    ///
+    /// # Errors
+    ///
+    /// On any the destination is as it was, but for [`crate::Error::InPlace`] and [`crate::Error::Halfway`].
+    pub fn run(&self, how: &Run<'_>) -> Result<ToHfReport> {
+        let started = Instant::now();
+        let staging = Staging::open(&self.out)?;
+        let work = |shard| Box::new(ShardWork::new(shard, self.options.dtype)) as Box<dyn Work>;
+        let production = Production {
+            works: self.shards.iter().map(work).collect(),
+            inputs: Vec::new(),
+            kinds: Vec::new(),
+            identity: identity(self)?,
+            disk_bytes: self.disk_bytes(),
+        };
+        let files = produce(&production, &staging, how, |produced| publish(self, &staging, produced))?;
+        let bytes = files.values().map(|(size, _)| size).sum();
+        Ok(ToHfReport { out: self.out.clone(), files, bytes, seconds: started.elapsed().as_secs_f64() })
+    }
 }
 
 /// Writes every other file, and publishes the directory.
