@@ -17,6 +17,7 @@ mod brought_bases;
 mod crash;
 mod device;
 mod documents;
+mod examples;
 mod export;
 mod fused;
 mod gguf;

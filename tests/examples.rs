@@ -1,0 +1,49 @@
+//! The programs of `examples`, on tiny models. They are part of this binary: no further build of the crate is needed.
+
+use std::fs;
+
+use qft::gguf::mixture::FileType;
+
+use crate::workbench::Bench;
+
+#[allow(dead_code)]
+#[path = "../examples/encode.rs"]
+mod encode;
+#[allow(dead_code)]
+#[path = "../examples/export.rs"]
+mod export;
+#[allow(dead_code)]
+#[path = "../examples/verify.rs"]
+mod verify;
+
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.trainee("base", "llama");
+    bench.adapter("adapter", 32);
+    bench
+}
+
+#[test]
+fn an_export_is_what_base_and_adapter_give() {
+    let bench = bench();
+    let [base, adapter, out] = ["base", "adapter", "out"].map(|name| bench.path(name));
+    let said = export::run(&base, &adapter, &out).unwrap();
+    assert!(said.starts_with("4 of 21 tensors changed") && said.ends_with("what base and adapter give"), "{said}");
+    let said = verify::run(&out).unwrap();
+    assert!(said.contains("21 tensors, 0 problems") && said.contains("changed 4 of 21 tensors"), "{said}");
+    // As the command writes it.
+    bench.ok("export --merge-lora --base base --adapter adapter --max-shard 2GB --out same");
+    assert_eq!(bench.files("out"), bench.files("same"));
+    fs::write(out.join("config.json"), "{}").unwrap();
+    assert!(verify::run(&out).unwrap().contains("config.json: its SHA-256 is not the listed one"));
+}
+
+#[test]
+fn a_model_is_encoded_and_measured() {
+    let bench = bench();
+    let pre = || Some("llama-bpe".to_owned());
+    let said = encode::run(&bench.path("base"), FileType::Q8_0, &bench.path("x.gguf"), pre()).unwrap();
+    assert!(said.starts_with("x.gguf: 8.") && said.contains("relative error 0."), "{said}");
+    bench.ok("gguf base --pre llama-bpe --type q8_0 --out y.gguf");
+    assert_eq!(fs::read(bench.path("x.gguf")).unwrap(), fs::read(bench.path("y.gguf")).unwrap());
+}
