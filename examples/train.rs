@@ -1,14 +1,14 @@
-//! Trains a LoRA on a file of conversations: `cargo run --example train -- MODEL_DIR DATA.jsonl OUT_DIR`.
+//! Trains a LoRA on a file of conversations: `cargo run --example train -- MODEL DATA.jsonl OUT`.
 
-use std::error::Error;
+#![allow(clippy::print_stdout)]
+
 use std::path::{Path, PathBuf};
 
 use qft::ranks::Alone;
 use qft::train::settings::{Settings, Strategy};
-use qft::train::{How, Preparing, TrainPlan, run};
+use qft::train::{self, How, Preparing, TrainPlan, TrainReport};
 
-/// Trains two steps, and gives the checkpoint's directory and the loss of the last step.
-pub fn train(model: &Path, data: &Path, out: &Path) -> qft::Result<(PathBuf, f64)> {
+pub(crate) fn run(model: &Path, data: &Path, out: &Path) -> qft::Result<TrainReport> {
     let settings = Settings {
         model: model.display().to_string(),
         dataset: vec![data.display().to_string()],
@@ -20,15 +20,13 @@ pub fn train(model: &Path, data: &Path, out: &Path) -> qft::Result<(PathBuf, f64
         ..Settings::default()
     };
     let plan = TrainPlan::new(settings.checked()?, model, &Preparing::default())?;
-    println!("{} parameters, {} steps", plan.summary().trained_parameters, plan.summary().max_steps);
-    let report = run(plan, &mut How::new(&mut Alone))?;
-    Ok((report.checkpoint.unwrap_or(report.run), report.last_loss))
+    train::run(plan, &mut How::new(&mut Alone))
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [model, data, out] = &paths[..] else { return Err("usage: train MODEL_DIR DATA.jsonl OUT_DIR".into()) };
-    let (checkpoint, loss) = train(model, data, out)?;
-    println!("{}: loss {loss:.4}", checkpoint.display());
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [model, data, out] = args.as_slice() else { return Err("give MODEL DATA.jsonl OUT".into()) };
+    let report = run(model, data, out)?;
+    println!("{} steps, loss {:.4}: {}", report.steps[0], report.last_loss, report.run.display());
     Ok(())
 }

@@ -13,6 +13,9 @@ mod encode;
 #[path = "../examples/export.rs"]
 mod export;
 #[allow(dead_code)]
+#[path = "../examples/train.rs"]
+mod train;
+#[allow(dead_code)]
 #[path = "../examples/verify.rs"]
 mod verify;
 
@@ -46,4 +49,16 @@ fn a_model_is_encoded_and_measured() {
     assert!(said.starts_with("x.gguf: 8.") && said.contains("relative error 0."), "{said}");
     bench.ok("gguf base --pre llama-bpe --type q8_0 --out y.gguf");
     assert_eq!(fs::read(bench.path("x.gguf")).unwrap(), fs::read(bench.path("y.gguf")).unwrap());
+}
+
+#[test]
+fn a_lora_is_trained_and_merged() {
+    let bench = bench();
+    let said = |role: &str, text: &str| format!(r#"{{"role": "{role}", "content": "{text}"}}"#);
+    let row = format!(r#"{{"messages": [{}, {}]}}"#, said("user", "a b"), said("assistant", "c d"));
+    fs::write(bench.path("data.jsonl"), format!("{row}\n").repeat(4)).unwrap();
+    let report = train::run(&bench.path("base"), &bench.path("data.jsonl"), &bench.path("runs")).unwrap();
+    assert_eq!(report.steps, [2, 2]);
+    let said = export::run(&bench.path("base"), &report.checkpoint.unwrap(), &bench.path("out")).unwrap();
+    assert!(said.ends_with("what base and adapter give"), "{said}");
 }
