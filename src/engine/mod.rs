@@ -62,7 +62,7 @@ pub trait Engine {
     /// Sets every value to zero.
     fn zero(&self, vector: &mut Self::Vector) -> Result<()>;
     /// Where the vector lies, if that is on a card, whose context is then current on this thread.
-    fn buffer<'v>(&self, _: &'v mut Self::Vector) -> Result<Option<DeviceBuffer<'v>>> {
+    fn buffer<'v>(&'v self, _: &'v mut Self::Vector) -> Result<Option<DeviceBuffer<'v>>> {
         Ok(None)
     }
     /// The values of a matrix as f32, row by row, without padding columns.

@@ -117,11 +117,11 @@ impl Engine for CudaEngine {
         self.card.clear(vector.memory(), vector.len * 4)
     }
 
-    fn buffer<'v>(&self, vector: &'v mut CudaVector) -> Result<Option<DeviceBuffer<'v>>> {
+    fn buffer<'v>(&'v self, vector: &'v mut CudaVector) -> Result<Option<DeviceBuffer<'v>>> {
         self.card.bind()?;
         let stream = self.card.stream().handle();
         // SAFETY: the vector is on this card, whose context was just made current, and has that many values for as long
-        // as it is borrowed; the stream is this card's.
+        // as it is borrowed; the stream is this card's, which is borrowed too.
         Ok(Some(unsafe { DeviceBuffer::new(vector.address(), vector.len, stream) }))
     }
 
