@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use qft::manifest::Manifest;
+
 use crate::workbench::Bench;
 
 const EXPORT: &str = "export --merge-lora --base base --adapter adapter=0.5 --pre llama-bpe --jobs 2 --device cpu \
@@ -45,7 +47,10 @@ fn compare(name: &str, text: &str) {
 fn a_manifest_is_as_it_was() {
     let bench = bench();
     bench.ok(EXPORT);
-    compare("qft-manifest.json", &bench.read("o/qft-manifest.json"));
+    let text = bench.read("o/qft-manifest.json");
+    compare("qft-manifest.json", &text);
+    let manifest: Manifest = serde_json::from_str(&text).unwrap();
+    assert_eq!(format!("{:#}\n", serde_json::json!(manifest)), text, "what was read is not what was written");
 }
 
 #[test]

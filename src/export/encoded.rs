@@ -27,13 +27,13 @@ const CHUNK: usize = 1 << 15;
 /// A planned GGUF file.
 #[derive(Debug)]
 pub struct GgufPart {
-    /// The file's name.
+    /// `model-Q8_0.gguf`; of a model in several files, with the number of the part.
     pub name: String,
     /// Everything before the tensors' bytes, padded.
     pub header: Vec<u8>,
     /// The tensors, in the order of their bytes.
     pub tensors: Vec<EncodedTensor>,
-    /// The file's length.
+    /// Bytes of the whole file.
     pub len: u64,
 }
 
@@ -58,7 +58,7 @@ impl GgufPart {
 /// A tensor in its place in a GGUF file.
 #[derive(Debug)]
 pub struct EncodedTensor {
-    /// Its name there.
+    /// As llama.cpp calls it: `blk.0.attn_q.weight`.
     pub name: String,
     /// Its shape, outermost axis first.
     pub shape: Vec<usize>,
@@ -68,11 +68,11 @@ pub struct EncodedTensor {
     pub instead_of: Option<TensorType>,
     /// Where its values come from.
     pub values: Values,
-    /// A weight for each column of each matrix, from an imatrix.
+    /// A weight for each column of each matrix, from an imatrix; `None` for equal ones.
     pub importance: Option<Vec<f32>>,
     /// Its first byte, counted from the start of the file.
     pub offset: u64,
-    /// Its length in bytes.
+    /// In bytes.
     pub len: u64,
 }
 

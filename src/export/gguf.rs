@@ -53,7 +53,7 @@ impl GgufOptions {
 pub struct GgufOutput {
     /// What was chosen for it.
     pub choices: Choices,
-    /// Its files.
+    /// One file, or its parts in order.
     pub parts: Vec<GgufPart>,
 }
 
@@ -63,7 +63,7 @@ impl GgufOutput {
         self.parts.iter().map(|part| part.len).sum()
     }
 
-    /// Number of weights, and of the bits that one takes on average.
+    /// The bits that a weight takes on average.
     pub fn bits_per_weight(&self) -> f64 {
         let tensors = || self.parts.iter().flat_map(|part| &part.tensors);
         let weights: f64 = tensors().map(|t| t.shape.iter().product::<usize>() as f64).sum();

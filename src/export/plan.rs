@@ -99,9 +99,9 @@ pub struct ExportPlan {
     pub adapters: Vec<Adapter>,
     /// Every tensor of the merged model, by name.
     pub merged: Vec<OutputTensor>,
-    /// The safetensors files.
+    /// The safetensors files; empty where none are written.
     pub shards: Vec<Shard>,
-    /// The GGUF files.
+    /// The models in GGUF files, one for each type that was chosen.
     pub gguf: Vec<GgufOutput>,
     /// Files made by the export itself, by name: config.json, the index.
     pub texts: Vec<(String, String)>,

@@ -19,7 +19,7 @@ use crate::stream::{self, Production, Run, Staging, Work, produce};
 pub struct QuantizePlan {
     /// The file to write; if it is cut into parts, their names begin as its does.
     pub out: PathBuf,
-    /// The model to read.
+    /// What is read: one file, or all its parts.
     pub model: GgufModel,
     /// What is written.
     pub output: GgufOutput,

@@ -11,24 +11,24 @@ use crate::checkpoint::{INDEX_FILE, SINGLE_FILE, compare_names};
 /// One tensor with its place in a shard.
 #[derive(Debug)]
 pub struct PlacedTensor<S = TensorSource> {
-    /// Its name in the output.
+    /// As the merged model calls it.
     pub name: String,
     /// Its type in the output.
     pub dtype: Dtype,
-    /// Its shape.
+    /// Outermost axis first.
     pub shape: Vec<usize>,
     /// What it is made of.
     pub source: S,
     /// Its first byte, counted from the start of the file.
     pub offset: u64,
-    /// Its length in bytes.
+    /// In bytes.
     pub len: u64,
 }
 
 /// One file of the output.
 #[derive(Debug)]
 pub struct Shard<S = TensorSource> {
-    /// The file's name.
+    /// `model-00001-of-00003.safetensors`, or `model.safetensors` if it is the only one.
     pub name: String,
     /// Length field and JSON, padded with spaces to a multiple of eight bytes.
     pub header: Vec<u8>,
@@ -37,7 +37,7 @@ pub struct Shard<S = TensorSource> {
 }
 
 impl<S> Shard<S> {
-    /// The file's length.
+    /// Bytes of the whole file.
     pub fn len(&self) -> u64 {
         self.tensors.last().map_or(self.header.len() as u64, |t| t.offset + t.len)
     }
@@ -51,11 +51,11 @@ impl<S> Shard<S> {
 /// A tensor of the output, before it has a place in a file.
 #[derive(Debug, Clone)]
 pub struct OutputTensor<S = TensorSource> {
-    /// Its name.
+    /// As the merged model calls it.
     pub name: String,
-    /// Its type.
+    /// Its type in the output.
     pub dtype: Dtype,
-    /// Its shape.
+    /// Outermost axis first.
     pub shape: Vec<usize>,
     /// What it is made of.
     pub source: S,

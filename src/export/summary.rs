@@ -12,6 +12,7 @@ use super::manifest::changes;
 use super::plan::ExportPlan;
 use super::shard::OutputTensor;
 use crate::checkpoint::CompanionSource;
+use crate::ggml::TensorType;
 use crate::gpu::CardNeeds;
 use crate::manifest::Change;
 use crate::stream::{BLOCK_LEN, in_flight, open_files};
@@ -19,7 +20,7 @@ use crate::stream::{BLOCK_LEN, in_flight, open_files};
 /// What an export will do: inputs, files, every changed tensor with its changes, what it needs, and the warnings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PlanSummary {
-    /// The destination.
+    /// The destination: a directory, or a GGUF file.
     pub out: String,
     /// Files at the destination that go with what is replaced.
     pub deletes: Vec<String>,
@@ -33,7 +34,7 @@ pub struct PlanSummary {
     pub tensor_bytes: u64,
     /// How many of the tensors an adapter changes.
     pub changed_tensors: usize,
-    /// The safetensors files.
+    /// The safetensors files, by name; empty where none are written.
     pub shards: Vec<ShardSummary>,
     /// By name, what an adapter changes.
     pub changed: BTreeMap<String, ChangedTensor>,
@@ -55,7 +56,7 @@ pub struct PlanSummary {
 /// The model that is merged into.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BaseSummary {
-    /// Its directory.
+    /// The directory, as it was named.
     pub dir: String,
     /// Its Hub id, if it was found by one.
     pub repo: Option<String>,
@@ -70,7 +71,7 @@ pub struct BaseSummary {
 /// An adapter that is merged.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AdapterSummary {
-    /// Its directory.
+    /// The directory, as it was named.
     pub dir: String,
     /// Factor on its deltas.
     pub weight: f64,
@@ -81,9 +82,9 @@ pub struct AdapterSummary {
 /// A safetensors file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ShardSummary {
-    /// Its name.
+    /// The name, below the destination.
     pub file: String,
-    /// Its length.
+    /// Bytes of the whole file.
     pub bytes: u64,
     /// How many tensors it has.
     pub tensors: usize,
@@ -131,9 +132,9 @@ pub struct GgufSummary {
 /// A GGUF file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GgufFileSummary {
-    /// Its name.
+    /// The name, below the destination.
     pub file: String,
-    /// Its length.
+    /// Bytes of the whole file.
     pub bytes: u64,
     /// In the order of their bytes.
     pub tensors: Vec<EncodedSummary>,
@@ -142,14 +143,14 @@ pub struct GgufFileSummary {
 /// A tensor in a GGUF file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EncodedSummary {
-    /// Its name there.
+    /// As llama.cpp calls it: `blk.0.attn_q.weight`.
     pub name: String,
     /// Outermost axis first.
     pub shape: Vec<usize>,
     /// The name of its type.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Its length.
+    /// Bytes that it takes.
     pub bytes: u64,
     /// The type that it would have if its rows held a whole number of that type's blocks.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -233,7 +234,7 @@ impl GgufOutput {
             shape: t.shape.clone(),
             kind: t.kind.name(),
             bytes: t.len,
-            instead_of: t.instead_of.map(|wanted| wanted.name()),
+            instead_of: t.instead_of.map(TensorType::name),
             imatrix: t.importance.is_some(),
         };
         let file = |part: &GgufPart| GgufFileSummary {

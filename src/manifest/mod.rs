@@ -179,3 +179,38 @@ pub enum Change {
 pub(crate) fn checksums(files: &BTreeMap<String, (u64, Hex)>) -> String {
     files.iter().map(|(name, (_, digest))| format!("{digest}  {name}\n")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{from_value, json};
+
+    #[test]
+    fn changes_and_sources_are_written_as_they_are_read() {
+        let changes = json!([
+            {"kind": "replaced", "adapter": 1},
+            {"kind": "low-rank", "adapter": 0, "rank": 8, "scale": 0.5},
+            {"kind": "dora", "adapter": 0, "norm": "column"},
+            {"kind": "rows", "adapter": 2, "rows": [3, 5]},
+            {"kind": "cast", "from": "F8_E4M3"},
+        ]);
+        let read: Vec<Change> = from_value(changes.clone()).unwrap();
+        assert_eq!(read[4], Change::Cast { from: Dtype::F8_E4M3 });
+        assert_eq!(json!(read).to_string(), changes.to_string());
+        let sources = json!([{"base": "a"}, {"adapter": 0, "tensor": "b"}]);
+        let read: Vec<Source> = from_value(sources.clone()).unwrap();
+        assert_eq!(read[1], Source::Adapter { adapter: 0, tensor: "b".to_owned() });
+        assert_eq!(json!(read).to_string(), sources.to_string());
+    }
+
+    #[test]
+    fn names_keep_their_order_and_sums_may_have_no_figures() {
+        let text = r#"{"z":{"type":"Q8_0","tensors":{"b":{"type":"F32"},"a":{"type":"Q8_0"}}},"y":{"type":"F32","tensors":{}}}"#;
+        let read: Named<EncodedFile> = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+        assert_eq!(read.get("z").and_then(|file| file.tensors.get("a")).map(|t| t.kind.as_str()), Some("Q8_0"));
+        let sum = json!({"name": "all", "tensors": 1, "exact": 1, "weights": 4, "bytes": 16, "bits_per_weight": 32.0});
+        let read: Summary = from_value(sum.clone()).unwrap();
+        assert_eq!((read.figures, json!(read)), (None, sum));
+    }
+}

@@ -35,7 +35,7 @@ pub fn scientific(value: f64) -> String {
     if value == 0.0 { "0".to_owned() } else { format!("{value:.2e}") }
 }
 
-/// A cosine.
+/// A cosine, with the digits that tell it from 1.
 pub fn cosine(value: f64) -> String {
     format!("{value:.6}")
 }

@@ -41,7 +41,7 @@ pub struct QualityRow {
     pub imatrix: bool,
     /// Its shape, outermost axis first.
     pub shape: Vec<usize>,
-    /// Its bytes in the file.
+    /// Bytes that it takes in the file.
     pub bytes: u64,
     /// How good that is; absent if it holds the values as they were.
     pub quality: Option<Quality>,
@@ -72,7 +72,7 @@ impl QualityRow {
 /// One model in GGUF files, and how good it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutputQuality {
-    /// Its first file.
+    /// The name of its first file.
     pub file: String,
     /// How many files it has.
     pub files: usize,
@@ -226,6 +226,10 @@ impl QualityReport {
 }
 
 /// Refuses a page that would not be one or would replace something: before the run, so that nothing is done in vain.
+///
+/// # Errors
+///
+/// If its name does not end in `.html`, if something is there and `overwrite` is not set, and if it is an input.
 pub fn check_page(page: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
     let ending = page.extension().unwrap_or_default().to_ascii_lowercase();
     if ending != "html" && ending != "htm" {
@@ -238,6 +242,10 @@ pub fn check_page(page: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> 
 }
 
 /// Writes `text` to the file `page`, whole or not at all.
+///
+/// # Errors
+///
+/// Those of [`check_page`], and those of the disk.
 pub fn write_page(page: &Path, text: &str, overwrite: bool) -> Result<()> {
     check_page(page, &[], overwrite)?;
     let name = page.file_name().unwrap_or_default().to_string_lossy();

@@ -49,11 +49,11 @@ impl Default for ToHfOptions {
 /// Everything that will be written.
 #[derive(Debug)]
 pub struct ToHfPlan {
-    /// The destination.
+    /// The directory to be.
     pub out: PathBuf,
     /// What is decoded.
     pub model: GgufModel,
-    /// The weight files.
+    /// The safetensors files.
     pub shards: Vec<Shard<GgufSource>>,
     /// Every other file that is made: configs, the index, the tokenizer.
     pub texts: Vec<(String, Vec<u8>)>,
@@ -85,7 +85,7 @@ impl ToHfPlan {
         let embeddings =
             model.tensor("token_embd.weight").map_or(0, |tensor| tensor.info().shape.first().copied().unwrap_or(0));
         let shape = Shape::read(keys, embeddings as u64)?;
-        let stored: Vec<_> = model.tensors.iter().map(|tensor| tensor.info()).collect();
+        let stored: Vec<_> = model.tensors.iter().map(ModelTensor::info).collect();
         let stored: Vec<_> = stored.iter().map(|info| (info.name.as_str(), info.shape.as_slice())).collect();
         let (mut found, switches) = family.name_tensors(&stored, &shape.sizes)?;
         let tied = tie(&mut found, options.tie);

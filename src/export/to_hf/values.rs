@@ -13,7 +13,7 @@ const CHUNK: usize = 4096;
 /// Where an output tensor comes from.
 #[derive(Debug, Clone)]
 pub struct GgufSource {
-    /// The tensor.
+    /// The encoded values.
     pub tensor: ModelTensor,
     /// Its rows are those of that many heads, in the order of llama.cpp's rotary embedding, which is undone.
     pub heads: Option<usize>,
