@@ -32,6 +32,7 @@ pub mod ranks;
 pub mod rules;
 pub mod size;
 mod spelling;
+pub mod store;
 mod stream;
 pub mod swift;
 pub mod text;

@@ -1,132 +1,14 @@
 //! A base named by its Hub id: `qft` as a child process against a small Hub on this machine, and offline afterwards.
 
+pub mod server;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-/// More requests than any test makes; a client in a loop ends here.
-const MAX_REQUESTS: usize = 200;
-
-/// A Hub with the models in a directory, `ORG/NAME/FILE`. A model with a file `.gated` refuses its other files; one
-/// with a file `.cut` breaks off in the middle of its weights, once.
-struct FakeHub {
-    port: u16,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-    requests: Arc<Mutex<Vec<String>>>,
-}
-
-impl FakeHub {
-    fn serve(root: PathBuf) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let stop = Arc::new(AtomicBool::new(false));
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let (stopped, log) = (Arc::clone(&stop), Arc::clone(&requests));
-        let thread = std::thread::spawn(move || {
-            for stream in listener.incoming().take(MAX_REQUESTS) {
-                if stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                // A client that hangs up early is not the server's concern.
-                let _ = stream.and_then(|stream| answer(stream, &root, &log));
-            }
-        });
-        Self { port, stop, thread: Some(thread), requests }
-    }
-
-    fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    /// The files that were asked for, once each, sorted.
-    fn files(&self) -> Vec<String> {
-        let requests = self.requests.lock().unwrap();
-        let mut files: Vec<String> =
-            requests.iter().filter_map(|r| Some(r.split_once("/resolve/")?.1.into())).collect();
-        files.sort();
-        files.dedup();
-        files
-    }
-}
-
-impl Drop for FakeHub {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-fn answer(mut stream: TcpStream, root: &Path, log: &Mutex<Vec<String>>) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let mut lines = BufReader::new(stream.try_clone()?.take(64 << 10)).lines();
-    let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
-    let mut range = None;
-    for line in lines {
-        let line = line?.to_ascii_lowercase();
-        if line.is_empty() {
-            break;
-        }
-        range = line.strip_prefix("range: bytes=").map(str::to_owned).or(range);
-    }
-    let target = request.split(' ').nth(1).unwrap_or_default();
-    log.lock().unwrap().push(target.to_owned());
-    let path = target.split('?').next().unwrap_or_default();
-    let (status, headers, body) = respond(root, path, range.as_deref());
-    write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len())?;
-    let weights = path.ends_with("/model.safetensors") && range.as_deref() != Some("0-0");
-    let id = path.trim_start_matches('/').split("/resolve/").next().unwrap_or_default();
-    let cut = weights && fs::remove_file(root.join(id).join(".cut")).is_ok();
-    stream.write_all(if cut { &body[..body.len() / 2] } else { &body })
-}
-
-type Response = (&'static str, String, Vec<u8>);
-
-fn respond(root: &Path, target: &str, range: Option<&str>) -> Response {
-    const NOT_FOUND: &str = "404 Not Found";
-    if let Some(id) = target.strip_prefix("/api/models/").and_then(|rest| rest.strip_suffix("/revision/main")) {
-        return listing(&root.join(id)).map_or((NOT_FOUND, String::new(), Vec::new()), |body| {
-            ("200 OK", "Content-Type: application/json\r\n".to_owned(), body.into_bytes())
-        });
-    }
-    let Some((id, file)) = target.strip_prefix('/').and_then(|t| t.split_once("/resolve/")) else {
-        return (NOT_FOUND, String::new(), Vec::new());
-    };
-    if root.join(id).join(".gated").exists() {
-        return ("403 Forbidden", "X-Error-Code: GatedRepo\r\n".to_owned(), Vec::new());
-    }
-    let name = file.strip_prefix("main/").or_else(|| file.strip_prefix(COMMIT)?.strip_prefix('/'));
-    let Some(bytes) = name.and_then(|name| fs::read(root.join(id).join(name)).ok()) else {
-        return (NOT_FOUND, String::new(), Vec::new());
-    };
-    let (from, to) = range.and_then(|r| r.split_once('-')).unwrap_or(("0", ""));
-    let from: usize = from.parse().unwrap();
-    let to = to.parse().unwrap_or(bytes.len() - 1).min(bytes.len() - 1);
-    let etag = file.replace('/', "-");
-    let headers =
-        format!("X-Repo-Commit: {COMMIT}\r\nETag: \"{etag}\"\r\nContent-Range: bytes {from}-{to}/{}\r\n", bytes.len());
-    ("206 Partial Content", headers, bytes[from..=to].to_vec())
-}
-
-/// What the Hub says of a model's files, or nothing if there is no such model.
-fn listing(model: &Path) -> Option<String> {
-    let entries = fs::read_dir(model).ok()?.flatten();
-    let siblings: Vec<_> = entries
-        .map(|e| serde_json::json!({"rfilename": e.file_name().to_string_lossy(), "size": e.metadata().unwrap().len()}))
-        .collect();
-    Some(serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string())
-}
+use server::{COMMIT, FakeHub};
 
 /// One BF16 tensor, four bytes.
 const WEIGHT: [u8; 4] = [0x80, 0x3f, 0x00, 0x40];
@@ -189,8 +71,8 @@ fn a_base_is_downloaded_once_and_found_offline_afterwards() {
 
     let first = tmp.path().join("first");
     assert_exported(&export(tmp.path(), "tiny/base", &first, &[("HF_ENDPOINT", &endpoint)]), &first);
-    let fetched = ["config.json", "model.safetensors"].map(|file| format!("{COMMIT}/{file}"));
-    assert_eq!(hub.files(), fetched, "merges.txt is empty, and the others are not read");
+    let fetched = ["config.json", "merges.txt", "model.safetensors"].map(|file| format!("{COMMIT}/{file}"));
+    assert_eq!(hub.files(), fetched, "the others are not read");
     let repo = tmp.path().join("hf/hub/models--tiny--base");
     assert_eq!(fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
     assert_eq!(fs::read_dir(repo.join("refs")).unwrap().count(), 1);
@@ -241,7 +123,8 @@ fn a_refusal_of_the_hub_tells_the_way_out() {
 fn a_download_that_broke_off_is_continued() {
     let tmp = tempfile::tempdir().unwrap();
     write_model(&tmp.path().join("hub/tiny/base"));
-    fs::write(tmp.path().join("hub/tiny/base/.cut"), "").unwrap();
+    // As often as one command tries.
+    fs::write(tmp.path().join("hub/tiny/base/.cut"), "4").unwrap();
     let hub = FakeHub::serve(tmp.path().join("hub"));
     let out = tmp.path().join("out");
     let run = |vars: &[(&str, &str)]| export(tmp.path(), "tiny/base", &out, vars);
@@ -253,4 +136,17 @@ fn a_download_that_broke_off_is_continued() {
     let stderr = String::from_utf8_lossy(&offline.stderr);
     assert!(offline.status.code() == Some(1) && stderr.contains("lacks model.safetensors"), "{stderr}");
     assert_exported(&run(&[("HF_ENDPOINT", &hub.endpoint())]), &out);
+    let ranges = hub.ranges();
+    assert!(ranges.len() >= 4 && ranges.is_sorted(), "each goes on where the last one broke off: {ranges:?}");
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_used() {
+    let tmp = tempfile::tempdir().unwrap();
+    write_model(&tmp.path().join("hub/tiny/base"));
+    let hub = FakeHub::serve(tmp.path().join("hub"));
+    let out = tmp.path().join("out");
+    // No such host is known: only the proxy can answer for it.
+    let vars = [("HF_ENDPOINT", "http://hub.invalid"), ("HTTP_PROXY", &hub.endpoint())];
+    assert_exported(&export(tmp.path(), "tiny/base", &out, &vars), &out);
 }

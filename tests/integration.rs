@@ -36,6 +36,7 @@ mod readme;
 mod remedies;
 mod remedies_train;
 mod report;
+mod store;
 mod swift;
 mod tied;
 mod to_hf;

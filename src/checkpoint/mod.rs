@@ -3,15 +3,17 @@
 
 mod companion;
 mod config;
-mod download;
 mod header;
-mod hub;
 mod instead;
+mod locate;
 mod model_files;
+mod names;
 mod order;
 mod pickle;
 mod shard_index;
+mod tensor;
 mod torch;
+mod wanted;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -24,115 +26,16 @@ pub use companion::{Companion, CompanionSource, Companions, LeftOut, TokenizerCh
 pub use config::{ConfigText, TEXT_SECTIONS};
 pub(crate) use header::dtype_name;
 pub use header::{BadHeader, Header, MAX_HEADER_LEN, MAX_TENSORS, TensorInfo};
-pub use hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, Located, Locator};
+pub use locate::Locator;
 pub use model_files::ModelFiles;
+pub use names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_TORCH, INDEX_FILE, SINGLE_FILE};
 pub use order::compare as compare_names;
-pub use shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex, resolve_member};
+pub use shard_index::{ShardIndex, resolve_member};
+pub(crate) use tensor::release;
+pub use tensor::{SafetensorsFile, Tensor};
 pub use weights::{WeightFiles, stale_shards};
 
 use crate::error::{Error, Result, escaped};
-use crate::files::Mapping;
-
-/// One mapped file of tensors with its checked header: safetensors, or a file of torch.save.
-#[derive(Debug)]
-pub struct SafetensorsFile {
-    mapping: Mapping,
-    header: Header,
-}
-
-impl SafetensorsFile {
-    /// Maps and checks the file at `path`.
-    pub fn open(path: &Path) -> Result<Arc<Self>> {
-        let mapping = Mapping::open(path)?;
-        let header = Header::parse(mapping.bytes()).map_err(|e| instead::no_safetensors(path, mapping.bytes(), &e))?;
-        Ok(Arc::new(Self { mapping, header }))
-    }
-
-    /// The file's path.
-    pub fn path(&self) -> &Path {
-        self.mapping.path()
-    }
-
-    /// The file's name without its directory.
-    pub fn name(&self) -> String {
-        self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
-    }
-
-    /// The checked header.
-    pub fn header(&self) -> &Header {
-        &self.header
-    }
-
-    /// The whole file.
-    pub fn bytes(&self) -> &[u8] {
-        self.mapping.bytes()
-    }
-
-    /// See [`Mapping::check_unchanged`].
-    pub fn check_unchanged(&self) -> Result<()> {
-        self.mapping.check_unchanged()
-    }
-
-    /// Handles for all tensors, in the order of their bytes.
-    pub fn tensors(self: &Arc<Self>) -> impl Iterator<Item = Tensor> {
-        let file = Arc::clone(self);
-        (0..self.header.tensors.len()).map(move |index| Tensor { file: Arc::clone(&file), index })
-    }
-}
-
-/// Unmaps the pages of files that won't be read again, with at most `jobs` threads.
-pub(crate) fn release<'f>(files: impl Iterator<Item = &'f Arc<SafetensorsFile>>, jobs: usize) {
-    crate::files::release(&files.map(|file| &file.mapping).collect::<Vec<_>>(), jobs);
-}
-
-/// A cheap handle for one tensor of a mapped file.
-#[derive(Debug, Clone)]
-pub struct Tensor {
-    file: Arc<SafetensorsFile>,
-    index: usize,
-}
-
-impl Tensor {
-    fn info(&self) -> &TensorInfo {
-        &self.file.header.tensors[self.index]
-    }
-
-    /// The tensor's name in its file.
-    pub fn name(&self) -> &str {
-        &self.info().name
-    }
-
-    /// Type of an element.
-    pub fn dtype(&self) -> Dtype {
-        self.info().dtype
-    }
-
-    /// Lengths of the axes, outermost first.
-    pub fn shape(&self) -> &[usize] {
-        &self.info().shape
-    }
-
-    /// Number of elements. The header's check proved that the product does not overflow.
-    pub fn elements(&self) -> usize {
-        self.shape().iter().product()
-    }
-
-    /// The bytes, little endian, in row-major order.
-    pub fn bytes(&self) -> &[u8] {
-        let TensorInfo { start, end, .. } = *self.info();
-        &self.file.mapping.bytes()[start..end]
-    }
-
-    /// The file that holds the tensor.
-    pub fn file(&self) -> &Arc<SafetensorsFile> {
-        &self.file
-    }
-
-    /// Asks the system to map the tensor's bytes `start..start + len` at once.
-    pub fn prefetch(&self, start: usize, len: usize) {
-        self.file.mapping.prefetch(self.info().start + start, len);
-    }
-}
 
 /// A model on disk: every tensor by name, and its config.
 #[derive(Debug)]
@@ -166,7 +69,7 @@ impl Checkpoint {
             for tensor in file.tensors() {
                 if let Some(other) = tensors.insert(tensor.name().to_owned(), tensor.clone()) {
                     let problem =
-                        format!("tensor {} is in {} too", escaped(tensor.name()), escaped(&other.file.name()));
+                        format!("tensor {} is in {} too", escaped(tensor.name()), escaped(&other.file().name()));
                     let remedy = "the shards are from different exports: download or save the model again";
                     return Err(Error::malformed(file.path(), problem, remedy));
                 }

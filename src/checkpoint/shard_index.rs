@@ -9,11 +9,6 @@ use serde_json::value::RawValue;
 use crate::error::{Error, Result, escaped};
 use crate::files::{cannot_open, read_text};
 
-/// File name of the index.
-pub const INDEX_FILE: &str = "model.safetensors.index.json";
-/// File name of a model in one file.
-pub const SINGLE_FILE: &str = "model.safetensors";
-
 const REMEDY: &str = "download the model again, or repair its index";
 
 /// A checked index.

@@ -4,8 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::shard_index::{INDEX_FILE, SINGLE_FILE, ShardIndex, resolve_member};
-use super::{ConfigText, TEXT_SECTIONS, Tensor, instead};
+use super::config::{ConfigText, TEXT_SECTIONS};
+use super::instead;
+use super::names::{INDEX_FILE, SINGLE_FILE};
+use super::shard_index::{ShardIndex, resolve_member};
+use super::tensor::Tensor;
 use crate::error::{Error, Result, escaped};
 
 /// The weight files of a model.
@@ -155,9 +158,9 @@ pub(super) fn check_index(
     let mut absent = Vec::new();
     for (name, file) in &index.weight_map {
         match tensors.get(name) {
-            Some(tensor) if tensor.file.name() == *file => {}
+            Some(tensor) if tensor.file().name() == *file => {}
             Some(tensor) => {
-                let (found, file) = (escaped(&tensor.file.name()), escaped(file));
+                let (found, file) = (escaped(&tensor.file().name()), escaped(file));
                 let problem = format!("tensor {} is in {found}, not in {file}", escaped(name));
                 return Err(Error::malformed(path, problem, REMEDY));
             }

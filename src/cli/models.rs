@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use qft::adapter::{Adapter, newest_checkpoint};
-use qft::checkpoint::{Located, Locator};
+use qft::checkpoint::Locator;
 use qft::error::{Error, escaped, shown};
 use qft::export::{Overwrite, Provenance};
 use qft::files::read_text;
+use qft::store::Located;
 
 use super::note;
 
