@@ -1,8 +1,11 @@
 //! What chat templates take from Python, as transformers gives it to them: `tojson`, dates and methods of strings.
 //! The language itself is minijinja's.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
+use jiff::Timestamp;
+use jiff::fmt::strtime;
+use jiff::tz::Offset;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
@@ -182,30 +185,13 @@ fn is_wide(format: &str) -> bool {
     specs.any(|(_, spec)| spec.as_bytes().windows(5).any(|five| five.iter().all(u8::is_ascii_digit)))
 }
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+/// The letters of `strftime` that are known here, besides `y`.
+const LETTERS: &str = "YmdeBbhAaHIMSpFT";
 
 /// `time` in `format`, as Python's `strftime` in the C locale, in UTC. A letter that it doesn't know stays as it is.
 pub(crate) fn strftime(format: &str, time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let (days, seconds) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let (month_name, day_name) = (MONTHS[month - 1], DAYS[(days % 7) as usize]);
-    let twelve = (hour + 11) % 12 + 1;
+    let time = Timestamp::try_from(time).unwrap_or_default().max(Timestamp::UNIX_EPOCH);
+    let date = Offset::UTC.to_datetime(time);
     let mut out = String::new();
     let mut chars = format.chars();
     while let Some(c) = chars.next() {
@@ -214,42 +200,22 @@ pub(crate) fn strftime(format: &str, time: SystemTime) -> String {
             continue;
         }
         match chars.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&format!("{:02}", year % 100)),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('d') => out.push_str(&format!("{day:02}")),
-            Some('e') => out.push_str(&format!("{day:2}")),
-            Some('B') => out.push_str(month_name),
-            Some('b' | 'h') => out.push_str(&month_name[..3]),
-            Some('A') => out.push_str(day_name),
-            Some('a') => out.push_str(&day_name[..3]),
-            Some('H') => out.push_str(&format!("{hour:02}")),
-            Some('I') => out.push_str(&format!("{twelve:02}")),
-            Some('M') => out.push_str(&format!("{minute:02}")),
-            Some('S') => out.push_str(&format!("{second:02}")),
-            Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
-            Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
-            Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
             Some('%') | None => out.push('%'),
+            // jiff's own is for a hundred years only.
+            Some('y') => out.push_str(&format!("{:02}", date.year() % 100)),
+            Some(letter) if LETTERS.contains(letter) => {
+                out.push_str(&strtime::format(format!("%{letter}"), date).unwrap_or_default());
+            }
             Some(other) => out.extend(['%', other]),
         }
     }
     out
 }
 
-/// Year, month and day of a count of days since 1970 (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn civil(days: u64) -> (u64, usize, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (era * 400 + year + u64::from(month <= 2), month as usize, of_year - (153 * shifted + 2) / 5 + 1)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     /// Python 3.11: `[repr(x) for x in ...]`.
