@@ -21,7 +21,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let bytes: Vec<u8> = (0..100_003_u32).map(|n| (n * n >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..100_003_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
         write(&root.path().join("hub/o/n").join(WEIGHTS), &bytes);
         write(&root.path().join("hub/o/n/1_Pooling/config.json"), b"{}");
         let hub = FakeHub::serve(root.path().join("hub"));

@@ -201,7 +201,7 @@ fn respond(root: &Path, target: &str, range: Option<&str>) -> Response {
 
 /// What the Hub says of a model's files, or nothing if there is no such model.
 fn listing(model: &Path) -> Option<String> {
-    let siblings: Vec<_> = fs::read_dir(model).ok()?.flatten().map(|entry| {
+    let siblings = fs::read_dir(model).ok()?.flatten().map(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         let lie = fs::read_to_string(model.join(".size")).ok().filter(|_| name == "model.safetensors");
         let size = lie.map_or_else(|| entry.metadata().unwrap().len(), |text| text.parse().unwrap());
