@@ -53,7 +53,7 @@ fn kernels(heads: Heads) -> Result<&'static Kernels> {
 /// Whether there are kernels for such heads that run with `shared` bytes of shared memory a block.
 pub(super) fn check(heads: Heads, shared: u32) -> Result<()> {
     let Kernels { forward, dots, queries, keys, .. } = kernels(heads)?;
-    let needed = [forward, dots, queries, keys].into_iter().map(|kernel| kernel.shared()).max().unwrap_or(0);
+    let needed = [forward, dots, queries, keys].into_iter().map(Kernel::shared).max().unwrap_or(0);
     if needed <= shared {
         return Ok(());
     }
