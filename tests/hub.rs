@@ -1,6 +1,6 @@
 //! A base named by its Hub id: `qft` as a child process against a small Hub on this machine, and offline afterwards.
 
-pub mod server;
+pub(crate) mod server;
 
 use std::fs;
 use std::path::Path;

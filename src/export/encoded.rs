@@ -17,7 +17,7 @@ use crate::ggml::decode::decode;
 use crate::ggml::encode::encode;
 use crate::ggml::{ErrorSums, Quality, TensorType, first_bad_scale};
 use crate::gguf::ModelTensor;
-use crate::gpu::{Assist, Resident, source_row};
+use crate::gpu::{Assist, EncoderKind, Resident, source_row};
 use crate::merge::{Float, Overflow, Vector};
 use crate::stream::Work;
 
@@ -103,13 +103,13 @@ impl EncodedTensor {
     }
 }
 
-/// The types that tensors of `parts` are encoded as, each with or without importance.
-pub(super) fn kinds<'p>(parts: impl Iterator<Item = &'p GgufPart>) -> Vec<(TensorType, bool)> {
-    let kind = |tensor: &EncodedTensor| (tensor.kind, tensor.importance.is_some());
-    let mut kinds: Vec<_> = parts.flat_map(|part| &part.tensors).map(kind).collect();
-    kinds.sort();
-    kinds.dedup();
-    kinds
+/// The encoders that `parts` need.
+pub(super) fn encoders<'p>(parts: impl Iterator<Item = &'p GgufPart>) -> Vec<EncoderKind> {
+    let encoder = |tensor: &EncodedTensor| EncoderKind { kind: tensor.kind, weighted: tensor.importance.is_some() };
+    let mut encoders: Vec<_> = parts.flat_map(|part| &part.tensors).map(encoder).collect();
+    encoders.sort();
+    encoders.dedup();
+    encoders
 }
 
 /// The float type that a GGUF type is, if it is one of qft's three.

@@ -159,7 +159,7 @@ fn production<'a>(plan: &'a ExportPlan, names: &[&str], how: &Run<'_>) -> Result
     Ok(Production {
         works,
         inputs: base.chain(adapters).collect(),
-        kinds: encoded::kinds(plan.gguf.iter().flat_map(|output| &output.parts)),
+        encoders: encoded::encoders(plan.gguf.iter().flat_map(|output| &output.parts)),
         identity: identity(plan)?,
         disk_bytes: plan.disk_bytes(),
     })

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::encoded::{GgufPart, GgufWork, kinds};
+use super::encoded::{GgufPart, GgufWork, encoders};
 use super::gguf::{GgufOptions, GgufOutput, of_gguf};
 use super::{Report, file_identity};
 use crate::digest::sha256;
@@ -112,7 +112,7 @@ impl QuantizePlan {
         let production = Production {
             works: parts.iter().map(work).collect::<Result<_>>()?,
             inputs: Vec::new(),
-            kinds: kinds(parts.iter()),
+            encoders: encoders(parts.iter()),
             identity: sha256(json!([inputs, headers, self.overflow, self.measure]).to_string().as_bytes()),
             disk_bytes: self.output.bytes() + (1 << 16),
         };

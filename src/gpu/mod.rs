@@ -8,7 +8,9 @@ mod runtime;
 
 #[cfg(test)]
 pub(crate) use lanes::SimulatedCard;
-pub(crate) use lanes::{Assist, Block, Card, Encoding, Importance, Measured, Resident, Source, Tally, source_row};
+pub(crate) use lanes::{
+    Assist, Block, Card, EncoderKind, Encoding, Importance, Measured, Resident, Source, Tally, source_row,
+};
 pub use lanes::{CardNeeds, Cards, Effort, Fault};
 pub(crate) use libraries::{At, Blas, CUBLAS_VARIABLE, Output, Sizes, nccl};
 #[cfg(test)]

@@ -8,8 +8,7 @@ use super::Work;
 use super::inputs::Input;
 use crate::digest::Hex;
 use crate::error::Result;
-use crate::ggml::TensorType;
-use crate::gpu::Cards;
+use crate::gpu::{Cards, EncoderKind};
 use crate::progress::Progress;
 
 /// Bytes that are worked on at once: a segment of a file. Several fit the last-level cache.
@@ -24,8 +23,8 @@ pub(super) struct Job<'a> {
     pub(super) directory: &'a Path,
     pub(super) jobs: usize,
     pub(super) cards: &'a Cards,
-    /// Types that tensors will be encoded as, each with or without importance: cards prepare for them.
-    pub(super) kinds: &'a [(TensorType, bool)],
+    /// Encoders that the works will use: GPUs prepare for them.
+    pub(super) encoders: &'a [EncoderKind],
     pub(super) cancel: &'a AtomicBool,
     pub(super) progress: &'a dyn Progress,
     /// Called with each file's place in `works` and its digest, once it is complete and on disk.

@@ -33,8 +33,7 @@ pub(crate) use staging::{Staging, free_space};
 
 use crate::digest::Hex;
 use crate::error::{Error, Result};
-use crate::ggml::TensorType;
-use crate::gpu::{Assist, Cards};
+use crate::gpu::{Assist, Cards, EncoderKind};
 use crate::merge::Vector;
 use crate::progress::{Progress, Silent};
 use job::Job;
@@ -125,7 +124,7 @@ pub(crate) struct Production<'a> {
     /// Inputs to digest as they stream past, in about the order in which the files use them.
     pub(crate) inputs: Vec<Input<'a>>,
     /// Types that tensors are encoded as, each with or without importance.
-    pub(crate) kinds: Vec<(TensorType, bool)>,
+    pub(crate) encoders: Vec<EncoderKind>,
     /// Digest of all that decides the bytes of the files.
     pub(crate) identity: Hex,
     /// Bytes that the whole output will need on disk.
@@ -194,7 +193,7 @@ fn fill(
         directory: staging.dir(),
         jobs: how.jobs,
         cards: how.cards,
-        kinds: &production.kinds,
+        encoders: &production.encoders,
         cancel: how.cancel,
         progress: how.progress,
         finished: &|work, digest| journal.finished(fresh[work].1, digest),

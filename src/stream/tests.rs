@@ -44,7 +44,7 @@ fn two_cards_of_one_kind_are_two() {
         directory: dir.path(),
         jobs: 2,
         cards: &cards,
-        kinds: &[],
+        encoders: &[],
         cancel: &AtomicBool::new(false),
         progress: &Silent,
         finished: &|_, _| Ok(()),

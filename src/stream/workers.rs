@@ -178,7 +178,7 @@ impl<'a> Stream<'_, 'a> {
             scope.spawn(move || {
                 let _guard = PanicGuard(self);
                 // Until its kernels are compiled, the workers fill.
-                card.prepare(self.job.kinds);
+                card.prepare(self.job.encoders);
                 for _ in 0..card.lanes().min(most) {
                     scope.spawn(move || self.run_lane(number, card));
                 }

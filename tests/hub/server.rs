@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use qft::digest::sha256;
 
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// More requests than any test makes; a client in a loop ends here.
 const MAX_REQUESTS: usize = 200;
 
 /// A request, as far as tests look at it.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     pub target: String,
     pub token: Option<String>,
     pub range: Option<String>,
@@ -34,7 +34,7 @@ pub struct Seen {
 /// - `.noparts`: nothing is sent in parts.
 /// - `.etag`: the `ETag` of its weights, instead of their SHA-256.
 /// - `.size`: the listed length of its weights, instead of the true one.
-pub struct FakeHub {
+pub(crate) struct FakeHub {
     port: u16,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -42,7 +42,7 @@ pub struct FakeHub {
 }
 
 impl FakeHub {
-    pub fn serve(root: PathBuf) -> Self {
+    pub(crate) fn serve(root: PathBuf) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let stop = Arc::new(AtomicBool::new(false));
@@ -60,16 +60,16 @@ impl FakeHub {
         Self { port, stop, thread: Some(thread), requests }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn requests(&self) -> Vec<Seen> {
+    pub(crate) fn requests(&self) -> Vec<Seen> {
         self.requests.lock().unwrap().clone()
     }
 
     /// The files that were asked for, once each, sorted.
-    pub fn files(&self) -> Vec<String> {
+    pub(crate) fn files(&self) -> Vec<String> {
         let requests = self.requests();
         let mut files: Vec<String> =
             requests.iter().filter_map(|r| Some(r.target.split_once("/resolve/")?.1.into())).collect();
@@ -79,7 +79,7 @@ impl FakeHub {
     }
 
     /// Where parts of files that were asked for begin.
-    pub fn ranges(&self) -> Vec<u64> {
+    pub(crate) fn ranges(&self) -> Vec<u64> {
         let requests = self.requests();
         requests.iter().filter_map(|seen| seen.range.as_ref()?.strip_suffix('-')?.parse().ok()).collect()
     }

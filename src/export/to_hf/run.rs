@@ -42,7 +42,7 @@ impl ToHfPlan {
         let production = Production {
             works: self.shards.iter().map(work).collect(),
             inputs: Vec::new(),
-            kinds: Vec::new(),
+            encoders: Vec::new(),
             identity: identity(self)?,
             disk_bytes: self.disk_bytes(),
         };

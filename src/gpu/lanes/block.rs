@@ -40,6 +40,15 @@ pub(crate) enum Source<'b> {
     },
 }
 
+/// An encoder that blocks of a job will need: a GPU compiles its kernels ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EncoderKind {
+    /// The type of the blocks.
+    pub(crate) kind: TensorType,
+    /// Whether columns have importance.
+    pub(crate) weighted: bool,
+}
+
 /// How values are encoded.
 #[derive(Clone, Copy)]
 pub(crate) struct Encoding<'b> {

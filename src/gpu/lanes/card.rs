@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use super::block::{Lane, Trouble};
+use super::block::{EncoderKind, Lane, Trouble};
 use super::budget::Budget;
 use super::fault::{Faults, Faulty};
 use super::kernels::{FOLD_SUMS, HASH, Kernels, MERGE, WIDEN};
 use super::lane::CudaLane;
 use super::simulated::SimulatedCard;
 use super::upload::Claim;
-use crate::ggml::TensorType;
 use crate::gpu::runtime::{Gpu, HostMemory, NoCard, Stream};
 use crate::size::ByteSize;
 
@@ -76,12 +75,12 @@ impl Card {
         }
     }
 
-    /// Compiles the kernels that merges and the encoding of `kinds`, each with or without importance, will need, side by side, so that no lane has to wait
+    /// Compiles the kernels that merges and `encoders` will need, side by side, so that no lane has to wait
     /// for its driver later. What fails will fail again, and be said, where it is used.
-    pub(crate) fn prepare(&self, kinds: &[(TensorType, bool)]) {
+    pub(crate) fn prepare(&self, encoders: &[EncoderKind]) {
         match self {
-            Self::Cuda(card) => card.prepare(kinds),
-            Self::Faulty(card, _) => card.prepare(kinds),
+            Self::Cuda(card) => card.prepare(encoders),
+            Self::Faulty(card, _) => card.prepare(encoders),
             Self::Simulated(_) => {}
         }
     }
@@ -136,9 +135,9 @@ impl CudaCard {
         let _ = self.gpu.functions().load(&MERGE);
     }
 
-    fn prepare(&self, kinds: &[(TensorType, bool)]) {
-        let of_kinds = kinds.iter().filter_map(|(kind, weighted)| Some((Kernels::of(*kind)?, *weighted)));
-        let kernels = of_kinds.flat_map(|(row, weighted)| [Some(row.encoder(weighted)), row.measure]).flatten();
+    fn prepare(&self, encoders: &[EncoderKind]) {
+        let rows = encoders.iter().filter_map(|encoder| Some((Kernels::of(encoder.kind)?, encoder.weighted)));
+        let kernels = rows.flat_map(|(row, weighted)| [Some(row.encoder(weighted)), row.measure]).flatten();
         self.gpu.functions().load_all(kernels.chain([MERGE, WIDEN, FOLD_SUMS, HASH]));
     }
 }
@@ -152,6 +151,7 @@ fn allowed(free: u64, asked: Option<ByteSize>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ggml::TensorType;
 
     #[test]
     fn memory_is_what_was_asked_for_or_a_part_of_what_is_free() {
@@ -168,6 +168,6 @@ mod tests {
         let faulty = Card::Faulty(Box::new(card), Faults::new("lost@1".parse().unwrap()));
         assert_eq!((faulty.name(), faulty.number(), faulty.lanes(), faulty.capacity()), ("simulated", 0, 2, 512));
         assert_eq!(faulty.lane().unwrap().capacity(), 512);
-        faulty.prepare(&[(TensorType::Q4_K, false)]);
+        faulty.prepare(&[EncoderKind { kind: TensorType::Q4_K, weighted: false }]);
     }
 }

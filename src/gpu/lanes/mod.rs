@@ -17,7 +17,7 @@ mod tests;
 mod upload;
 
 pub(crate) use assist::{Assist, Tally};
-pub(crate) use block::{Block, Encoding, Importance, Measured, Source, source_row};
+pub(crate) use block::{Block, EncoderKind, Encoding, Importance, Measured, Source, source_row};
 pub use budget::CardNeeds;
 pub(crate) use card::Card;
 pub use cards::Cards;

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use super::*;
+use crate::gpu::lanes::block::EncoderKind;
 use crate::gpu::lanes::card::CudaCard;
 use crate::gpu::lanes::kernels::{MERGE, ROW_GAINS};
 use crate::gpu::lanes::upload::{Factors, Weights};
@@ -123,7 +124,7 @@ fn merges(card: &CudaCard, values: u64, out: u64, fault: u64) {
 #[ignore = "prints figures; needs a card"]
 fn throughput_of_lanes() {
     let Some(card) = card() else { return };
-    card.prepare(&[(TensorType::Q4_K, false), (TensorType::Q6_K, false)]);
+    card.prepare(&[TensorType::Q4_K, TensorType::Q6_K].map(|kind| EncoderKind { kind, weighted: false }));
     let (rows, rank) = (card.capacity() / COLUMNS * 8, 16);
     let base = narrowed(Float::Bf16, &Random(3).values(rows * COLUMNS));
     let (left, right) = (Random(4).values(rows * rank), Random(5).values(COLUMNS * rank));
