@@ -114,7 +114,7 @@ fn the_cache_is_laid_out_as_the_python_library_does() {
 }
 
 #[test]
-fn the_token_goes_to_the_hub_and_to_no_host_that_it_redirects_to() {
+fn the_token_goes_to_the_hub_and_to_no_other_host() {
     let place = Place::new();
     let elsewhere = FakeHub::serve(place.root.path().join("other"));
     write(&place.root.path().join("other/o/n").join(WEIGHTS), &place.bytes);

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn complete_shards_and_adapters_count_and_a_pruned_blob_does_not() {
+    fn a_model_is_whole_or_it_is_not_in_the_cache() {
         let sharded = [(CONFIG, "{}"), (INDEX_FILE, INDEX), ("model-1.safetensors", ""), ("model-2.safetensors", "")];
         for files in [&sharded[..], &[(ADAPTER_CONFIG, "{}"), (ADAPTER_WEIGHTS, "")]] {
             let root = tempfile::tempdir().unwrap();
