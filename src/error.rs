@@ -59,9 +59,9 @@ pub enum Error {
     },
     /// A value is NaN or infinite where none may be.
     #[error(
-        "tensor {}: the value at row {row}, column {column} is {value}\n  remedy: the model or the adapter holds broken or \
-         overflowing values there (for DoRA, a row of zeros), which `qft inspect ⟦stats⟧ PATH` counts: mend them, or \
-         train it anew",
+        "tensor {}: the value at row {row}, column {column} is {value}\n  remedy: the model or the adapter holds \
+         broken or overflowing values there (for DoRA, a row of zeros), which `qft inspect ⟦stats⟧ PATH` counts: \
+         correct them, or train it again",
         escaped(tensor)
     )]
     NotFinite {
@@ -76,7 +76,7 @@ pub enum Error {
     },
     /// A finite value does not fit the output type.
     #[error(
-        "tensor {}: the value {value} at row {row}, column {column} is beyond the range of {dtype}\n  remedy: choose \
+        "tensor {}: the value {value} at row {row}, column {column} is outside the range of {dtype}\n  remedy: choose \
          {}{}",
         escaped(tensor),
         if dtype.eq_ignore_ascii_case("bf16") { "f32" } else { "bf16 or f32" },
@@ -108,9 +108,9 @@ pub enum Error {
     },
     /// An output could not be put in place, and what had been moved for it could not be moved back.
     #[error(
-        "{} is neither the old one nor the new one: {problem}; and what had been moved could not be moved back: {second}; \
-         what is not in its place lies in {}\n  remedy: mend what the system names, and run the same command again, which \
-         moves it back first",
+        "{} is neither the old one nor the new one: {problem}; and the moved files could not be moved back: {second}; \
+         the files that are not in place are in {}\n  remedy: correct the cause that the system names, and run the \
+         same command again, which first moves the files back",
         shown(out),
         shown(kept)
     )]
@@ -125,7 +125,7 @@ pub enum Error {
         kept: PathBuf,
     },
     /// A card that was demanded failed.
-    #[error("{problem}\n  remedy: run again with ⟦device auto⟧, which goes on without the card, or with ⟦device cpu⟧")]
+    #[error("{problem}\n  remedy: run again with ⟦device auto⟧, which continues without the GPU, or with ⟦device cpu⟧")]
     Card {
         /// The card, and what its driver said.
         problem: String,
@@ -185,7 +185,7 @@ impl Error {
 
     /// For a link in a model whose file was deleted, or was never downloaded.
     pub fn link_to_nothing(path: &Path) -> Self {
-        Self::malformed(path, "is a link to nothing", "download the model again, or restore the file that it leads to")
+        Self::malformed(path, "is a link to nothing", "download the model again, or restore the file that it points to")
     }
 
     /// Whether it came after something was moved at the destination, and was not moved back.
@@ -198,7 +198,7 @@ impl Error {
 fn io_remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE) => return "raise the limit on open files (ulimit -n)",
-        Some(libc::ELOOP) => return "the link leads back to itself: remove it, or give another path",
+        Some(libc::ELOOP) => return "the link points to itself: remove it, or give another path",
         _ => {}
     }
     match error.kind() {
@@ -214,12 +214,12 @@ fn io_remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::ReadOnlyFilesystem => "give a destination on another disk",
         io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => "check what lies at the path",
         io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => {
-            "something else is there: remove it, or give another destination"
+            "another file is there: remove it, or give another destination"
         }
-        io::ErrorKind::ResourceBusy => "unmount what is mounted there, or give a destination that is no mount point",
-        io::ErrorKind::CrossesDevices => "give a destination that is no mount point",
+        io::ErrorKind::ResourceBusy => "unmount what is mounted there, or give a destination that is not a mount point",
+        io::ErrorKind::CrossesDevices => "give a destination that is not a mount point",
         io::ErrorKind::InvalidFilename => "give a shorter name",
-        _ => "the system gives no better reason; its log may",
+        _ => "the system gives no other reason; see its log",
     }
 }
 
@@ -229,11 +229,11 @@ const SHOWN: usize = 300;
 fn interrupted(kept: Option<&Path>, finished: usize, shards: usize) -> String {
     match kept {
         Some(staging) => format!(
-            "the destination is untouched, {finished} of {shards} shards are finished in {}; run the same command with \
-             ⟦resume⟧ to go on, or delete that directory",
+            "the destination is unchanged, {finished} of {shards} shards are finished in {}; run the same command with \
+             ⟦resume⟧ to continue, or delete that directory",
             shown(staging)
         ),
-        None => "the destination is untouched".to_owned(),
+        None => "the destination is unchanged".to_owned(),
     }
 }
 

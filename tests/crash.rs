@@ -112,7 +112,7 @@ fn an_interrupted_run_says_so_and_can_be_resumed() {
         signal(&child, name);
         let stopped = said(child.wait_with_output().unwrap());
         assert_eq!(stopped.code, Some(130), "{}", stopped.err);
-        assert!(stopped.err.contains("the destination is untouched"), "{}", stopped.err);
+        assert!(stopped.err.contains("the destination is unchanged"), "{}", stopped.err);
         assert!(stopped.err.contains("--resume"), "{}", stopped.err);
         assert!(!bench.path("out").exists());
         let done = bench.ok(&format!("{EXPORT} --out out --resume"));

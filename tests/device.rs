@@ -175,9 +175,9 @@ fn a_card_that_is_not_there_is_an_error_where_it_is_demanded() {
 fn a_plan_says_what_a_card_would_take() {
     let bench = bench(true);
     let line = "export --merge-lora --base base --adapter adapter --dry-run";
-    assert!(!bench.ok(&format!("{line} --device cpu")).out.contains("on a card"));
+    assert!(!bench.ok(&format!("{line} --device cpu")).out.contains("on a GPU"));
     let said = bench.ok(&format!("{line} --device simulated --device-memory 1GiB"));
-    assert!(said.out.contains("on a card: up to 1.07 GB of its memory, and "), "{}", said.out);
+    assert!(said.out.contains("on a GPU: up to 1.07 GB of its memory, and "), "{}", said.out);
     let json = bench.ok(&format!("{line} --device simulated --json"));
     let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
     assert_eq!(json["needs"]["card"]["card_bytes"], 2u64 << 30);

@@ -363,7 +363,7 @@ fn what_is_no_part_of_a_release_is_not_deleted_unasked() {
     bench.write("o/README.md", "# card");
     std::fs::create_dir(bench.path("o/eval")).unwrap();
     bench.write("o/eval/r.json", "{}");
-    let words = ["o holds what is no part of the model there: README.md, eval/r.json", "--delete-others"];
+    let words = ["o has files that are not part of the model there: README.md, eval/r.json", "--delete-others"];
     bench.refuses("export --base base --out o --overwrite", &words);
     bench.refuses("export --base base --out o --overwrite --dry-run", &words);
     assert_eq!(bench.read("o/README.md"), "# card");

@@ -95,7 +95,7 @@ fn thoughts_that_the_template_cuts_are_learned_and_noted() {
     let ended = turns.map(|turn| format!("{turn}<|im_end|>"));
     let (rows, notes) = trained(&bench, "--strict true", "o");
     assert_eq!(rows, [ended.to_vec()]);
-    let note = "turns written as their rows have them: 2";
+    let note = "turns with the full text of their rows: 2";
     assert!(notes.contains(note) && notes.contains("--loss_scale last_round"), "{notes}");
     // What the note offers.
     let (rows, notes) = trained(&bench, "--strict true --loss_scale last_round", "last");
@@ -164,10 +164,10 @@ fn rows_that_are_left_out_are_named() {
     let line = format!("{TRAIN} --max_length 128");
     let text = bench.ok(&format!("{line} --dry-run")).out;
     for expected in [
-        "rows left out: 5 (1 nothing to learn, 1 refused, 2 too long, 1 unreadable)",
-        "data.jsonl, line 2: the chat template of base/chat_template.jinja refuses it: no tools",
+        "rows left out: 5 (1 no trainable token, 1 refused, 2 too long, 1 unreadable)",
+        "data.jsonl, line 2: the chat template of base/chat_template.jinja rejects it: no tools",
         "data.jsonl, line 3: has ",
-        "data.jsonl, line 4: has no token that is learned",
+        "data.jsonl, line 4: has no trainable token",
         "data.jsonl, line 5: has ",
         "tokens or more, more than --max_length",
         "data.jsonl, line 6: has no known column",

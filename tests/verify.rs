@@ -263,7 +263,7 @@ fn what_is_no_release_is_told_what_it_is() {
     let bench = bench();
     fs::create_dir_all(bench.path("all/b")).unwrap();
     fs::rename(bench.path("out"), bench.path("all/a")).unwrap();
-    finds(&bench, "verify all", &["all: is no release, and holds some: verify each by itself (a)"]);
+    finds(&bench, "verify all", &["all: is not a release, and holds several: verify each separately (a)"]);
     for nth in 0..7 {
         bench.write(format!("all/c/{nth}/model.gguf"), "x");
     }
@@ -271,7 +271,7 @@ fn what_is_no_release_is_told_what_it_is() {
     finds(
         &bench,
         "verify adapter",
-        &["adapter: holds an adapter, which is no release: `qft export --adapter` merges it"],
+        &["adapter: holds an adapter, which is not a release: `qft export --adapter` merges it"],
     );
     fs::remove_dir_all(bench.path("all/a")).unwrap();
     fs::remove_dir_all(bench.path("all/c")).unwrap();

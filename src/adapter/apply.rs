@@ -18,7 +18,7 @@ use crate::merge::{Float, NormAxis};
 pub(super) type Pair<'a> = (&'a Tensor, &'a Tensor);
 
 /// Why a change of an embedding is refused where the head is known.
-const NORMALIZED: &str = "is for an embedding that its class normalizes, so that the change is none of its weight";
+const NORMALIZED: &str = "is for an embedding that its class normalizes, so the change does not belong to its weight";
 
 impl Resolver<'_> {
     /// Whether PEFT's changes of the embedding come behind a normalization.
@@ -255,7 +255,7 @@ impl Resolver<'_> {
         let (rows, columns) = target.matrix();
         let length = if axis == NormAxis::Row { rows } else { columns };
         let (way, problem) = if magnitude.elements() != length {
-            (Way::Base, format!("has shape {:?}, {length} norms are needed", magnitude.shape()))
+            (Way::Base, format!("has shape {:?}, {length} norms are required", magnitude.shape()))
         } else if target.low_rank.len() != 1 {
             (Way::Together, "DoRA can't be combined with another adapter on the same tensor".to_owned())
         } else if is_fraction(adapter) {
@@ -294,7 +294,7 @@ impl Resolver<'_> {
             indices.iter().enumerate().filter_map(|(from, to)| Some((usize::try_from(*to).ok()?, from))).collect();
         let (rows, columns) = target.matrix();
         let (way, problem) = if tensor.shape() != [indices.len(), columns] {
-            let needed = format!("trainable_token_indices needs [{}, {columns}]", indices.len());
+            let needed = format!("trainable_token_indices requires [{}, {columns}]", indices.len());
             (Way::Base, format!("has shape {:?}, {needed}", tensor.shape()))
         } else if map.len() != indices.len() || map.keys().any(|row| *row >= rows) {
             let output = escaped(&output);

@@ -125,7 +125,7 @@ const OTHER_KINDS: [(&[&str], &str); 3] = [
             "CPT",
             "CARTRIDGE",
         ],
-        "its prompts are no weights of the base and can't be merged: serve the adapter beside the base with PEFT",
+        "its prompts are not weights of the base and can't be merged: serve the adapter beside the base with PEFT",
     ),
     (
         &["LILY", "XLORA", "POLY", "SHADOW"],
@@ -148,7 +148,7 @@ const BASE_MUTATING_INITS: [(&str, &str); 5] = [
 ];
 /// Initializations that leave the base alone.
 const PLAIN_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
-const CONVERT: &str = "convert it to a plain LoRA with PEFT: save_pretrained(DIR, \
+const CONVERT: &str = "convert it to an ordinary LoRA with PEFT: save_pretrained(DIR, \
                        path_initial_model_for_weight_conversion=INITIAL_ADAPTER), then export that";
 
 /// Variants by the setting that turns them on, and what their user can do.
@@ -233,7 +233,7 @@ impl AdapterConfig {
             if !is_pattern {
                 return bad(problem);
             }
-            let remedy = "name the modules one by one in that pattern's place, which means the same to PEFT";
+            let remedy = "replace that pattern by the names of the modules, which has the same meaning in PEFT";
             Error::malformed(path, problem, remedy)
         };
         let all: Map<String, Value> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
@@ -327,7 +327,7 @@ fn patterns<T>(
     expected: &str,
 ) -> Result<Vec<(Regex, T)>, Unread> {
     let one = |(pattern, value): (String, Value)| {
-        let problem = || format!("pattern {}: {value} is no {expected}", escaped(&pattern));
+        let problem = || format!("pattern {}: {value} is not a {expected}", escaped(&pattern));
         let value = read(&value).ok_or_else(|| Unread { problem: problem(), is_pattern: false })?;
         Ok((compile(&pattern)?, value))
     };

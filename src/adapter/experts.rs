@@ -88,7 +88,7 @@ pub(super) fn resolve(
     let (name, parameter, rank, scale, in_out) = match fits.len() {
         1 => fits.remove(0),
         0 => return Err(format!("the shapes {:?} and {:?} fit none of its target_parameters", a.shape(), b.shape())),
-        _ => return Err("its target_parameters have equal shapes; which is which can't be told".to_owned()),
+        _ => return Err("its target_parameters have equal shapes, so qft can't distinguish them".to_owned()),
     };
     let terms = parameter.terms(adapter, (a, b), rank, scale, in_out)?;
     Ok((name, terms))

@@ -41,14 +41,15 @@ pub fn open_weights(dir: &Path) -> Result<Arc<SafetensorsFile>> {
         (false, false) => Err(Error::malformed(
             dir,
             format!("holds neither {ADAPTER_WEIGHTS} nor {ADAPTER_WEIGHTS_TORCH}"),
-            "save or download the adapter again, whole; or make its weights from a checkpoint of DeepSpeed's with its \
+            "save or download the complete adapter again; or make its weights from a DeepSpeed checkpoint with its \
              zero_to_fp32.py",
         )),
     }
 }
 
 /// What to do with a model that stands where an adapter is expected: the result of training all weights.
-const WHOLE_MODEL: &str = "this is a whole model, no adapter: there is nothing to merge; name it with ⟦base⟧, without ⟦merge_lora⟧ and ⟦adapter⟧";
+const WHOLE_MODEL: &str = "this is a complete model, not an adapter, so there is nothing to merge; name it with ⟦base⟧, \
+                           without ⟦merge_lora⟧ and ⟦adapter⟧";
 
 /// Whether the weights of a whole model are in `dir`, and no adapter.
 fn is_whole_model(dir: &Path) -> bool {

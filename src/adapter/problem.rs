@@ -36,8 +36,8 @@ impl Way {
     fn remedy(self) -> &'static str {
         match self {
             Self::Base => {
-                "check that the adapter is whole and was trained on this base (adapter_config.json names it); if it is, \
-                 serve it beside the base with PEFT"
+                "check that the adapter is complete and was trained on this base (adapter_config.json names it); if it \
+                 is, serve it beside the base with PEFT"
             }
             Self::Form => "serve the adapter beside the base with PEFT, or train without these modules",
             Self::Weight => "drop the weight after = from ⟦adapter⟧",

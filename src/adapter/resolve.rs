@@ -64,7 +64,8 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter], decode: bool) -> Result<
     if untied && heads::is_bound(&kind) {
         return Err(Error::unsupported(
             format!(
-                "embedding and head of a {} can't be written apart: its flag does more than tie them",
+                "embedding and head of a {} can't be written separately: the model's tie_word_embeddings has other \
+                 effects, too",
                 escaped(&kind)
             ),
             "serve the adapter beside the base with PEFT, or train without embedding and head",
@@ -73,7 +74,7 @@ pub fn resolve(base: &Checkpoint, adapters: &[Adapter], decode: bool) -> Result<
     if let Some(pair) = resolver.pair.as_ref().filter(|pair| pair.contradicts_flag) {
         untied = true;
         resolver.warnings.push(format!(
-            "config.json ties {} to {}, but the file has values of its own for it: they are kept, and \
+            "config.json ties {} to {}, but the file has separate values for it: they are kept, and \
              tie_word_embeddings becomes false (transformers 4 and vLLM would have ignored them)",
             escaped(&pair.head),
             escaped(&pair.embedding)
@@ -159,7 +160,7 @@ impl Resolver<'_> {
         let mut modules: BTreeMap<(String, usize), Module<'_>> = BTreeMap::new();
         for tensor in &tensors {
             let Some(key) = keys::parse(tensor.name()) else {
-                self.problem(tensor.name(), "is no tensor of a LoRA that qft knows");
+                self.problem(tensor.name(), "is not a tensor of a LoRA that qft knows");
                 continue;
             };
             let module = modules.entry((key.module, key.depth)).or_default();
@@ -167,7 +168,7 @@ impl Resolver<'_> {
             if let Some(other) = module.parts.insert(key.part, tensor)
                 && (other.dtype() != tensor.dtype() || !same_values(other, tensor, tensor.dtype()))
             {
-                self.problem(tensor.name(), "is there twice, under two spellings and with two values");
+                self.problem(tensor.name(), "occurs twice, with two spellings and different values");
             }
         }
         for setting in &adapter.config.unknown {
@@ -222,7 +223,7 @@ impl Resolver<'_> {
                 Place::Shared(_) => format!("{name} is the base's {tensors}, which another part of the model shares"),
                 Place::Mixed(_) => format!("{name} is rows of the base's {tensors}, in another order"),
                 Place::Rows(..) | Place::Joined(_) => {
-                    format!("{name} is rows of the base's {tensors}, to which only a plain delta can be added")
+                    format!("{name} is rows of the base's {tensors}, to which only an ordinary delta can be added")
                 }
             };
             return self.problem_of(Way::Form, tensor, problem);

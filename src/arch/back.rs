@@ -51,8 +51,8 @@ impl Back {
         let mut known: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
         known.dedup();
         Err(Error::unsupported(
-            format!("a model of the architecture {} has no way back to Hugging Face yet", escaped(architecture)),
-            format!("use the original model; the way back is known for {}", known.join(", ")),
+            format!("a model of the architecture {} can't be converted to Hugging Face yet", escaped(architecture)),
+            format!("use the original model; qft converts {}", known.join(", ")),
         ))
     }
 
@@ -125,7 +125,7 @@ impl Back {
         let shape: Vec<usize> = row.shape[..axes].iter().map(|dim| sizes.size(*dim) as usize).collect();
         if trimmed(stored) != trimmed(&shape) {
             let problem = format!(
-                "tensor {} has the shape {:?}, and the model's metadata make it {shape:?}",
+                "tensor {} has the shape {:?}, and the model's metadata require {shape:?}",
                 escaped(name),
                 stored
             );

@@ -16,7 +16,7 @@ struct Rule {
 const RULES: [Rule; 4] = [
     Rule { differs: activation, suffer: None },
     Rule { differs: window, suffer: Some("texts of more tokens") },
-    Rule { differs: dynamic, suffer: Some("texts beyond the context of training") },
+    Rule { differs: dynamic, suffer: Some("texts longer than the context of training") },
     Rule { differs: yarn, suffer: Some("every text") },
 ];
 
@@ -33,7 +33,7 @@ const BANDS: [(&str, f64); 2] = [("beta_fast", 32.0), ("beta_slow", 1.0)];
 pub(crate) fn check(family: &Family, settings: &Settings, warnings: &mut Vec<String>) -> Result<()> {
     for rule in &RULES {
         let Some(differs) = (rule.differs)(settings) else { continue };
-        let problem = format!("config.json: {differs}, and llama.cpp does not do so for {}", family.name);
+        let problem = format!("config.json: {differs}, and llama.cpp does not support this for {}", family.name);
         let Some(suffer) = rule.suffer else {
             return Err(Error::unsupported(
                 problem,
@@ -72,7 +72,7 @@ fn window(settings: &Settings) -> Option<String> {
 
 fn dynamic(settings: &Settings) -> Option<String> {
     let dynamic = settings.rope_type() == Some("dynamic");
-    dynamic.then(|| "the rotary embedding has dynamic scaling, which has no place in GGUF and is left out".to_owned())
+    dynamic.then(|| "the rotary embedding has dynamic scaling, which GGUF can't express, so it is left out".to_owned())
 }
 
 /// The bands of `YaRN`.

@@ -105,7 +105,7 @@ pub(crate) fn place(
 fn check(place: &Place, tensor: &HfTensor, sizes: &Sizes) -> Result<()> {
     if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
         let problem = format!(
-            "tensor {} has the type {:?}: a GGUF is made of F32, F16 and BF16",
+            "tensor {} has the type {:?}: a GGUF can be made of F32, F16 and BF16 only",
             escaped(&tensor.name),
             tensor.dtype
         );
@@ -116,7 +116,7 @@ fn check(place: &Place, tensor: &HfTensor, sizes: &Sizes) -> Result<()> {
     let expected: Vec<u64> = place.row.shape[..axes].iter().map(|dim| sizes.size(*dim)).collect();
     if tensor.shape.iter().map(|n| *n as u64).ne(expected.iter().copied()) {
         let problem = format!(
-            "tensor {} has the shape {:?}, and config.json makes it {expected:?}",
+            "tensor {} has the shape {:?}, and config.json requires {expected:?}",
             escaped(&tensor.name),
             tensor.shape
         );
@@ -141,7 +141,7 @@ fn refuse_lost(family: &Family, lost: &[&str], layers: u64) -> Result<()> {
         return Ok(());
     }
     let problem = format!(
-        "{} tensors have no place in a GGUF of {} with {layers} layers: {}",
+        "{} tensors have no name in a GGUF of {} with {layers} layers: {}",
         lost.len(),
         family.name,
         list(lost)
@@ -157,7 +157,7 @@ fn refuse_lost(family: &Family, lost: &[&str], layers: u64) -> Result<()> {
 }
 
 fn refuse_missing(family: &Family, settings: &Settings, names: &HashSet<String>, layers: u64) -> Result<()> {
-    const REMEDY: &str = "get the whole model, or correct config.json";
+    const REMEDY: &str = "get the complete model, or correct config.json";
     // Before names are made for as many layers as a file says.
     if layers.saturating_mul(family.layer.len() as u64) > 2 * (names.len() as u64 + 1) + 1000 {
         let problem = format!("config.json says {layers} layers; the model has {} tensors", names.len());

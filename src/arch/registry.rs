@@ -40,6 +40,6 @@ pub(crate) fn family(config: &Json) -> Result<&'static Family> {
     }
     let known = FAMILIES.iter().map(|family| family.architectures[0]).collect::<Vec<_>>().join(", ");
     let what = OTHERS.iter().find(|row| name.contains(row.0)).map_or(String::new(), |row| format!(", {}", row.1));
-    let problem = format!("GGUF is made of {known}, and this model is {}{what}", escaped(name));
+    let problem = format!("qft converts {known} to GGUF, and this model is {}{what}", escaped(name));
     Err(Error::unsupported(problem, BY_LLAMA_CPP))
 }

@@ -51,13 +51,13 @@ impl Settings {
     /// Completes `config`, the content of config.json.
     pub(crate) fn complete(config: &Json) -> Result<Self> {
         let Json::Object(members) = config else {
-            return Err(Error::inconsistent("config.json is no JSON object", REMEDY));
+            return Err(Error::inconsistent("config.json is not a JSON object", REMEDY));
         };
         let model_type = members.get("model_type").and_then(Json::as_str).unwrap_or_default();
         let Some(class) = class(model_type, members.contains_key("layer_types")) else {
             let known = classes().map(|class| class.model_type).collect::<Vec<_>>().join(", ");
             let problem =
-                format!("config.json has the model_type \"{}\"; GGUF is made of {known}", escaped(model_type));
+                format!("config.json has the model_type \"{}\"; qft converts {known} to GGUF", escaped(model_type));
             return Err(Error::unsupported(problem, super::registry::BY_LLAMA_CPP));
         };
         let plain = Self { members: members.clone(), rope: Map::new(), class };

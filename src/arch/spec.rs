@@ -12,7 +12,7 @@ use crate::error::{Error, Result, escaped};
 
 /// The projections of a layer that can be adapted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "they are named as in the checkpoints")]
+#[expect(missing_docs, reason = "they are named as in the saved models")]
 pub enum Projection {
     Q,
     K,
@@ -145,9 +145,11 @@ impl Fields<'_> {
         match self.config.string(&["hidden_act"]).as_deref() {
             None | Some("silu" | "swish") => {}
             Some(other) => {
-                let problem = format!("asks for the activation {:?}", escaped(other));
-                return Err(self
-                    .malformed(&problem, "qft trains silu only: choose a base whose hidden_act is silu with ⟦model⟧"));
+                let problem = format!("has the activation {:?}", escaped(other));
+                return Err(self.malformed(
+                    &problem,
+                    "qft supports silu only: choose a base whose hidden_act is silu with ⟦model⟧",
+                ));
             }
         }
         let hidden = self.size("hidden_size")?;
@@ -186,7 +188,7 @@ impl Fields<'_> {
             return Ok(layers);
         }
         let problem = format!("has {layers} layers, and the model {tensors} tensors");
-        Err(self.malformed(&problem, "get the whole model, or correct num_hidden_layers in config.json"))
+        Err(self.malformed(&problem, "get the complete model, or correct num_hidden_layers in config.json"))
     }
 
     fn malformed(&self, problem: &str, remedy: &'static str) -> Error {

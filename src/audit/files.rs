@@ -105,7 +105,7 @@ fn compare_files(
     }
     let extra = found.difference(&expected).find(|name| ![CHECKSUMS, MANIFEST].contains(name));
     let one_too_many = |name: &&str| {
-        let undescribed = format!("is one too many: {MANIFEST} does not describe it");
+        let undescribed = format!("is an additional file: {MANIFEST} does not describe it");
         let stray = || "comes from neither the base nor the adapters".to_owned();
         differs(name, if name.ends_with(".gguf") { undescribed } else { stray() })
     };
@@ -135,5 +135,5 @@ fn named_otherwise(model: &GgufModel, found: &GgufFound) -> Option<Difference> {
     let stem = format!("model-{}", found.mixture?);
     let file = model.files.first()?.name();
     let named = PartName::parse(&file).map_or(file.trim_end_matches(".gguf").to_owned(), |part| part.stem);
-    (named != stem).then(|| differs(&file, format!("says of itself that it is {stem}.gguf")))
+    (named != stem).then(|| differs(&file, format!("records the name {stem}.gguf")))
 }

@@ -47,7 +47,7 @@ pub(super) fn audit_gguf(
     let weighted = model.metadata.get(FILE_KEY).is_some();
     if weighted && imatrix.is_none() {
         return Err(Error::invalid(
-            format!("{} was made with an imatrix, which the audit needs too", shown(&first)),
+            format!("{} was made with an imatrix, which the audit requires, too", shown(&first)),
             "give it with ⟦imatrix⟧, as it was given to export",
         ));
     }
@@ -141,8 +141,11 @@ fn chosen_otherwise(
     let other =
         candidates.iter().zip(&chosen).filter(|(c, choice)| kinds.get(c.name).is_some_and(|k| *k != choice.kind));
     let count = other.count();
-    Ok((count > 0)
-        .then(|| format!("the types of {count} of its tensors, which {mixture} alone does not choose: flags may have")))
+    Ok((count > 0).then(|| {
+        format!(
+            "the types of {count} of its tensors, which {mixture} alone does not choose: flags may have chosen them"
+        )
+    }))
 }
 
 /// Names and shapes.

@@ -65,13 +65,14 @@ pub(super) fn compare_manifest(
     if let Some((model, _)) = models.iter().find(|(_, found)| found.contradicts) {
         let repo = &claims.document()["base"]["repo"];
         let file = model.files.first().map(|file| file.name()).unwrap_or_default();
-        return Ok((Some(format!("says that base.repo is {repo}, and {file} says otherwise")), unchecked));
+        return Ok((Some(format!("says that base.repo is {repo}, and {file} has another value")), unchecked));
     }
     digests.base = digest_tensors(of.base, how)?;
     let of = Described { provenance: &provenance, ..*of };
     let mut expected = described(&of, options, &digests);
     if let Some(version) = claims.version().filter(|version| *version != expected.qft && is_version(version)) {
-        unchecked.push(format!("qft: version {version} is said to have made it, and this is \"{}\"", expected.qft));
+        unchecked
+            .push(format!("qft: version {version} made it according to {MANIFEST}, and this is \"{}\"", expected.qft));
         version.clone_into(&mut expected.qft);
     }
     if !models.is_empty() {
@@ -172,7 +173,7 @@ fn provenance(
     let Provenance { repo, revision } = of.provenance;
     let given = |given: &str, key: &str, claimed: &str| {
         let (given, claimed) = (escaped(given), escaped(claimed));
-        Err(format!("says that base.{key} is {claimed}, and the base that was given is of {given}"))
+        Err(format!("says that base.{key} is {claimed}, and the given base has {given}"))
     };
     let names = || of.adapters.iter().filter_map(|adapter| adapter.config.base_model.as_deref());
     match (&claimed.repo, repo) {
@@ -183,20 +184,20 @@ fn provenance(
             let other = names().find(|name| is_hub_id(name));
             if other.is_some() || !places.any(|place| place == last(claimed)) {
                 return Err(format!(
-                    "says that base.repo is {}, which neither the adapters nor the base that was given bear out: give the \
-                     base by its Hub id if it is that one",
+                    "says that base.repo is {}, which neither the adapters nor the given base confirm: give the base by \
+                     its Hub id if it is that one",
                     escaped(claimed)
                 ));
             }
-            unchecked.push(format!("base.repo: {} is called so, and was given as a directory", escaped(claimed)));
+            unchecked.push(format!("base.repo: {} has this name, and was given as a directory", escaped(claimed)));
         }
-        (None, Some(repo)) => unchecked.push(format!("base.repo: there is none, and the base given is {repo}")),
+        (None, Some(repo)) => unchecked.push(format!("base.repo: it is missing, and the given base is {repo}")),
         _ => {}
     }
     match (&claimed.revision, revision) {
         (Some(claimed), Some(revision)) if claimed != revision => return given(revision, "revision", claimed),
         (Some(claimed), None) if !of.adapters.iter().any(|a| a.config.revision.as_ref() == Some(claimed)) => {
-            unchecked.push(format!("base.revision: {}; the base was given without one", escaped(claimed)));
+            unchecked.push(format!("base.revision: {}; the base was given without a revision", escaped(claimed)));
         }
         _ => {}
     }

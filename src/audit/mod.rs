@@ -155,7 +155,7 @@ impl Audit {
             // An export writes both, so that one was taken away.
             if release.join(CHECKSUMS).exists() {
                 let problem =
-                    format!("is missing: an export writes one beside {CHECKSUMS}, and what it says can't be audited");
+                    format!("is missing: an export writes it beside {CHECKSUMS}, and its entries can't be audited");
                 problems.push(Problem { file: MANIFEST.to_owned(), problem });
             }
         }

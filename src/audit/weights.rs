@@ -91,7 +91,7 @@ fn whole(shards: Vec<Shard>) -> Result<Shard> {
     match (shards.next(), shards.next()) {
         (Some(shard), None) => Ok(shard),
         _ => Err(Error::bug(
-            format!("the audit laid the expected tensors out in {count} shards, and compares one"),
+            format!("the audit planned the expected tensors in {count} shards, and compares one"),
             "report this: it is a bug in qft",
         )),
     }

@@ -173,9 +173,9 @@ pub fn companions(base: &Path, adapters: &[&Path], choice: TokenizerChoice) -> R
                 insert(&mut found, adapter, name, CompanionSource::Adapter)?;
             } else if is_tokenizer(&name) || replaces {
                 let why = match choice {
-                    TokenizerChoice::Base => "the base's tokenizer was asked for",
+                    TokenizerChoice::Base => "the base's tokenizer was requested",
                     _ if winner.is_none() => "the adapter has no vocabulary beside it",
-                    _ => "another adapter's tokenizer wins",
+                    _ => "another adapter's tokenizer is used",
                 };
                 leave(&name, CompanionSource::Adapter, why);
             }
@@ -197,7 +197,7 @@ fn tokenizer_of<'a>(adapters: &[&'a Path], choice: TokenizerChoice) -> Result<Op
     if choice == TokenizerChoice::Auto {
         return Ok(None);
     }
-    let problem = "the adapter's tokenizer was asked for, but no adapter has a vocabulary";
+    let problem = "the adapter's tokenizer was requested, but no adapter has a vocabulary";
     Err(Error::not_found(
         problem,
         "give an adapter with its tokenizer files beside it; or, in an export, take the base's with ⟦tokenizer base⟧",
@@ -223,7 +223,7 @@ fn way_of(name: &str) -> Way {
     }
     Way::Stays(match name {
         "README.md" => "it describes the base",
-        _ if NEVER.contains(&name) => "it speaks of another run",
+        _ if NEVER.contains(&name) => "it is of another run",
         "SHA256SUMS" => "it lists other files",
         _ if ending(&[".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt"]) => {
             "weights in another form"
@@ -270,7 +270,7 @@ fn files_below(dir: &Path, folder: &str) -> Result<Vec<String>> {
             return Err(Error::malformed(
                 &dir.join(MODULES),
                 problem,
-                "move out of it what is no part of the module, or correct modules.json",
+                "move other files out of the directory, or correct modules.json",
             ));
         }
     }

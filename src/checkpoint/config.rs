@@ -29,7 +29,7 @@ impl ConfigText {
     /// Takes `text` as the content of `path`.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
         members(&text).map_err(|e| {
-            Error::malformed(path, format!("is no JSON object: {e}"), "restore the file from its source")
+            Error::malformed(path, format!("is not a JSON object: {e}"), "restore the file from its source")
         })?;
         Ok(Self { path: path.to_owned(), text })
     }
@@ -147,7 +147,7 @@ mod tests {
         assert!(!c.set(&["vision_config", "vocab_size"], &Value::from(9)), "no such parent");
         for odd in [r#"{"a":7}"#, r#"{"a":"}"}"#, r#"{"a":[{"x":1}]}"#, r#"{"a":null}"#] {
             let mut c = config(odd);
-            assert!(!c.set(&["a", "b"], &Value::from(1)) && c.text() == odd, "{odd}: the parent is no object");
+            assert!(!c.set(&["a", "b"], &Value::from(1)) && c.text() == odd, "{odd}: the parent is not an object");
         }
     }
 

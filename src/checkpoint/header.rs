@@ -117,7 +117,7 @@ fn check(raw: Vec<(String, RawTensor)>, header_len: usize, file_len: usize) -> R
     let mut names: Vec<&str> = tensors.iter().map(|t: &TensorInfo| t.name.as_str()).collect();
     names.sort_unstable();
     if let Some(twice) = names.iter().zip(names.iter().skip(1)).find_map(|(a, b)| (a == b).then_some(a)) {
-        return Err(bad(format!("tensor {twice} is given twice")));
+        return Err(bad(format!("tensor {twice} occurs twice")));
     }
     tensors.sort_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
     let mut at = header_len;
@@ -169,7 +169,7 @@ impl<'de> Visitor<'de> for RawTensorVisitor {
                 _ => return Err(A::Error::custom(format!("unknown field {key:.100}"))),
             };
             if twice {
-                return Err(A::Error::custom(format!("{key} is given twice")));
+                return Err(A::Error::custom(format!("{key} occurs twice")));
             }
         }
         match (dtype, shape, data_offsets) {
@@ -238,7 +238,7 @@ impl<'de> Visitor<'de> for RawHeaderVisitor {
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
                 if header.metadata.replace(map.next_value()?).is_some() {
-                    return Err(A::Error::custom("__metadata__ is given twice"));
+                    return Err(A::Error::custom("__metadata__ occurs twice"));
                 }
                 continue;
             }

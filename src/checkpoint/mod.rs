@@ -61,8 +61,8 @@ impl Checkpoint {
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
         for name in &names {
             if index.is_some() && dir.join(name).symlink_metadata().is_err() {
-                let problem = format!("names {}, which is not there", escaped(name));
-                let remedy = "download that file from where the others came from";
+                let problem = format!("names {}, which is missing", escaped(name));
+                let remedy = "download that file from the source of the others";
                 return Err(Error::malformed(&dir.join(INDEX_FILE), problem, remedy));
             }
             let file = SafetensorsFile::open(&dir.join(name))?;

@@ -39,6 +39,6 @@ impl ModelFiles {
 
     /// Says that file `name`, which is there, holds no JSON.
     pub(crate) fn no_json(&self, name: &str, problem: &serde_json::Error) -> Error {
-        Error::malformed(&self.paths[name], format!("is no JSON: {problem}"), "restore the file from its source")
+        Error::malformed(&self.paths[name], format!("is not JSON: {problem}"), "restore the file from its source")
     }
 }

@@ -61,8 +61,8 @@ pub(super) fn read(pickle: &[u8]) -> Result<Vec<(String, StoredTensor)>, String>
         return Err("holds no dictionary of tensors".to_owned());
     };
     let entry = |(name, value): &(Id, Id)| {
-        let Value::Text(name) = &reader.values[*name] else { return Err("has a key that is no text".to_owned()) };
-        let tensor = reader.tensor(*value).ok_or_else(|| format!("{name} is no plain tensor"))?;
+        let Value::Text(name) = &reader.values[*name] else { return Err("has a key that is not text".to_owned()) };
+        let tensor = reader.tensor(*value).ok_or_else(|| format!("{name} is not an ordinary tensor"))?;
         Ok((name.clone(), tensor))
     };
     entries.iter().map(entry).collect()
@@ -144,7 +144,7 @@ impl Reader<'_> {
                 self.insert(&items)?;
             }
             b'e' => drop(self.above_mark()?),
-            other => return Err(format!("has opcode {other:#04x}, which no file of tensors needs")),
+            other => return Err(format!("has opcode {other:#04x}, which files of tensors don't use")),
         }
         Ok(true)
     }
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn what_is_no_tensor_is_refused_and_nothing_is_called() {
         let system = b"\x80\x02}X\x01\x00\x00\x00wcposix\nsystem\nX\x02\x00\x00\x00id\x85Rs.";
-        assert_eq!(read(system), Err("w is no plain tensor".to_owned()));
+        assert_eq!(read(system), Err("w is not an ordinary tensor".to_owned()));
         assert!(read(b"\x80\x02].").unwrap_err().contains("no dictionary"));
         assert!(read(b"(i").unwrap_err().contains("opcode 0x69"));
         // A tuple of itself twice, forty times over: places, not copies.

@@ -59,10 +59,12 @@ fn check_file_name(name: &str) -> Result<(), String> {
     let mut components = Path::new(name).components();
     let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
     if !plain || name.contains(['/', '\\', ':']) || name.contains(char::is_control) {
-        return Err(format!("{shown:?} is no plain file name; a shard must lie beside its index"));
+        return Err(format!(
+            "{shown:?} is not a file name without a directory; a shard must be in the directory of its index"
+        ));
     }
     if Path::new(name).extension().is_none_or(|e| e != "safetensors") {
-        return Err(format!("{shown:?} is no .safetensors file; qft runs no pickle"));
+        return Err(format!("{shown:?} is not a .safetensors file; qft executes no pickle"));
     }
     Ok(())
 }
@@ -78,7 +80,7 @@ pub fn resolve_member(dir: &Path, name: &str) -> Result<PathBuf> {
     }
     Err(Error::malformed(
         &path,
-        format!("is a link that leads out of the model's directory, to {}", crate::error::shown(&real)),
+        format!("is a link out of the model's directory, to {}", crate::error::shown(&real)),
         format!("make a copy of the model without links, and give that: cp -rL {} DIR", crate::error::quoted(dir)),
     ))
 }

@@ -31,11 +31,11 @@ impl SafetensorsFile {
 /// The tensors of a whole file, in the order of their bytes.
 fn tensors(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
     let mut zip = ZipArchive::new(Cursor::new(file))
-        .map_err(|_| "is no zip archive: it is damaged, or was saved by a torch older than 1.6".to_owned())?;
+        .map_err(|_| "is not a zip archive: it is damaged, or was saved by a torch older than 1.6".to_owned())?;
     let names: Vec<String> = zip.file_names().filter_map(|name| Some(name.ok()?.into_owned())).collect();
     let mut pickles = names.iter().filter_map(|name| name.strip_suffix("data.pkl"));
     let (Some(prefix), None) = (pickles.next(), pickles.next()) else {
-        return Err("holds no data.pkl, or several: torch.save did not write it".to_owned());
+        return Err("holds no data.pkl, or several: it was not written by torch.save".to_owned());
     };
     if read(&mut zip, &format!("{prefix}byteorder"), 16).is_ok_and(|order| order.trim_ascii() == b"big") {
         return Err("was saved on a big-endian machine".to_owned());

@@ -91,12 +91,12 @@ pub(super) fn report_text(outputs: &[GgufOutput], report: &Report) -> String {
 pub(super) fn timings_text(t: &Timings) -> String {
     let stages = [
         ("fill on the processor", t.fill),
-        ("read for the cards", t.read),
+        ("read for the GPUs", t.read),
         ("upload", t.upload),
         ("kernels", t.kernel),
         ("download", t.download),
-        ("lanes of cards, all", t.lanes),
-        ("idle, lanes of cards", t.lane_idle),
+        ("GPU lanes, all", t.lanes),
+        ("idle, GPU lanes", t.lane_idle),
         ("digest", t.digest),
         ("digest of inputs", t.input_digest),
         ("idle, workers", t.idle),

@@ -155,13 +155,10 @@ fn job(args: &ExportArgs) -> &'static str {
 /// Flags that contradict each other or ask for what qft does not do.
 fn check(args: &ExportArgs) -> qft::Result<()> {
     if !args.safe_serialization {
-        return Err(Error::unsupported(
-            "--safe-serialization false: qft writes nothing but safetensors",
-            "drop the flag",
-        ));
+        return Err(Error::unsupported("--safe-serialization false: qft writes safetensors only", "drop the flag"));
     }
     if args.gguf.is_empty() && args.quality.wanted() {
-        return Err(Error::invalid("a quality report was asked for, but no GGUF file", "add --gguf q4_k_m"));
+        return Err(Error::invalid("a quality report was requested, but no GGUF file", "add --gguf q4_k_m"));
     }
     if !args.merge_lora && !args.adapter.is_empty() {
         return Err(Error::invalid(
@@ -287,7 +284,7 @@ fn plan_text(plan: &ExportPlan, summary: &PlanSummary) -> String {
     row("needs", format!("{disk} of disk, up to {memory} of memory, {} workers", needs.jobs));
     if let Some(card) = needs.card {
         let (card, lane) = (ByteSize(card.card_bytes), ByteSize(card.lane_bytes));
-        row("", format!("on a card: up to {card} of its memory, and {lane} more of memory"));
+        row("", format!("on a GPU: up to {card} of its memory, and {lane} more of host memory"));
     }
     plan.warnings.iter().for_each(|warning| row("warning", warned(warning)));
     let text = columns(&rows, [false, false]).iter().fold(String::new(), |text, line| text + line + "\n");

@@ -114,7 +114,7 @@ fn not_here(adapter: &Adapter, spec: &str, place: &str, error: &Error) -> Error 
     let dir = shown(&adapter.dir);
     Error::new(
         error.kind(),
-        format!("{place} of {dir} names {} as the base, which is not to be had here: {problem}", escaped(spec)),
+        format!("{place} of {dir} names {} as the base, which is not available here: {problem}", escaped(spec)),
         remedy,
     )
 }

@@ -48,11 +48,11 @@ fn no_file(args: &QuantizeArgs) -> Error {
     let remedy = match first {
         Some(file) if !dir.join("config.json").exists() => format!("give a file in it, such as {}", shown(&file)),
         _ => format!(
-            "of a model's directory, make a GGUF file with qft gguf {} --type {} --out {}",
+            "to convert a model's directory, make a GGUF file with qft gguf {} --type {} --out {}",
             quoted(dir),
             args.job.type_name(),
             quoted(&args.job.out)
         ),
     };
-    Error::invalid(format!("{} is a directory, and no GGUF file", shown(dir)), remedy)
+    Error::invalid(format!("{} is a directory, not a GGUF file", shown(dir)), remedy)
 }

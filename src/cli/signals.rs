@@ -43,7 +43,7 @@ fn wait_for(mut signals: Signals) {
         if CANCEL.swap(true, Ordering::SeqCst) || UNASKED.load(Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
-        note("\nstopping; once more to stop at once");
+        note("\nstopping; press Ctrl-C again to stop at once");
     }
 }
 

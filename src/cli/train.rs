@@ -28,11 +28,10 @@ use super::{CANCEL, EXIT_INTERRUPTED, STOP, handle_signals, note, print, unasked
 const ABOUT: &str =
     "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` merges the newest";
 const LONG_ABOUT: &str = "Fine-tune a model with LoRA: the checkpoints are PEFT's, and `qft export --merge-lora` \
-    merges the newest.\n\n\
-    The flags are ms-swift's `swift sft`, with their meanings and defaults; underscores or dashes. Those that change \
-    nothing here are accepted with a note, those for what qft doesn't do are refused with the remedy. --config reads \
-    them from a TOML file, whose keys are the flags' names; the command line wins over it.\n\n\
-    Checkpoints go to output/<model>/v<N>-<time>/checkpoint-<step>/, each published by one rename.";
+    merges the newest.\n\nThe flags are ms-swift's `swift sft`, with their meanings and defaults; underscores or \
+    dashes. Flags without effect here are accepted with a note; unsupported flags are refused with a remedy. --config \
+    reads them from a TOML file, whose keys are the flags' names; the command line overrides it.\n\nCheckpoints go to \
+    output/<model>/v<N>-<time>/checkpoint-<step>/, each published by one rename.";
 
 /// The flags that are no settings of the run.
 #[derive(Debug, Args)]
@@ -286,7 +285,7 @@ fn merge(report: &TrainReport, settings: &Settings) -> String {
 
 /// How to go on behind an interruption: with the checkpoint's factors and data, not with those that the run began with.
 fn go_on(report: &TrainReport, settings: &Settings) -> String {
-    let Some(checkpoint) = &report.checkpoint else { return "the same command: no step was done".to_owned() };
+    let Some(checkpoint) = &report.checkpoint else { return "the same command: no step was finished".to_owned() };
     let from = quoted(&checkpoint.to_string_lossy());
     let given = [
         (!settings.adapters.is_empty(), "--adapters"),
@@ -301,7 +300,7 @@ fn go_on(report: &TrainReport, settings: &Settings) -> String {
     }
     let elsewhere = if settings.add_version { "" } else { " --output_dir OTHER" };
     format!(
-        "{again} --resume_only_model true{elsewhere}, which begins a new run with its factors: --save_only_model keeps \
+        "{again} --resume_only_model true{elsewhere}, which begins a new run with its factors: --save_only_model saves \
          no optimizer"
     )
 }
@@ -313,7 +312,7 @@ fn timings_text(report: &TrainReport) -> String {
     spent.sort_by(|a, b| b.1.total_cmp(&a.1));
     let rows: Vec<[String; 2]> =
         spent.iter().map(|(operation, seconds)| [format!("  {operation}"), format!("{seconds:.4} s")]).collect();
-    if rows.is_empty() { String::new() } else { "the card's seconds of the last step:\n".to_owned() + &lines(&rows) }
+    if rows.is_empty() { String::new() } else { "the GPU's seconds of the last step:\n".to_owned() + &lines(&rows) }
 }
 
 fn report_json(report: &TrainReport) -> String {

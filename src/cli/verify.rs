@@ -164,7 +164,7 @@ fn text(dir: &Path, result: &Verification, audited: Option<&Verdict>, seconds: f
     }
     let tensors = count(result.tensors, "tensor");
     let checked = match result.digests {
-        0 => format!("nothing to compare digests with; {tensors}"),
+        0 => format!("no digests to compare with; {tensors}"),
         n => format!("{} of {} and {tensors}", count(n, "digest"), ByteSize(result.bytes)),
     };
     let verdict = match (problems(result, audited), audited) {

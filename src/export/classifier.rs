@@ -72,7 +72,7 @@ pub(super) fn find(
         )),
         (_, None) => Err(Error::inconsistent(
             format!(
-                "{} brings {}, but which class has it can't be told from the base's config.json: architectures is {}",
+                "{} brings {}, but the base's config.json does not say which class has it: architectures is {}",
                 shown(&adapter.dir),
                 head.name,
                 escaped(named.as_deref().unwrap_or("absent"))

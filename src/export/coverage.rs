@@ -45,7 +45,7 @@ impl Coverage {
         let (file, encoded, strangers) = (escaped(file), self.encoded, self.strangers.len());
         if encoded > 0 && self.used == 0 {
             let problem = format!(
-                "the importance matrix {file} has nothing for any of the {encoded} tensors that are encoded in blocks; \
+                "the importance matrix {file} has no entry for any of the {encoded} tensors that are encoded in blocks; \
                  its entries are for {}",
                 first(&self.strangers)
             );
@@ -57,7 +57,8 @@ impl Coverage {
         let mut warnings = Vec::new();
         if self.without.iter().any(|name| !OFTEN_WITHOUT.contains(&name.as_str())) {
             warnings.push(format!(
-                "the importance matrix {file} has nothing for {} of the {encoded} tensors that are encoded in blocks: {}",
+                "the importance matrix {file} has no entry for {} of the {encoded} tensors that are encoded in blocks: \
+                 {}",
                 self.without.len(),
                 first(&self.without)
             ));

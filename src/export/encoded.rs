@@ -430,9 +430,10 @@ impl<'a> Encoder<'a> {
                 Err(Error::new(
                     ErrorKind::Numeric,
                     format!(
-                        "tensor {name}: the value {value:e} at row {row}, column {column} is beyond a scale of {kind}"
+                        "tensor {name}: the value {value:e} at row {row}, column {column} is too large for a scale of \
+                         {kind}"
                     ),
-                    "give the tensor a type without scales, such as ⟦tensor_type NAME=bf16⟧, or mend the model",
+                    "give the tensor a type without scales, such as ⟦tensor_type NAME=bf16⟧, or correct the model",
                 ))
             }
         }

@@ -278,8 +278,8 @@ fn needed(weighed: Weighed, kinds: &BTreeMap<String, Choice>) -> Result<BTreeMap
         if weights.is_none() && choice.needs_importance {
             let (name, kind) = (escaped(&name), choice.kind);
             return Err(Error::inconsistent(
-                format!("tensor {name} as {kind} needs weights, and the imatrix has none for it"),
-                "choose another type for it with ⟦tensor_type⟧, or make the imatrix anew",
+                format!("tensor {name} as {kind} requires weights, and the imatrix has none for it"),
+                "choose another type for it with ⟦tensor_type⟧, or make the imatrix again",
             ));
         }
         Ok(weights.map(|weights| (name, weights)))
@@ -293,5 +293,8 @@ fn kind_of(dtype: Dtype) -> Option<TensorType> {
 }
 
 fn no_tensor(name: &str) -> Error {
-    Error::bug(format!("the conversion wants tensor {}, which is not there", escaped(name)), "report this: it is a bug")
+    Error::bug(
+        format!("the conversion requires tensor {}, which is missing", escaped(name)),
+        "report this: it is a bug",
+    )
 }

@@ -52,7 +52,7 @@ impl Merged {
         };
         let (config, config_changes) = edit_config(base, &edits);
         if config.is_none() {
-            warnings.push("the base has no config.json; loaders will need one".to_owned());
+            warnings.push("the base has no config.json; loaders require one".to_owned());
         }
         let keeps_vocabulary = resolution.vocabulary.is_none();
         Ok(Self { tensors, config, config_changes, warnings, keeps_vocabulary })

@@ -72,7 +72,7 @@ impl QuantizePlan {
 pub(super) fn file_stem(out: &Path) -> Result<String> {
     let name = out.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()).map(str::to_owned).ok_or_else(|| {
-        Error::invalid(format!("{} is no name of a GGUF file", shown(out)), "give ⟦out⟧ a name that ends in .gguf")
+        Error::invalid(format!("{} is not a name of a GGUF file", shown(out)), "give ⟦out⟧ a name that ends in .gguf")
     })
 }
 
@@ -90,7 +90,7 @@ pub(super) fn check_files(out: &Path, output: &GgufOutput, inputs: &[&Path], ove
 
 /// What is said of a file that [`check_files`] gave.
 pub(super) fn deletion(name: &str) -> String {
-    format!("{name} will be deleted, once the new one is in place: it is of what this name had before")
+    format!("{name} will be deleted, once the new one is in place: it is a part of the old model of this name")
 }
 
 impl QuantizePlan {

@@ -58,7 +58,7 @@ impl Mapping {
         Err(Error::malformed(
             &self.path,
             "became shorter, or was changed, while it was being read",
-            "make sure that nothing writes to it, then run again",
+            "make sure that no program writes to it, then run again",
         ))
     }
 
@@ -118,8 +118,8 @@ pub fn prepare_signals() {
 pub fn report_lost_mappings() {
     extern "C" fn handler(_: libc::c_int) {
         const MESSAGE: &[u8] =
-            b"\nerror: an input file became shorter while it was being read (or its disk failed)\n  \
-            remedy: make sure that nothing writes to the files that are read, then run again\n";
+            b"\nerror: an input file became shorter while it was being read (or its disk failed)\n  remedy: make sure \
+            that no program writes to the input files, then run again\n";
         // SAFETY: write(2) and _exit(2) are async-signal-safe, and MESSAGE is static.
         unsafe {
             libc::write(2, MESSAGE.as_ptr().cast(), MESSAGE.len());

@@ -25,7 +25,7 @@ pub fn open_regular(path: &Path) -> Result<(File, u64)> {
         return Ok((file, meta.len()));
     }
     if meta.is_dir() {
-        return Err(Error::malformed(path, "not a regular file, but a directory", "name the file"));
+        return Err(Error::malformed(path, "a directory, not a regular file", "name the file"));
     }
     Err(Error::malformed(path, "not a regular file", "give a regular file"))
 }
@@ -42,7 +42,7 @@ pub(crate) fn cannot_open(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
 pub fn read_small(path: &Path) -> Result<Vec<u8>> {
     let (file, len) = open_regular(path)?;
     if len > MAX_TEXT {
-        let problem = format!("has {len} bytes; a file of its kind has no more than {MAX_TEXT}");
+        let problem = format!("has {len} bytes; a file of its kind has at most {MAX_TEXT}");
         return Err(Error::malformed(path, problem, "restore the file from its source"));
     }
     let mut bytes = Vec::with_capacity(len as usize + 1);

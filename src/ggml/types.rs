@@ -144,7 +144,7 @@ impl std::str::FromStr for TensorType {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = TYPES.iter().find(|row| row.2.eq_ignore_ascii_case(text)).map(|row| row.0);
-        found.ok_or_else(|| format!("{text} is no tensor type: write one such as q4_k, q6_k, q8_0, f16 or bf16"))
+        found.ok_or_else(|| format!("{text} is not a tensor type: write one such as q4_k, q6_k, q8_0, f16 or bf16"))
     }
 }
 

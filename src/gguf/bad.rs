@@ -11,7 +11,7 @@ pub enum BadGguf {
     #[error("is a big-endian GGUF file")]
     BigEndian,
     /// A version that is too old, or not yet known.
-    #[error("is GGUF version {0}; versions 2 and 3 are read")]
+    #[error("is GGUF version {0}; versions 2 and 3 are supported")]
     Version(u32),
     /// The file ends too early.
     #[error("ends within {0}: it is cut off")]
@@ -29,7 +29,7 @@ impl BadGguf {
             Self::BigEndian => "make a little-endian file with llama.cpp's gguf_convert_endian.py",
             Self::Version(0 | 1) => "convert the model again with a current llama.cpp",
             Self::Version(_) => "use a newer qft, or convert the model again",
-            Self::CutOff(_) | Self::Broken(_) => "download or convert the file again: it is damaged or hostile",
+            Self::CutOff(_) | Self::Broken(_) => "download or convert the file again: it is damaged or malicious",
         }
     }
 }

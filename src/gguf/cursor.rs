@@ -48,7 +48,7 @@ impl<'a> Cursor<'a> {
     /// Refuses more things than `most`, or than the file can hold if each takes `least` bytes.
     pub(super) fn check_count(&self, what: &str, count: usize, most: usize, least: usize) -> Result<()> {
         if count > most {
-            return Err(BadGguf::Broken(format!("declares {count} {what}; no more than {most} are read")));
+            return Err(BadGguf::Broken(format!("declares {count} {what}; at most {most} are read")));
         }
         if count * least > self.rest.len() {
             return Err(BadGguf::Broken(format!("declares {count} {what}, but is too short for them: it is cut off")));
@@ -59,7 +59,7 @@ impl<'a> Cursor<'a> {
     pub(super) fn text(&mut self, what: &str) -> Result<&'a str> {
         let len = self.u64(what)?;
         let bytes = self.take(len, what)?;
-        std::str::from_utf8(bytes).map_err(|_| BadGguf::Broken(format!("{what} is no UTF-8 text")))
+        std::str::from_utf8(bytes).map_err(|_| BadGguf::Broken(format!("{what} is not UTF-8 text")))
     }
 
     /// Claims memory for values.

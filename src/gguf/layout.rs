@@ -67,7 +67,7 @@ fn lay_out_strictly(metadata: &Metadata, tensors: &[TensorForm<'_>]) -> Result<L
     for TensorForm { name, shape, kind } in tensors {
         rules::check_name(name)?;
         if !seen.insert(*name) {
-            return Err(format!("tensor {name} is given twice"));
+            return Err(format!("tensor {name} occurs twice"));
         }
         let len = rules::tensor_len(name, shape, *kind)?;
         header.text(name);

@@ -111,14 +111,16 @@ fn split_key(file: &GgufFile, key: &str) -> Result<Option<usize>> {
     let number = |value: &Value| value.as_u64().map(|number| number as usize);
     file.metadata()
         .get(key)
-        .map(|value| number(value).ok_or_else(|| Error::malformed(file.path(), format!("{key} is no count"), MIXED)))
+        .map(|value| {
+            number(value).ok_or_else(|| Error::malformed(file.path(), format!("{key} is not a valid number"), MIXED))
+        })
         .transpose()
 }
 
 /// All `count` parts of the split that `given` is one of.
 fn open_parts(given: &Arc<GgufFile>, count: usize) -> Result<Vec<Arc<GgufFile>>> {
     let name = PartName::parse(&given.name()).filter(|name| name.count == count).ok_or_else(|| {
-        let problem = format!("is one of {count} parts, which its name does not say");
+        let problem = format!("is one of {count} parts, but its name has no part number");
         Error::malformed(given.path(), problem, "name the parts NAME-00001-of-00002.gguf, as they were written")
     })?;
     let mut files: Vec<Arc<GgufFile>> = Vec::new();

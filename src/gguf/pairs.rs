@@ -23,7 +23,7 @@ pub(super) fn read_metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<Met
         let key = cursor.text(&format!("key {i}"))?;
         rules::check_key(key)?;
         if !seen.insert(key) {
-            return Err(BadGguf::Broken(format!("key {key} is given twice")));
+            return Err(BadGguf::Broken(format!("key {key} occurs twice")));
         }
         cursor.claim(key.len() + STRING_COST)?;
         let value = read_value(cursor, key)?;
@@ -97,7 +97,9 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str) -> Result<Array> {
             Array::Bool(bytes.iter().map(|byte| boolean(*byte, key)).collect::<Result<_>>()?)
         }
         ValueType::String => Array::String(read_strings(cursor, key, count)?),
-        ValueType::Array => return Err(BadGguf::Broken(format!("key {key} is an array of arrays, which is not read"))),
+        ValueType::Array => {
+            return Err(BadGguf::Broken(format!("key {key} is an array of arrays, which is unsupported")));
+        }
     })
 }
 

@@ -98,7 +98,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, count: usize) -> Result<Vec<TensorInfo>
         let name = cursor.text(&format!("the name of tensor {i}"))?;
         rules::check_name(name)?;
         if !seen.insert(name) {
-            return Err(BadGguf::Broken(format!("tensor {name} is given twice")));
+            return Err(BadGguf::Broken(format!("tensor {name} occurs twice")));
         }
         let what = &format!("the entry of tensor {name}");
         let axes = cursor.u32(what)? as usize;
@@ -248,13 +248,13 @@ mod tests {
             (keys(&[pair("", 0, &[1])]), "empty"),
             (keys(&[pair("a\0b", 0, &[1])]), "zero byte"),
             (keys(&[pair(&"k".repeat(65_536), 0, &[1])]), "65535"),
-            (keys(&[pair("a", 0, &[1]), pair("a", 0, &[1])]), "a is given twice"),
+            (keys(&[pair("a", 0, &[1]), pair("a", 0, &[1])]), "a occurs twice"),
             (keys(&[pair("a", 13, &[1; 20])]), "type 13"),
             (keys(&[pair("a", 7, &[2])]), "boolean of 2"),
             (keys(&[pair("a", 9, &array(7, 2, &[1, 3]))]), "boolean of 3"),
             (
                 keys(&[pair("a", 8, &[9, 0, 0, 0, 0, 0, 0, 0, 0xff, 1, 1, 1, 1, 1, 1, 1, 1])]),
-                "the value of a is no UTF-8",
+                "the value of a is not UTF-8",
             ),
             (keys(&[pair("a", 8, &long)]), "cut off"),
             (keys(&[pair("a", 9, &array(9, 1, &array(0, 1, &[1])))]), "array of arrays"),

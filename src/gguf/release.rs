@@ -74,9 +74,9 @@ const RULES: [Rule; 12] = [
     Rule {
         check: finite,
         verdict: Verdict::Refuse,
-        remedy: "mend the value in the model's own files, and convert it again",
+        remedy: "correct the value in the model's original files, and convert it again",
     },
-    Rule { check: general_paths, verdict: Verdict::Wrong, remedy: "mend the model card" },
+    Rule { check: general_paths, verdict: Verdict::Wrong, remedy: "correct the model card" },
     Rule { check: other_paths, verdict: Verdict::Tell, remedy: "quantize the model again" },
     Rule { check: claims, verdict: Verdict::Tell, remedy: "quantize the model again" },
     Rule { check: ignored::told, verdict: Verdict::Tell, remedy: "use the original model" },
@@ -119,10 +119,7 @@ fn find<'a>(metadata: &'a Metadata, tensors: impl Iterator<Item = (&'a str, &'a 
 fn architecture(contents: &Contents<'_>) -> Vec<String> {
     let is_imatrix = contents.metadata.get("general.type").and_then(Value::as_str) == Some("imatrix");
     let missing = contents.metadata.architecture().is_none() && !is_imatrix;
-    missing
-        .then(|| "general.architecture is missing, without which llama.cpp loads nothing".to_owned())
-        .into_iter()
-        .collect()
+    missing.then(|| "general.architecture is missing, which llama.cpp requires".to_owned()).into_iter().collect()
 }
 
 fn any_tensor(contents: &Contents<'_>) -> Vec<String> {
@@ -166,7 +163,7 @@ fn paths(contents: &Contents<'_>, prefix: &str) -> Vec<String> {
         _ => Vec::new(),
     });
     let told = texts.filter(|(key, text)| tells_of_disk(key, text));
-    told.map(|(key, text)| format!("{} tells of a path on a disk: {}", escaped(key), escaped(text))).collect()
+    told.map(|(key, text)| format!("{} has a local path: {}", escaped(key), escaped(text))).collect()
 }
 
 /// An importance matrix that has more entries than the file has tensors.
@@ -186,7 +183,7 @@ pub(crate) fn without_paths(metadata: Metadata) -> (Metadata, Vec<String>) {
     let mut drop = |key: &str, text: &str| {
         let tells = key.starts_with("general.") && tells_of_disk(key, text);
         if tells {
-            left_out.push(format!("{} tells of a path on a disk, which is left out: {}", escaped(key), escaped(text)));
+            left_out.push(format!("{} has a local path, which is left out: {}", escaped(key), escaped(text)));
         }
         tells
     };

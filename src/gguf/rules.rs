@@ -26,13 +26,13 @@ pub(super) fn alignment(metadata: &Metadata) -> Result<usize, String> {
     let value = match metadata.get(ALIGNMENT_KEY) {
         None => return Ok(DEFAULT_ALIGNMENT),
         Some(Value::U32(value)) => *value as usize,
-        Some(_) => return Err(format!("{ALIGNMENT_KEY} is no u32")),
+        Some(_) => return Err(format!("{ALIGNMENT_KEY} is not a u32")),
     };
     if !value.is_power_of_two() {
-        return Err(format!("{ALIGNMENT_KEY} is {value}, which is no power of two"));
+        return Err(format!("{ALIGNMENT_KEY} is {value}, which is not a power of two"));
     }
     if value > MAX_ALIGNMENT {
-        return Err(format!("{ALIGNMENT_KEY} is {value}; more than {MAX_ALIGNMENT} is not read"));
+        return Err(format!("{ALIGNMENT_KEY} is {value}; at most {MAX_ALIGNMENT} is supported"));
     }
     Ok(value)
 }
@@ -77,7 +77,7 @@ pub(super) fn tensor_len(name: &str, shape: &[usize], kind: TensorType) -> Resul
     let columns = shape.last().copied().unwrap_or(1);
     if !columns.is_multiple_of(kind.block_len()) {
         return Err(format!(
-            "tensor {name}: its rows of {columns} are not whole blocks of {kind} ({})",
+            "tensor {name}: its rows of {columns} are not a multiple of the block of {kind} ({})",
             kind.block_len()
         ));
     }

@@ -132,7 +132,7 @@ impl Source<'_> {
     }
 
     fn missing(&self, name: &str) -> Error {
-        let remedy = "get the whole model, as AutoModelForCausalLM saves it, or correct num_hidden_layers or \
+        let remedy = "get the complete model, as AutoModelForCausalLM saves it, or correct num_hidden_layers or \
                       tie_word_embeddings in config.json";
         Error::malformed(&self.base.dir, format!("lacks tensor {}", escaped(name)), remedy)
     }
@@ -141,7 +141,7 @@ impl Source<'_> {
         let tensor = self.find(name).ok_or_else(|| self.missing(name))?;
         if tensor.shape() != shape {
             let found = tensor.shape();
-            let problem = format!("tensor {} has shape {found:?}, and config.json makes it {shape:?}", escaped(name));
+            let problem = format!("tensor {} has shape {found:?}, and config.json requires {shape:?}", escaped(name));
             let remedy = "take config.json and weights from the same model";
             return Err(Error::malformed(tensor.file().path(), problem, remedy));
         }

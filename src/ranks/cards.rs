@@ -65,7 +65,7 @@ impl CardRanks {
             let start = Instant::now();
             while !communicator.ready()? {
                 if start.elapsed() > CONNECTING {
-                    return Err(format!("NCCL has not connected the cards in {} s", CONNECTING.as_secs()));
+                    return Err(format!("NCCL has not connected the GPUs in {} s", CONNECTING.as_secs()));
                 }
                 thread::sleep(Duration::from_millis(1));
             }
@@ -87,13 +87,13 @@ impl CardRanks {
         if let Err(error) = self.tcp.watch() {
             return error;
         }
-        self.tcp.give_up(&format!("it could not sum gradients on its card: {why}"));
+        self.tcp.give_up(&format!("it could not all-reduce gradients on its GPU: {why}"));
         Error::new(
             ErrorKind::Device { lost: true },
-            format!("rank {} could not sum gradients on the cards: {why}", self.tcp.rank()),
+            format!("rank {} could not all-reduce gradients on the GPUs: {why}", self.tcp.rank()),
             format!(
-                "see the other ranks' last messages, and what NCCL_DEBUG=INFO tells; then {AGAIN}; QFT_NCCL=off sums \
-                 by TCP"
+                "see the other ranks' last messages, and the output of NCCL_DEBUG=INFO; then {AGAIN}; QFT_NCCL=off \
+                 uses TCP"
             ),
         )
     }

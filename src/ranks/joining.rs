@@ -89,7 +89,7 @@ impl Joining {
         }
         let met = self.meeting.take().map_or_else(|| Ok(Ok(vec![None])), JoinHandle::join);
         let Ok(met) = met else {
-            return Err(Error::bug("the search for the other ranks panicked", "report this as a defect of qft"));
+            return Err(Error::bug("the search for the other ranks panicked", "report this as a bug in qft"));
         };
         let mut ranks = TcpRanks::over(self.launch.rank, met?, self.patience.answer);
         ranks.compare(run, waiting)?;
@@ -148,8 +148,8 @@ impl TcpRanks {
         let who = if other == rank { format!("this process, rank {rank},") } else { format!("rank {other}") };
         Err(Error::invalid(
             format!("{who} trains with other settings, data or another model than rank 0"),
-            "start all ranks with the same command on the same files; give each run a MASTER_PORT of its own \
-             (torchrun: --master_port)",
+            "start all ranks with the same command on the same files; give each run its own MASTER_PORT (torchrun: \
+             --master_port)",
         ))
     }
 }

@@ -48,7 +48,7 @@ impl Launch {
         let (rank, local_rank) = (position("RANK")?, position("LOCAL_RANK")?);
         let (count, local_count) = (number("WORLD_SIZE")?, number("LOCAL_WORLD_SIZE")?);
         for (name, count) in [("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", local_count)] {
-            ensure(count != Some(0), || format!("{name} is 0, but there is at least this process"))?;
+            ensure(count != Some(0), || format!("{name} is 0, but must be at least 1"))?;
         }
         let Some(world) = count else {
             ensure(rank.unwrap_or(0) == 0, || format!("RANK is {}, but WORLD_SIZE is not set", rank.unwrap_or(0)))?;
@@ -76,7 +76,7 @@ impl Launch {
         let host = text("MASTER_ADDR").ok_or_else(missing("MASTER_ADDR"))?;
         let port = text("MASTER_PORT").ok_or_else(missing("MASTER_PORT"))?;
         let port = parse("MASTER_PORT", &port, u16::MAX.into())? as u16;
-        ensure(port != 0, || "MASTER_PORT is 0, which is no port that others could know".to_owned())?;
+        ensure(port != 0, || "MASTER_PORT is 0, which is not a port that others could connect to".to_owned())?;
         // torchrun's agent listens on MASTER_PORT itself, and says so: its workers are to use its store.
         let taken = text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|flag| flag.eq_ignore_ascii_case("true"));
         let port = if taken { port.checked_add(1).unwrap_or(port - 1) } else { port };

@@ -28,7 +28,7 @@ const WATCH: Duration = Duration::from_millis(200);
 const WRITE: Duration = Duration::from_secs(5);
 /// How long the others may take to tell why a rank has gone.
 const HEARSAY: Duration = Duration::from_secs(1);
-const PORT: &str = "give each run a MASTER_PORT of its own (torchrun: --master_port)";
+const PORT: &str = "give each run its own MASTER_PORT (torchrun: --master_port)";
 const PLACE: &str = "set MASTER_ADDR to a name or an address of rank 0's host that the other hosts reach too";
 
 /// The connections of a rank, by rank; none with itself.
@@ -264,7 +264,7 @@ impl Meeting<'_> {
             }
             let (names, waited) = (missing.join(", "), self.patience.meeting.as_secs_f32());
             if !self.goes_on() {
-                return Err(self.end(|| format!("after {waited} s, these ranks have not come: {names}")));
+                return Err(self.end(|| format!("after {waited} s, these ranks have not connected: {names}")));
             }
             let (place, of) = (self.place(), self.launch.count);
             self.waits(format!("at {place} for {} of {of} ranks (missing: {names})", missing.len()));
@@ -377,7 +377,7 @@ impl Meeting<'_> {
                             return Ok((stream, reception, welcome));
                         }
                         // Whoever listened there has gone; rank 0 may still come.
-                        last = format!("{address}: what listens there hangs up");
+                        last = format!("{address}: the program that listens there closes the connection");
                     }
                     Err(error) => last = format!("{address}: {error}"),
                 }
@@ -404,10 +404,11 @@ impl Meeting<'_> {
     /// Rank 0's answer; `None` if nobody was there after all. Rank 0 answers at once: silence is a stranger's.
     fn greet(&self, mut first: &TcpStream, port: u16) -> Result<Option<Welcome>, Stop> {
         let (place, silence) = (self.place(), self.patience.greeting);
-        self.waits(format!("for an answer of what listens at {place}"));
+        self.waits(format!("for an answer of the program that listens at {place}"));
         let (start, mut answer) = (Instant::now(), [0; Welcome::LEN]);
         let goes_on = || self.goes_on() && start.elapsed() < silence;
-        let stranger = |what: &str| Stop::Failed(Error::invalid(format!("what listens at {place} {what}"), PORT));
+        let stranger =
+            |what: &str| Stop::Failed(Error::invalid(format!("the program that listens at {place} {what}"), PORT));
         let read = first.set_write_timeout(Some(WRITE)).and_then(|()| {
             first.write_all(&self.hello(port, 0).bytes())?;
             let (magic, rest) = answer.split_at_mut(Welcome::MAGIC.len());
@@ -417,13 +418,13 @@ impl Meeting<'_> {
         match read {
             Ok(()) => match Welcome::parse(&answer) {
                 Some(welcome) => Ok(Some(welcome)),
-                None => Err(stranger("is no qft of this kind")),
+                None => Err(stranger("is not a qft of this kind")),
             },
             Err(error) if !self.goes_on() => {
-                Err(self.end(|| format!("what listens at {place} does not answer as rank 0: {error}")))
+                Err(self.end(|| format!("the program that listens at {place} does not answer as rank 0: {error}")))
             }
             Err(_) if start.elapsed() >= silence => Err(stranger(&format!(
-                "does not answer as rank 0: it has said nothing for {} s",
+                "does not answer as rank 0: it has sent nothing for {} s",
                 silence.as_secs_f32()
             ))),
             Err(_) => Ok(None),
@@ -439,7 +440,7 @@ impl Meeting<'_> {
             if goes_on() {
                 return Stop::Trouble(Trouble::of(0, &error));
             }
-            self.end(|| format!("rank 0 at {} has not said that all ranks have come", self.place()))
+            self.end(|| format!("rank 0 at {} has not confirmed that all ranks have connected", self.place()))
         };
         read_while(first, &mut bytes, goes_on).map_err(lost)?;
         let (found, expected) = (Frame::parse(&bytes), self.directory_frame());
@@ -455,9 +456,9 @@ impl Meeting<'_> {
 
     fn failed(&self, problem: &str) -> Error {
         Error::network(
-            format!("the {} ranks of the run did not come together: {problem}", self.launch.count),
+            format!("the {} ranks of the run did not connect: {problem}", self.launch.count),
             "start all ranks within a few minutes of each other, with one MASTER_ADDR and MASTER_PORT that every host \
-             reaches; the message of the rank that is missing may say more",
+             reaches; see the message of the missing rank, too",
         )
     }
 
@@ -465,10 +466,15 @@ impl Meeting<'_> {
         let (problem, remedy) = match verdict {
             Verdict::OtherVersion => ("is of another version of qft", "use the same qft for all ranks"),
             Verdict::OtherCount => ("was given another WORLD_SIZE", "give all ranks the same WORLD_SIZE"),
-            Verdict::RankTaken | Verdict::Joined => ("has a rank that is already here", "give each rank its own RANK"),
+            Verdict::RankTaken | Verdict::Joined => {
+                ("has a rank that is already connected", "give each rank its own RANK")
+            }
         };
         let place = self.place();
-        Error::invalid(format!("{who}, which came to {place} as rank {rank}, {problem}"), format!("{remedy}; {PORT}"))
+        Error::invalid(
+            format!("{who}, which connected to {place} as rank {rank}, {problem}"),
+            format!("{remedy}; {PORT}"),
+        )
     }
 }
 

@@ -8,12 +8,12 @@ use super::wire::{Frame, LastWords};
 use crate::error::{self, Error, escaped};
 
 /// How to go on from what the ranks have saved: another beginning must not be asked for as well.
-pub(super) const AGAIN: &str = "start all ranks again (where a checkpoint was written: with ⟦resume_from_checkpoint true⟧, \
-                                without ⟦adapters⟧ and ⟦resume_only_model⟧)";
+pub(super) const AGAIN: &str = "start all ranks again (if a checkpoint was written: with \
+                                ⟦resume_from_checkpoint true⟧, without ⟦adapters⟧ and ⟦resume_only_model⟧)";
 /// Why a rank goes that was stopped from outside.
 pub(super) const INTERRUPTED: &str = "it was interrupted";
 /// Why a rank goes that ends in a panic.
-pub(super) const PANICKED: &str = "it panicked, which is a defect of qft";
+pub(super) const PANICKED: &str = "it panicked, which is a bug in qft";
 
 /// How far the ranks have come together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl Trouble {
         let cause = match words.code {
             0 => Cause::Closed,
             1 => Cause::Silent,
-            2 => Cause::OutOfStep("it does something else than the others".to_owned()),
+            2 => Cause::OutOfStep("it does another operation than the others".to_owned()),
             4 => Cause::Failed(text),
             _ => Cause::Lost(if text.is_empty() { "its connection failed".to_owned() } else { text }),
         };
@@ -112,16 +112,16 @@ impl Trouble {
         let (problem, remedy) = match cause {
             Cause::Closed => ("has ended".to_owned(), format!("see why in its last message; then {again}")),
             Cause::Silent => (
-                format!("has said nothing for {} s", patience.as_secs_f32()),
-                format!("see whether its process hangs or its host is out of reach; then {again}"),
+                format!("has sent nothing for {} s", patience.as_secs_f32()),
+                format!("check whether its process hangs or its host is unreachable; then {again}"),
             ),
-            Cause::Lost(error) => (format!("was lost: {error}"), format!("see to the network; then {again}")),
+            Cause::Lost(error) => (format!("was lost: {error}"), format!("check the network; then {again}")),
             Cause::OutOfStep(what) => (
                 format!("is out of step: {what}"),
                 "start all ranks with the same qft and the same command; if they were, please report this".to_owned(),
             ),
             Cause::Failed(why) => {
-                (format!("has failed: {why}"), format!("its own message says what to do about that; then {again}"))
+                (format!("has failed: {why}"), format!("follow the remedy of its own message; then {again}"))
             }
         };
         let kind = match cause {

@@ -15,7 +15,7 @@ pub(super) fn json(facts: &Facts<'_>) -> Vec<Said> {
         names.filter(|name| release.text(name).is_none_or(|text| serde_json::from_str::<IgnoredAny>(&text).is_err()));
     let said = |name: &&str| {
         (
-            format!("{} is no valid JSON; loading it will fail", escaped(name)),
+            format!("{} is not valid JSON; loading it will fail", escaped(name)),
             "restore the file from its source".to_owned(),
         )
     };
@@ -34,7 +34,7 @@ pub(super) fn code(facts: &Facts<'_>) -> Vec<Said> {
         files.map(|module| format!("{module}.py")).filter(|file| !facts.release.has(file)).collect();
     missing.dedup();
     let said = |file: String| {
-        (format!("auto_map names {}, which is not there", escaped(&file)), "copy it from the original model".to_owned())
+        (format!("auto_map names {}, which is missing", escaped(&file)), "copy it from the original model".to_owned())
     };
     missing.into_iter().map(said).collect()
 }
@@ -47,10 +47,7 @@ pub(super) fn modules(facts: &Facts<'_>) -> Vec<Said> {
     let there = |path: &&str| facts.release.files.keys().any(|name| name.starts_with(&format!("{path}/")));
     let missing = paths.filter(|path| !there(path) && !is_empty_module(path));
     let said = |path: &str| {
-        (
-            format!("names {}, which is not there", escaped(path)),
-            "copy that directory from the original model".to_owned(),
-        )
+        (format!("names {}, which is missing", escaped(path)), "copy that directory from the original model".to_owned())
     };
     missing.map(said).collect()
 }

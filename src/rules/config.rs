@@ -52,7 +52,10 @@ pub(super) fn layers(facts: &Facts<'_>) -> Vec<Said> {
     let found: BTreeSet<usize> = facts.release.tensors.keys().filter_map(number).collect();
     match (0..expected.min(1 << 20)).find(|layer| !found.contains(layer)) {
         Some(missing) if !found.is_empty() => vec![(
-            format!("num_hidden_layers is {expected}, but layer {missing} has no tensor: loaders make it up at random"),
+            format!(
+                "num_hidden_layers is {expected}, but layer {missing} has no tensor: loaders initialize it with random \
+                 values"
+            ),
             "download the model again, or correct num_hidden_layers".to_owned(),
         )],
         _ => Vec::new(),
@@ -71,7 +74,7 @@ pub(super) fn vocabulary(facts: &Facts<'_>) -> Vec<Said> {
     }
     vec![(
         format!(
-            "vocab_size is {expected}, but {} has {rows} rows: no loader takes that",
+            "vocab_size is {expected}, but {} has {rows} rows: no loader accepts that",
             facts.embedding.unwrap_or("")
         ),
         format!("set vocab_size to {rows}"),
@@ -83,10 +86,10 @@ pub(super) fn tied(facts: &Facts<'_>) -> Vec<Said> {
     let said = |head: &String| {
         (
             format!(
-                "tie_word_embeddings is true, but {} has values of its own: loaders disagree on which count",
+                "tie_word_embeddings is true, but {} has separate values: loaders disagree on which of them to use",
                 escaped(head)
             ),
-            "set tie_word_embeddings to false, if these values are meant".to_owned(),
+            "set tie_word_embeddings to false, if these values are intended".to_owned(),
         )
     };
     head.map(said).collect()
@@ -104,10 +107,11 @@ pub(super) fn quantization(facts: &Facts<'_>) -> Vec<Said> {
     let name = method.get("quant_method").and_then(Value::as_str).unwrap_or("unknown method");
     vec![(
         format!(
-            "quantization_config names {}, but every weight has 16 bits or more: loaders look for what is not there",
+            "quantization_config names {}, but every weight has 16 bits or more: loaders look for tensors that don't \
+             exist",
             escaped(name)
         ),
-        "take quantization_config out of config.json".to_owned(),
+        "remove quantization_config from config.json".to_owned(),
     )]
 }
 
@@ -135,7 +139,7 @@ pub(super) fn labels(facts: &Facts<'_>) -> Vec<Said> {
         return Vec::new();
     }
     vec![(
-        format!("has {expected} labels, but {} has {} rows: no loader takes that", head.name, head.labels),
+        format!("has {expected} labels, but {} has {} rows: no loader accepts that", head.name, head.labels),
         format!("list {} labels in id2label and label2id", head.labels),
     )]
 }

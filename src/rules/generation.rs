@@ -32,7 +32,7 @@ pub(super) fn sampling(facts: &Facts<'_>) -> Vec<Said> {
     set.map(|(key, _)| {
         (
             format!("{key} is set while do_sample is off; save_pretrained on the loaded model will refuse"),
-            "drop it or set do_sample".to_owned(),
+            "remove it or set do_sample".to_owned(),
         )
     })
     .collect()

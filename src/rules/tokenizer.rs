@@ -20,7 +20,7 @@ pub(super) fn present(facts: &Facts<'_>) -> Vec<Said> {
     if facts.release.files.keys().any(|name| name.ends_with(".tiktoken")) {
         return Vec::new();
     }
-    let problem = "no tokenizer beside the base or the adapter; serving the release will need one".to_owned();
+    let problem = "no tokenizer beside the base or the adapter; serving the release requires one".to_owned();
     vec![(problem, "copy the tokenizer's files from the original model".to_owned())]
 }
 
@@ -39,7 +39,7 @@ pub(super) fn ids(facts: &Facts<'_>) -> Vec<Said> {
     let such = if names.is_empty() { String::new() } else { format!(" ({} ...)", names.join(", ")) };
     vec![(
         format!(
-            "has ids up to {}{such}, but the embedding has {rows} rows: a text with such a token ends the server's work",
+            "has ids up to {}{such}, but the embedding has {rows} rows: a text with such a token stops the server",
             vocabulary.largest
         ),
         bases_or(facts, "take the tokenizer that the weights came with, or train with the vocabulary resized"),
@@ -50,8 +50,8 @@ pub(super) fn texts(facts: &Facts<'_>) -> Vec<Said> {
     let twice = facts.vocabulary.as_ref().and_then(|vocabulary| vocabulary.twice.first());
     let said = |(text, a, b): &(String, u64, u64)| {
         (
-            format!("the text {} belongs to ids {a} and {b}: which one a reader takes can't be told", escaped(text)),
-            "save the tokenizer anew from the original, without adding a token that is there".to_owned(),
+            format!("the text {} belongs to ids {a} and {b}: which of them a reader uses is undefined", escaped(text)),
+            "save the tokenizer again from the original, without adding an existing token".to_owned(),
         )
     };
     twice.map(said).into_iter().collect()
@@ -91,7 +91,7 @@ pub(super) fn special(facts: &Facts<'_>) -> Vec<Said> {
     let said = |(name, in_map, in_config): (&str, String, String)| {
         (
             format!(
-                "{name} is {}, in tokenizer_config.json {}: loaders disagree on which counts",
+                "{name} is {}, in tokenizer_config.json {}: loaders disagree on which to use",
                 escaped(&in_map),
                 escaped(&in_config)
             ),

@@ -39,14 +39,14 @@ pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: Overwri
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => nothing,
         Err(e) => Err(Error::io("look at", out)(e)),
-        Ok(meta) if !meta.is_dir() => refuse(format!("{} is there, and is no directory", shown(out)), other),
+        Ok(meta) if !meta.is_dir() => refuse(format!("{} exists, and is not a directory", shown(out)), other),
         Ok(_) if is_empty(place)? => nothing,
         Ok(_) if !looks_like_model(place) => refuse(
-            format!("{} is there, is not empty, and does not look like a model, so it is not exchanged", shown(out)),
+            format!("{} exists, is not empty, and does not look like a model, so it is not exchanged", shown(out)),
             other,
         ),
         Ok(_) if !overwrite.is_allowed() => refuse(
-            format!("{} is there and not empty", shown(out)),
+            format!("{} exists and is not empty", shown(out)),
             "choose another ⟦out⟧, or exchange it with ⟦overwrite⟧",
         ),
         Ok(_) => {
@@ -59,7 +59,7 @@ pub(crate) fn check_destination(out: &Path, inputs: &[&Path], overwrite: Overwri
                 listed += &format!(" and {} more", others.len() - LISTED);
             }
             refuse(
-                format!("{} holds what is no part of the model there: {listed}", shown(out)),
+                format!("{} has files that are not part of the model there: {listed}", shown(out)),
                 "move it away, choose another ⟦out⟧, or delete it with the model by ⟦overwrite⟧ ⟦delete_others⟧",
             )
         }
@@ -104,7 +104,7 @@ pub(crate) fn check_files(
             let more = if found.len() > 1 { format!(" and {} more", found.len() - 1) } else { String::new() };
             let first = shown(&out.with_file_name(first));
             Err(Error::exists(
-                format!("{first}{more} would be left of an older model of this name"),
+                format!("{first}{more} would remain from an older model of this name"),
                 "choose another ⟦out⟧, or replace all of it with ⟦overwrite⟧",
             ))
         }
@@ -129,7 +129,7 @@ fn check_one(setting: &str, out: &Path, inputs: &[&Path], overwrite: bool, left:
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("look at", out)(e)),
-        Ok(meta) if !meta.is_file() => refuse(format!("{} is there, and is no file", shown(out)), other),
+        Ok(meta) if !meta.is_file() => refuse(format!("{} exists, and is not a file", shown(out)), other),
         Ok(_) if overwrite || left.placed.contains(&*name) => Ok(()),
         Ok(_) => refuse(format!("{} is there", shown(out)), &another),
     }

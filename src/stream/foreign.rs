@@ -91,8 +91,8 @@ pub(crate) fn check_finished(dir: &Path) -> Result<()> {
     let is_hidden = name.starts_with('.') && HIDDEN.iter().any(|ending| name.ends_with(ending));
     if is_hidden || [JOURNAL, RECORD, DISPLACED].iter().any(|name| dir.join(name).exists()) {
         return Err(Error::invalid(
-            format!("{} is what qft left when it was interrupted, and no model", shown(dir)),
-            "run the command that began it again, with ⟦resume⟧; a training with ⟦resume_from_checkpoint true⟧",
+            format!("{} remains from an interrupted qft, and is not a model", shown(dir)),
+            "run its command again, with ⟦resume⟧; a training run with ⟦resume_from_checkpoint true⟧",
         ));
     }
     Ok(())

@@ -84,7 +84,7 @@ impl Run<'_> {
         match if demanded { self.cards.unavailable() } else { None } {
             Some(why) => {
                 let (problem, remedy) = why.parts();
-                let auto = "use ⟦device auto⟧, which does the work on the processor where there is no card";
+                let auto = "use ⟦device auto⟧, which works on the processor if there is no GPU";
                 Err(Error::new(why.kind(), problem, format!("{auto}; or {remedy}")))
             }
             None => Ok(()),

@@ -254,7 +254,7 @@ impl Staging {
             Ok(()) => Ok(()),
             Err(e) => in_place(
                 format!("the leftovers in {} can't be deleted: {e}", shown(rest)),
-                "delete that directory; nothing has to be run again",
+                "delete that directory; no command has to be run again",
             ),
         }
     }
@@ -343,7 +343,8 @@ mod tests {
         let error = staging.settled(&old, |_| Err(io::ErrorKind::PermissionDenied.into())).unwrap_err();
         assert!(matches!(error, Error::InPlace { .. }));
         let text = error.to_string();
-        for part in ["out is complete and in place", ".out.qft-staging can't be deleted", "nothing has to be run again"]
+        for part in
+            ["out is complete and in place", ".out.qft-staging can't be deleted", "no command has to be run again"]
         {
             assert!(text.contains(part), "{text}");
         }

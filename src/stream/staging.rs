@@ -93,7 +93,7 @@ impl Staging {
         }
         let (out, size, rest) = (shown(&self.destination), ByteSize(needed), ByteSize(free));
         Err(Error::NoSpace {
-            problem: format!("{out} needs {size} and its disk has {rest} free"),
+            problem: format!("{out} requires {size}, and its disk has {rest} free"),
             remedy: "free some space, or give a destination on another disk with ⟦out⟧".to_owned(),
             needed: Some(needed),
             free: Some(free),

@@ -2,14 +2,15 @@
 
 use super::flag::{Flag, also, noted, only};
 
-const DATA_PARALLEL: &str = "drop the flag: only the factors have gradients and optimizer state, so that there is \
-                             nothing to shard; give several cards with torchrun's variables (RANK, WORLD_SIZE, ...)";
+const DATA_PARALLEL: &str = "drop the flag: only the factors have gradients and optimizer state, so there is nothing \
+                             to shard; use several GPUs with torchrun's variables (RANK, WORLD_SIZE, ...)";
 const RANKS: &str = "qft finds its ranks from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT";
-const SUMS: &str = "the ranks add up the factors' gradients by themselves";
-const DEEPSPEED: &str = "only --deepspeed reads it, and there is nothing to shard";
-const RAY: &str = "only --use_ray reads it, and qft finds its ranks from torchrun's variables";
-const RECOMPUTED: &str = "what fits into the card's memory is kept for the backward pass, the rest computed again";
-const COMPILED: &str = "the kernels are compiled already";
+const SUMS: &str = "the ranks always all-reduce the factors' gradients";
+const DEEPSPEED: &str = "only --deepspeed uses it, and there is nothing to shard";
+const RAY: &str = "only --use_ray uses it, and qft finds its ranks from torchrun's variables";
+const RECOMPUTED: &str =
+    "activations that fit the GPU's memory are kept for the backward pass, the others are computed again";
+const COMPILED: &str = "the kernels are already compiled";
 const EVALUATED: &str = "held-out data is computed in the type of the training";
 
 pub(super) const DEVICES: [Flag; 42] = [
@@ -18,7 +19,7 @@ pub(super) const DEVICES: [Flag; 42] = [
     noted("zero_hpz_partition_size", &[], DEEPSPEED),
     noted("ds3_gather_for_generation", &["true"], DEEPSPEED),
     only("fsdp", &[], DATA_PARALLEL),
-    noted("fsdp_config", &[], "only --fsdp reads it, and there is nothing to shard"),
+    noted("fsdp_config", &[], "only --fsdp uses it, and there is nothing to shard"),
     only("parallelism_config", &[], DATA_PARALLEL),
     only("sequence_parallel_size", &["1"], DATA_PARALLEL),
     only("context_parallel_size", &["1"], DATA_PARALLEL),
@@ -27,7 +28,7 @@ pub(super) const DEVICES: [Flag; 42] = [
         &["device_map_config"],
         only("device_map", &["auto", "cpu", "cuda", "cuda:0"], "drop the flag, and choose with --device"),
     ),
-    also(&["device_max_memory"], noted("max_memory", &[], "the base lies on one card as a whole")),
+    also(&["device_max_memory"], noted("max_memory", &[], "all of the base is on one GPU")),
     noted("ddp_backend", &["nccl"], RANKS),
     noted("ddp_timeout", &["18000000"], RANKS),
     noted("ddp_find_unused_parameters", &["false"], RANKS),
@@ -35,31 +36,31 @@ pub(super) const DEVICES: [Flag; 42] = [
     noted("ddp_bucket_cap_mb", &[], SUMS),
     noted("ddp_static_graph", &[], SUMS),
     noted("local_rank", &["-1", "0"], RANKS),
-    only("use_ray", &[], "drop the flag: start a process for each card under torchrun's variables"),
+    only("use_ray", &[], "drop the flag: start a process for each GPU with torchrun's variables"),
     noted("ray_exp_name", &[], RAY),
     noted("device_groups", &[], RAY),
-    noted("accelerator_config", &[], "qft has a loop of its own"),
+    noted("accelerator_config", &[], "qft has its own training loop"),
     only(
         "fp16",
         &[],
-        "drop the flag, and use --bf16 true, which has the range of f32 and needs no scaling of the loss",
+        "drop the flag, and use --bf16 true, which has the range of f32 and requires no scaling of the loss",
     ),
-    noted("tf32", &[], "cards multiply in bf16, with sums in f32"),
+    noted("tf32", &[], "GPUs multiply in bf16, with sums in f32"),
     noted("bf16_full_eval", &["false"], EVALUATED),
     noted("fp16_full_eval", &["false"], EVALUATED),
-    noted("full_determinism", &["false"], "the processor gives the same bits anyway, and cards have no other kernels"),
+    noted("full_determinism", &["false"], "the processor gives the same bits anyway, and GPUs have no other kernels"),
     noted("gradient_checkpointing", &["true"], RECOMPUTED),
     noted("gradient_checkpointing_kwargs", &[], RECOMPUTED),
     noted("auto_find_batch_size", &["false"], RECOMPUTED),
     noted("torch_empty_cache_steps", &[], "memory is taken once, for the whole run"),
-    noted("skip_memory_metrics", &["true"], "the most memory that was used is always recorded"),
+    noted("skip_memory_metrics", &["true"], "the peak memory is always recorded"),
     noted("torch_compile", &["false"], COMPILED),
     noted("torch_compile_backend", &[], COMPILED),
     noted("torch_compile_mode", &[], COMPILED),
-    also(&["use_liger"], noted("use_liger_kernel", &["false"], "kernels are fused anyway")),
-    noted("liger_kernel_config", &[], "kernels are fused anyway"),
-    noted("use_cache", &["false"], "nothing is generated, so that there is no cache to use"),
-    noted("use_logits_to_keep", &[], "logits are made for the tokens that are learned, some at a time"),
-    noted("enable_npu_model_patch", &["true"], "qft computes on the processor and on NVIDIA cards"),
-    noted("debug", &[], "a step that is not finite is named and skipped anyway"),
+    also(&["use_liger"], noted("use_liger_kernel", &["false"], "kernels are always fused")),
+    noted("liger_kernel_config", &[], "kernels are always fused"),
+    noted("use_cache", &["false"], "nothing is generated, so no cache is used"),
+    noted("use_logits_to_keep", &[], "logits are computed for trainable tokens only, some at a time"),
+    noted("enable_npu_model_patch", &["true"], "qft computes on the processor and on NVIDIA GPUs"),
+    noted("debug", &[], "a step that is not finite is always named and skipped"),
 ];

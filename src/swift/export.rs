@@ -5,23 +5,23 @@ use super::model::PYTHON;
 
 const NO_DATA: &str = "an export reads no data";
 const TEXT: &str = "a release has the chat template of the adapter, or of its base";
-const KNOWN: &str = "config.json and the adapter say what they are";
-const COMPUTES: &str = "nothing is computed but the merge";
+const KNOWN: &str = "config.json and the adapter have their own types";
+const COMPUTES: &str = "only the merge is computed";
 const CONFIG: &str = "drop the flag, and set it in the base's config.json";
 const LENGTH: &str = "drop the flag, and set max_position_embeddings in the base's config.json, or give the length \
                       to the server (`vllm serve DIR --max-model-len N`)";
 const VOCABULARY: &str = "drop the flag: a release has the tokenizer of the adapter, or of its base";
 const QUANTIZE: &str = "drop the flag, and write quantized files with --gguf q4_k_m (q8_0, ...); for another form, \
                         quantize the release with that form's own tool";
-const QUANTIZES: &str = "only --quant_method reads it; --gguf q4_k_m writes quantized files, --imatrix weighs them";
+const QUANTIZES: &str = "only --quant_method uses it; --gguf q4_k_m writes quantized files, --imatrix weighs them";
 const OLLAMA: &str = "drop the flag, write a file with --gguf q4_k_m, and give a Modelfile with the line `FROM FILE` to \
                       `ollama create`";
 const MEGATRON: &str = "drop the flag: qft reads and writes Hugging Face's form; `megatron export` converts";
 const MEGATRONS: &str = "qft reads and writes Hugging Face's form";
-const HUB: &str = "qft sends nothing: upload the release with `hf upload`";
+const HUB: &str = "qft uploads nothing: upload the release with `hf upload`";
 const RANKS: &str = "an export is one process";
-const CACHED: &str = "drop the flag: `qft train` keeps the tokens of its data by itself, and finds them again";
-const EXISTS: &str = "a destination that is there is refused, unless --overwrite exchanges it as a whole";
+const CACHED: &str = "drop the flag: `qft train` always caches the tokens of its data";
+const EXISTS: &str = "an existing destination is refused, unless --overwrite exchanges it as a whole";
 
 pub(super) const EXPORT: [Flag; 109] = [
     only("quant_method", &[], QUANTIZE),
@@ -37,7 +37,7 @@ pub(super) const EXPORT: [Flag; 109] = [
     only("to_ollama", &[], OLLAMA),
     only("to_cached_dataset", &[], CACHED),
     noted("template_mode", &["train"], NO_DATA),
-    noted("to_peft_format", &["false"], "adapters are taken in PEFT's form, which ms-swift's checkpoints have"),
+    noted("to_peft_format", &["false"], "adapters have PEFT's form, which ms-swift's checkpoints have"),
     noted("exist_ok", &["false"], EXISTS),
     only("to_mcore", &[], MEGATRON),
     only("to_hf", &[], MEGATRON),
@@ -52,7 +52,7 @@ pub(super) const EXPORT: [Flag; 109] = [
     noted("hub_private_repo", &["false"], HUB),
     noted("commit_message", &["update files"], HUB),
     noted("hub_token", &[], "set HF_TOKEN, or log in with `hf auth login`"),
-    noted("use_hf", &["false"], "the Hugging Face and ModelScope caches are both looked into"),
+    noted("use_hf", &["false"], "qft always searches both the Hugging Face and the ModelScope cache"),
     only("model_revision", &[], "drop the flag, and name the revision with the base: --base ID@REVISION"),
     noted("model_type", &[], KNOWN),
     noted("task_type", &["causal_lm"], KNOWN),
@@ -63,7 +63,7 @@ pub(super) const EXPORT: [Flag; 109] = [
     noted("use_swift_lora", &["false"], KNOWN),
     noted("load_args", &["true", "false"], "adapter_config.json names the base, unless --base does"),
     noted("load_data_args", &["false"], NO_DATA),
-    noted("ignore_args_error", &["false"], "a flag that nobody knows is an error"),
+    noted("ignore_args_error", &["false"], "an unknown flag is an error"),
     only("new_special_tokens", &[], VOCABULARY),
     only("rope_scaling", &[], CONFIG),
     only("max_model_len", &[], LENGTH),
@@ -74,15 +74,15 @@ pub(super) const EXPORT: [Flag; 109] = [
     noted("attn_impl", &[], COMPUTES),
     noted("experts_impl", &[], COMPUTES),
     noted("enable_npu_model_patch", &["true"], COMPUTES),
-    noted("seed", &["42"], "a merge draws nothing"),
+    noted("seed", &["42"], "a merge uses no random numbers"),
     also(&["merge_device_map"], noted("device_map", &["auto", "cpu"], "--device says where to merge")),
-    noted("max_memory", &[], "--device-memory bounds what is used of a card"),
+    noted("max_memory", &[], "--device-memory limits the GPU memory that is used"),
     noted("ddp_timeout", &["18000000"], RANKS),
     noted("ddp_backend", &[], RANKS),
     noted("use_ray", &["false"], RANKS),
     noted("ray_exp_name", &[], RANKS),
     noted("device_groups", &[], RANKS),
-    noted("log_level", &["info"], "what there is to say is printed; --json prints it as JSON"),
+    noted("log_level", &["info"], "the report is printed; --json prints it as JSON"),
     noted("template", &[], TEXT),
     noted("system", &[], TEXT),
     noted("agent_template", &[], TEXT),

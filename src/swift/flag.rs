@@ -87,10 +87,10 @@ impl Flag {
         match self.fate {
             Fate::Noted { unless, why } if !value.is_null() && !asks(unless) => {
                 let value = if SECRETS.contains(&name) { "...".to_owned() } else { shown(value) };
-                Ok(Some(format!("{name} {value} changes nothing: {why}")))
+                Ok(Some(format!("{name} {value} has no effect: {why}")))
             }
             Fate::Only { values, remedy } if !value.is_null() && !asks(values) => {
-                Err(Error::unsupported(format!("qft has no {name} {}", shown(value)), remedy))
+                Err(Error::unsupported(format!("qft does not support {name} {}", shown(value)), remedy))
             }
             _ => Ok(None),
         }
@@ -141,7 +141,7 @@ mod tests {
         quiet(beta, json!("0.850"));
         quiet(beta, json!(0.85));
         let note = say(beta, json!("0.9")).unwrap().unwrap();
-        assert_eq!(note, "adalora_beta1 0.9 changes nothing: it is AdaLoRA's");
+        assert_eq!(note, "adalora_beta1 0.9 has no effect: it is AdaLoRA's");
         let key = noted("api_key", &[], "there is no server");
         assert!(!say(key, json!("sk-1")).unwrap().unwrap().contains("sk-1"));
         assert!(say(only("modules_to_save", &[], "drop it"), json!(["a", "b"])).is_err());

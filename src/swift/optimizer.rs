@@ -3,14 +3,14 @@
 use super::flag::{Flag, also, noted, only};
 
 const ADAMW: &str = "drop the flag: qft has AdamW";
-const GALORE: &str = "only --use_galore reads it, and qft has AdamW";
+const GALORE: &str = "only --use_galore uses it, and qft has AdamW";
 const LOSS: &str = "drop the flag: qft has the cross-entropy of tokens, averaged over a step's tokens";
 const NOISE: &str = "drop the flag: qft adds no noise to embeddings; --lora_dropout regularizes";
 const SCHEDULES: &str = "drop the flag; the schedules have no further settings";
 
 pub(super) const OPTIMIZER: [Flag; 31] = [
     only("optim", &["adamw_torch", "adamw_torch_fused", "adamw"], ADAMW),
-    noted("optim_args", &[], "qft has AdamW, whose settings are flags of their own"),
+    noted("optim_args", &[], "qft has AdamW, whose settings have their own flags"),
     noted("optim_target_modules", &[], GALORE),
     only("optimizer", &[], ADAMW),
     only("use_galore", &[], ADAMW),
@@ -37,7 +37,7 @@ pub(super) const OPTIMIZER: [Flag; 31] = [
     only("enable_dft_loss", &[], LOSS),
     only("label_smoothing_factor", &[], LOSS),
     only("router_aux_loss_coef", &[], "drop the flag: the models that qft trains have no router"),
-    noted("enable_channel_loss", &["false"], "the loss is recorded as one number; it is that of all channels"),
-    noted("label_names", &[], "what is learned is the assistant's turns, as --loss_scale says"),
+    noted("enable_channel_loss", &["false"], "the loss is recorded as one number; it is the loss of all channels"),
+    noted("label_names", &[], "the assistant's turns count in the loss, as --loss_scale says"),
     also(&["neftune_alpha"], only("neftune_noise_alpha", &[], NOISE)),
 ];

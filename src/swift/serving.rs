@@ -2,13 +2,13 @@
 
 use super::flag::{Flag, noted};
 
-const GENERATES: &str = "qft generates nothing; give it to whatever serves the release";
+const GENERATES: &str = "qft does not generate text; give it to the server of the release";
 const SERVES: &str =
     "qft serves nothing; a release is served by `vllm serve DIR`, a GGUF file by `llama-server -m FILE`";
-const VLLM: &str = "qft serves nothing; give it to `vllm serve DIR`, by vLLM's own name";
+const VLLM: &str = "qft serves nothing; give it to `vllm serve DIR`, under vLLM's own name";
 const SGLANG: &str =
-    "qft serves nothing; give it to `python -m sglang.launch_server --model-path DIR`, by SGLang's own name";
-const LMDEPLOY: &str = "qft serves nothing; give it to `lmdeploy serve api_server DIR`, by LMDeploy's own name";
+    "qft serves nothing; give it to `python -m sglang.launch_server --model-path DIR`, under SGLang's own name";
+const LMDEPLOY: &str = "qft serves nothing; give it to `lmdeploy serve api_server DIR`, under LMDeploy's own name";
 const BENCHMARKS: &str = "qft runs no benchmarks; give it to `evalscope eval`, with the release as --model";
 
 pub(super) const SERVING: [Flag; 83] = [

@@ -3,17 +3,17 @@
 use super::flag::{Flag, also, noted, only};
 use super::model::PYTHON;
 
-const HELD_OUT: &str = "drop the flag: qft evaluates the loss of held-out data; export the checkpoint to measure more";
-const EVALUATED: &str = "held-out data is looked at by the loss alone, batch by batch";
+const HELD_OUT: &str = "drop the flag: qft measures the held-out loss; export the checkpoint to measure more";
+const EVALUATED: &str = "only the loss of held-out data is measured, batch by batch";
 const SWANLAB: &str = "give it to `swanlab convert`, whose command is printed at the end with --report_to swanlab";
-const NOTICES: &str = "qft sends nothing: the command's end and its exit code say that it is over";
-const TRACKIO: &str = "qft sends nothing: import logging.jsonl there";
-const HUB: &str = "qft sends nothing: upload the checkpoint or the release with `hf upload`";
-const LOGGED: &str = "what there is to say is printed; --json prints the report alone";
-const MODES: &str = "`qft train` trains, and looks at held-out data as --eval_strategy says";
-const SAFE: &str = "drop the flag: qft writes nothing but safetensors";
+const NOTICES: &str = "qft sends no messages: the command's end and its exit code show that it has ended";
+const TRACKIO: &str = "qft uploads nothing: import logging.jsonl there";
+const HUB: &str = "qft uploads nothing: upload the checkpoint or the release with `hf upload`";
+const LOGGED: &str = "the report is printed; --json prints the report only";
+const MODES: &str = "`qft train` trains, and evaluates on held-out data as --eval_strategy says";
+const SAFE: &str = "drop the flag: qft writes safetensors only";
 const FOUND: &str = "drop the flag: `qft export` finds the newest checkpoint below ./output by itself, and \
-                     `qft export --adapter DIR` takes any";
+                     `qft export --adapter DIR` accepts any checkpoint";
 const STOP: &str =
     "drop the flag: stop with Ctrl-C once the held-out loss rises; the checkpoint with the lowest is kept";
 const ANEW: &str = "drop the flag, and give the flags of the run again; a TOML file keeps them (--config)";
@@ -23,7 +23,7 @@ pub(super) const TRAINER: [Flag; 56] = [
     only("eval_use_evalscope", &[], HELD_OUT),
     only("eval_metric", &[], HELD_OUT),
     only("greater_is_better", &[], HELD_OUT),
-    noted("eval_delay", &["0"], "held-out data is looked at from the first time on"),
+    noted("eval_delay", &["0"], "the first evaluation is never delayed"),
     noted("eval_accumulation_steps", &[], EVALUATED),
     noted("eval_do_concat_batches", &["true"], EVALUATED),
     noted("eval_use_gather_object", &["false"], EVALUATED),
@@ -39,19 +39,19 @@ pub(super) const TRAINER: [Flag; 56] = [
     also(&["save_safetensors"], only("safe_serialization", &["true"], SAFE)),
     noted("max_shard_size", &["5GB"], "an adapter is one file; shards are `qft export`'s, by --max-shard"),
     noted("save_on_each_node", &["false"], "rank 0 writes the checkpoints"),
-    noted("use_flash_ckpt", &["false"], "a checkpoint appears by one rename anyway"),
-    noted("enable_jit_checkpoint", &["false"], "SIGTERM writes a checkpoint anyway"),
-    noted("restore_callback_states_from_checkpoint", &["false"], "a run that is resumed has all of its state anyway"),
+    noted("use_flash_ckpt", &["false"], "a checkpoint always appears by one rename"),
+    noted("enable_jit_checkpoint", &["false"], "SIGTERM always writes a checkpoint"),
+    noted("restore_callback_states_from_checkpoint", &["false"], "a resumed run always has all of its state"),
     only("load_args", &[], ANEW),
     noted("load_data_args", &["false"], "the data is what --dataset names"),
-    noted("ignore_args_error", &["false"], "a flag that nobody knows is an error"),
+    noted("ignore_args_error", &["false"], "an unknown flag is an error"),
     noted("logging_strategy", &["steps"], "the loss is recorded every --logging_steps steps"),
-    noted("logging_nan_inf_filter", &["true"], "a step that is not finite is recorded as such, and skipped"),
-    noted("include_num_input_tokens_seen", &["no", "false"], "tokens are counted anyway"),
+    noted("logging_nan_inf_filter", &["true"], "a step that is not finite is always named and skipped"),
+    noted("include_num_input_tokens_seen", &["no", "false"], "tokens are always counted"),
     noted("disable_tqdm", &["false"], "the bar is drawn in a terminal only"),
     noted("log_level", &["passive"], LOGGED),
     noted("log_level_replica", &["warning"], LOGGED),
-    noted("log_on_each_node", &["true"], "rank 0 speaks for all"),
+    noted("log_on_each_node", &["true"], "rank 0 prints for all"),
     only("push_to_hub", &[], "drop the flag; upload the checkpoint or the release with `hf upload`"),
     noted("hub_model_id", &[], HUB),
     also(&["push_hub_strategy"], noted("hub_strategy", &["every_save"], HUB)),

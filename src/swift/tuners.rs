@@ -2,22 +2,22 @@
 
 use super::flag::{Flag, also, noted, only};
 
-pub(super) const LORA: &str = "qft trains LoRA: drop the flag, and raise --lora_rank where more capacity is wanted";
+pub(super) const LORA: &str = "qft trains LoRA: drop the flag, and raise --lora_rank for more capacity";
 const PLAIN_LORA: &str = "drop the flag; qft trains LoRA, rsLoRA (--use_rslora) and DoRA (--use_dora)";
-const START: &str = "drop the flag: A is drawn uniformly and B is zero, PEFT's own start";
-const ADALORA: &str = "only --train_type adalora reads it, and qft trains LoRA";
-const ADAPTER: &str = "only --train_type adapter reads it, and qft trains LoRA";
-const BOFT: &str = "only --train_type boft reads it, and qft trains LoRA";
-const FOURIER: &str = "only --train_type fourierft reads it, and qft trains LoRA";
-const LLAMAPRO: &str = "only --train_type llamapro reads it, and qft trains LoRA";
-const LORA_GA: &str = "only --init_weights lora-ga reads it, and qft has PEFT's own start";
-const REFT: &str = "only --train_type reft reads it, and qft trains LoRA";
-const VERA: &str = "only --train_type vera reads it, and qft trains LoRA";
+const START: &str = "drop the flag: A is uniformly random and B is zero, as in PEFT";
+const ADALORA: &str = "only --train_type adalora uses it, and qft trains LoRA";
+const ADAPTER: &str = "only --train_type adapter uses it, and qft trains LoRA";
+const BOFT: &str = "only --train_type boft uses it, and qft trains LoRA";
+const FOURIER: &str = "only --train_type fourierft uses it, and qft trains LoRA";
+const LLAMAPRO: &str = "only --train_type llamapro uses it, and qft trains LoRA";
+const LORA_GA: &str = "only --init_weights lora-ga uses it, and qft initializes as PEFT does";
+const REFT: &str = "only --train_type reft uses it, and qft trains LoRA";
+const VERA: &str = "only --train_type vera uses it, and qft trains LoRA";
 
 pub(super) const TUNERS: [Flag; 50] = [
     also(&["tuner_type", "sft_type"], only("train_type", &["lora"], LORA)),
-    only("tuner_backend", &["peft"], "drop the flag: qft trains by itself, and writes PEFT's form"),
-    noted("use_swift_lora", &["false"], "qft trains by itself, and writes PEFT's form"),
+    only("tuner_backend", &["peft"], "drop the flag: qft has its own trainer, and writes PEFT's form"),
+    noted("use_swift_lora", &["false"], "qft has its own trainer, and writes PEFT's form"),
     only("lora_bias", &["none"], "drop the flag: qft trains without biases"),
     noted("lora_dtype", &["float32", "fp32"], "factors are kept in f32"),
     also(&["init_lora_weights"], only("init_weights", &["true"], START)),
@@ -31,7 +31,7 @@ pub(super) const TUNERS: [Flag; 50] = [
     only("trainable_parameters_regex", &[], LORA),
     only("freeze_llm", &[], LORA),
     only("lisa_activated_layers", &[], LORA),
-    noted("lisa_step_interval", &["20"], "only --lisa_activated_layers reads it"),
+    noted("lisa_step_interval", &["20"], "only --lisa_activated_layers uses it"),
     noted("adalora_target_r", &["8"], ADALORA),
     noted("adalora_init_r", &["12"], ADALORA),
     noted("adalora_tinit", &["0"], ADALORA),

@@ -24,20 +24,22 @@ const MOST_ADDED: usize = 1 << 18;
 pub(crate) fn growth(json: &Value) -> Result<u64, String> {
     let word = json.get("model").and_then(|model| model.get("max_input_chars_per_word")?.as_u64()).unwrap_or(0);
     if word > MOST_WORD {
-        return Err(format!("its model looks up words of {word} characters; at most {MOST_WORD} are taken"));
+        return Err(format!("its model looks up words of {word} characters; at most {MOST_WORD} are supported"));
     }
     let parts = PARTS.iter().filter_map(|part| json.get(part));
     let values: usize = parts.map(values).sum();
     if values > MOST_VALUES {
-        return Err(format!("its {} have {values} values; at most {MOST_VALUES} are taken", PARTS.join(", ")));
+        return Err(format!("its {} have {values} values; at most {MOST_VALUES} are supported", PARTS.join(", ")));
     }
     let added = json.get("added_tokens").and_then(Value::as_array).map_or(0, Vec::len);
     if added > MOST_ADDED {
-        return Err(format!("it adds {added} tokens to its model's; at most {MOST_ADDED} are taken"));
+        return Err(format!("it adds {added} tokens to its model's; at most {MOST_ADDED} are supported"));
     }
     let growth = json.get("normalizer").map_or(1, of_normalizer);
     if growth > MOST {
-        return Err(format!("its normalizers can make a text {growth} times as long; at most {MOST} times is taken"));
+        return Err(format!(
+            "its normalizers can make a text {growth} times as long; at most {MOST} times is supported"
+        ));
     }
     Ok(growth)
 }

@@ -51,11 +51,11 @@ impl SentencePiece {
         }
         let mut seen = HashSet::with_capacity(pieces.len());
         if let Some(id) = pieces.iter().position(|piece| piece.text.is_empty() || !seen.insert(piece.text.as_str())) {
-            return Err(format!("piece {id} has no text, or that of a piece before it"));
+            return Err(format!("piece {id} has no text, or the text of an earlier piece"));
         }
         match pieces.iter().filter(|piece| piece.kind == PieceKind::Unknown).count() {
             1 => Ok(Self { pieces }),
-            unknown => Err(format!("has {unknown} pieces for what is unknown, and must have one")),
+            unknown => Err(format!("has {unknown} pieces for unknown text, and must have one")),
         }
     }
 }
@@ -113,7 +113,7 @@ impl<'a> Fields<'a> {
                 let bytes = self.take(4)?;
                 Wire::Fixed32(bytes.try_into().map(u32::from_le_bytes).map_err(|_| CUT.to_owned())?)
             }
-            _ => return Err("has a field of a kind that models don't have".to_owned()),
+            _ => return Err("has a field of an unknown kind".to_owned()),
         };
         Ok(Some((tag >> 3, value)))
     }

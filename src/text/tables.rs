@@ -163,7 +163,7 @@ impl<'de: 't, 't> Deserialize<'de> for Merge<'t> {
                 let (Some(Text(left)), Some(Text(right)), None) =
                     (list.next_element()?, list.next_element()?, list.next_element::<Text<'_>>()?)
                 else {
-                    return Err(A::Error::custom("a merge is no pair"));
+                    return Err(A::Error::custom("a merge is not a pair"));
                 };
                 Ok(Merge { parts: [left, right], is_line: false })
             }

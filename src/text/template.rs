@@ -85,7 +85,7 @@ impl ChatTemplate {
             environment = added.map_err(|e| restore(format!("the chat template can't be read: {e}")))?;
         }
         if environment.get_template(DEFAULT).is_err() {
-            let problem = "names chat templates, but none is called \"default\"";
+            let problem = "names chat templates, but none has the name \"default\"";
             return Err(Error::malformed(&path, problem, "name the one to use \"default\""));
         }
         let environment = Arc::new(environment);
@@ -128,7 +128,7 @@ impl ChatTemplate {
             troubled(&self.path, trouble)
         });
         rendered?.map_err(|e| {
-            let problem = format!("the chat template of {} refuses it: {e}", shown(&self.path));
+            let problem = format!("the chat template of {} rejects it: {e}", shown(&self.path));
             Error::inconsistent(problem, "change the row, or leave it out")
         })
     }
@@ -148,7 +148,7 @@ fn troubled(path: &Path, trouble: Trouble) -> Error {
             Error::malformed(path, problem, "restore the template from the model's source")
         }
         Trouble::Panicked(words) => {
-            let problem = format!("the chat template is more than its library can take ({words})");
+            let problem = format!("the chat template is too large for its library ({words})");
             Error::malformed(path, problem, "restore the template from the model's source")
         }
     }
@@ -196,7 +196,7 @@ fn without_generation_tags(text: &str) -> String {
 fn members(path: &Path) -> Result<Map<String, Json>> {
     let Some(text) = read_text_if_there(path)? else { return Ok(Map::new()) };
     serde_json::from_str(&text)
-        .map_err(|e| Error::malformed(path, format!("is no JSON object: {e}"), "restore the file from its source"))
+        .map_err(|e| Error::malformed(path, format!("is not a JSON object: {e}"), "restore the file from its source"))
 }
 
 /// The templates of the model in `dir` by name, and the file that has them.
@@ -221,8 +221,8 @@ fn read(dir: &Path, config: &Map<String, Json>) -> Result<(PathBuf, BTreeMap<Str
             }
         }
     }
-    let problem = format!("{} has no chat template, which says how a conversation becomes text", shown(dir));
-    Err(Error::not_found(problem, "train an instruct model, or put its chat_template.jinja there"))
+    let problem = format!("{} has no chat template, which turns a conversation into text", shown(dir));
+    Err(Error::not_found(problem, "train an instruct model, or copy its chat_template.jinja to that directory"))
 }
 
 /// Text as Python reads it: every line ends in a line feed.
@@ -346,6 +346,6 @@ mod tests {
         put("chat_template.jinja", "f\r\ng");
         assert_eq!(text().unwrap(), ("f\ng".to_owned(), dir.path().join("chat_template.jinja")));
         put("tokenizer_config.json", "[]");
-        assert!(text().unwrap_err().to_string().contains("is no JSON object"));
+        assert!(text().unwrap_err().to_string().contains("is not a JSON object"));
     }
 }

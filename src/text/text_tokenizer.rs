@@ -43,8 +43,8 @@ impl TextTokenizer {
         let text = files.text("tokenizer.json")?;
         let sources = Sources::read(&files, text.as_deref())?;
         let Some(Opened { path, mut tokenizer, growth }) = open_whole(&sources)? else {
-            let problem = format!("{} has no tokenizer.json, which training reads", shown(dir));
-            return Err(Error::not_found(problem, "copy it from the model's source, or save the tokenizer anew"));
+            let problem = format!("{} has no tokenizer.json, which training requires", shown(dir));
+            return Err(Error::not_found(problem, "copy it from the model's source, or save the tokenizer again"));
         };
         // It would add tokens, which a chat template writes itself, and trim places; places are wanted whole.
         tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);

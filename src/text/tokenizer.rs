@@ -90,8 +90,8 @@ impl<'t> HfTokenizer<'t> {
             let counted = self.tokenizer.token_to_id(text)?;
             let text = escaped(text);
             Some(format!(
-                "the tokenizer gives the added token {text} the id {id}, which the GGUF keeps; transformers counts on \
-                 from the vocabulary, and takes {counted}"
+                "the tokenizer gives the added token {text} the id {id}, which the GGUF keeps; transformers continues \
+                 after the vocabulary, and gives it {counted}"
             ))
         })
     }
@@ -235,7 +235,7 @@ fn by_words<'t>(json: &'t TokenizerJson<'_>) -> Option<Tokenizer<'t>> {
 
 /// Runs code of the `tokenizers` crate on input that nobody vouches for: a panic becomes an error.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    let done = caught(work).map_err(|panic| format!("the tokenizers library gave up ({panic})"))?;
+    let done = caught(work).map_err(|panic| format!("the tokenizers library failed ({panic})"))?;
     done.map_err(|e| escaped(&e.to_string()))
 }
 

@@ -48,8 +48,8 @@ fn unstopped(dir: &Path, end: &TurnEnd) -> Result<Option<String>> {
     Ok(found.map(|(name, ids)| {
         let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
         format!(
-            "the chat template ends a turn with {} ({}), but {name} stops at {}: what is served must stop there, too; \
-             an export adds it, and args.json of each checkpoint names it (turn_end_token_ids)",
+            "the chat template ends a turn with {} ({}), but {name} stops at {}: a server must stop there, too; an \
+             export adds the token, and args.json of each checkpoint has it (turn_end_token_ids)",
             escaped(&end.token),
             end.id,
             ids.join(", ")

@@ -74,10 +74,10 @@ impl Guard {
             ErrorKind::Numeric,
             format!(
                 "the loss or the gradient was NaN or infinite in {in_a_row} steps in a row, the last of them step \
-                 {step} ({skipped} steps of this run in all)"
+                 {step} ({skipped} steps of this run in total)"
             ),
-            "lower ⟦learning_rate⟧ or raise ⟦warmup_ratio⟧, and start again, or go on from an earlier checkpoint with \
-             ⟦resume_from_checkpoint DIR⟧: the last one may be broken already; where the first steps fail, look at the \
+            "lower ⟦learning_rate⟧ or raise ⟦warmup_ratio⟧, and start again, or resume from an earlier checkpoint with \
+             ⟦resume_from_checkpoint DIR⟧: the last one may be broken already; if the first steps fail, check the \
              base with `qft inspect ⟦stats⟧`",
         )
     }

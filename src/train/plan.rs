@@ -124,7 +124,9 @@ impl TrainPlan {
         let longest = data.train.longest_sample().max(data.held_out.longest_sample());
         if let Some(window) = spec.window.filter(|window| *window < longest) {
             return Err(Error::unsupported(
-                format!("the model attends to {window} tokens at most, and rows are longer, which qft does not train"),
+                format!(
+                    "the model attends to {window} tokens at most, and rows are longer, which qft does not support"
+                ),
                 format!("set ⟦max_length {window}⟧"),
             ));
         }
@@ -218,7 +220,7 @@ impl TrainPlan {
         let (step, last) = (self.progress.global_step, self.progress.max_steps);
         if step >= last {
             self.notes.push(format!(
-                "nothing is left to do: {} is behind step {step} of {last}; ⟦num_train_epochs⟧ or ⟦max_steps⟧ says more",
+                "nothing is left to do: {} is after step {step} of {last}; raise ⟦num_train_epochs⟧ or ⟦max_steps⟧",
                 shown(&dir)
             ));
         }

@@ -138,7 +138,7 @@ impl Prepared {
         if encoder.ids_end() as usize > vocabulary {
             return Err(Error::inconsistent(
                 format!(
-                    "the tokenizer knows {} tokens, and the model has embeddings for {vocabulary}",
+                    "the tokenizer has {} tokens, and the model has embeddings for {vocabulary}",
                     encoder.ids_end()
                 ),
                 "use the tokenizer that the model came with",
@@ -156,7 +156,7 @@ impl Prepared {
             if settings.load_from_cache_file {
                 // A set that can't be kept is tokenized again the next time.
                 if let Err(error) = cache::store(&cache_dir, &key, &set) {
-                    progress.note(&format!("the tokens are not kept: {}", error.split().0));
+                    progress.note(&format!("the tokens are not cached: {}", error.split().0));
                 }
             }
             Ok((set, key))
@@ -180,7 +180,7 @@ impl Prepared {
         drop(rows);
         let packs = settings.packing.then_some(max_length).flatten();
         if settings.packing && packs.is_none() {
-            return Err(Error::invalid("⟦packing⟧ needs to know how long a row is", "add ⟦max_length 3072⟧"));
+            return Err(Error::invalid("⟦packing⟧ requires the maximum length of a row", "add ⟦max_length 3072⟧"));
         }
         let mut lengths = Lengths::new(&train, &train_order);
         let train = Rows::new(train, &train_order, packs);
@@ -312,12 +312,12 @@ fn as_given(turns: usize, loss_scale: LossScale) -> Option<String> {
     let otherwise = if loss_scale == LossScale::LastRound {
         ""
     } else {
-        "; ⟦loss_scale last_round⟧ learns the last round alone, and leaves earlier turns as the template writes them"
+        "; ⟦loss_scale last_round⟧ trains on the last round only, and leaves earlier turns as the template writes them"
     };
     (turns > 0).then(|| {
         format!(
-            "turns written as their rows have them: {turns}, since the chat template leaves out some of their words \
-             (thoughts, mostly), which are to be learned{otherwise}"
+            "turns with the full text of their rows: {turns}; the chat template leaves out some of their words (mostly \
+             thoughts), which should count in the loss{otherwise}"
         )
     })
 }

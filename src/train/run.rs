@@ -93,11 +93,11 @@ fn on_device(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     let device = plan.settings.device()?;
     if let Some(card) = open_card(device, plan.settings.compute(), plan.spec.heads, how.progress)? {
         let run = Run::new(&card, plan, how).map_err(|error| card_failed(error, "run again"))?;
-        let again = "go on with ⟦resume_from_checkpoint true⟧, without ⟦adapters⟧";
+        let again = "resume with ⟦resume_from_checkpoint true⟧, without ⟦adapters⟧";
         return run.run(how).map_err(|error| card_failed(error, again));
     }
     if plan.settings.compute() == Some(Compute::Bf16) {
-        how.progress.note("the processor trains in f32: ⟦bf16⟧ is for cards");
+        how.progress.note("the processor trains in f32: ⟦bf16⟧ is for GPUs");
     }
     Run::new(&CpuEngine::new(), plan, how)?.run(how)
 }
@@ -199,7 +199,7 @@ impl<'e, E: Backward + Optimizer> Run<'e, E> {
         let device = format!("{} in {}", engine.name(), E::TYPE);
         let was = std::mem::replace(&mut plan.progress.device, device.clone());
         if !was.is_empty() && was != device {
-            how.progress.note(&format!("the last step was computed on {was}; from here on it is {device}"));
+            how.progress.note(&format!("the last step was computed on {was}; the next ones are computed on {device}"));
         }
         let settings = &plan.settings;
         let dir = match (&plan.run, writes) {
@@ -264,7 +264,7 @@ impl<'e, E: Backward + Optimizer> Run<'e, E> {
             }
             self.step(&order, how)?;
             if how.ranks.count() > 1 && self.plan.progress.global_step == self.first_step + 1 {
-                how.progress.note(&format!("{} ranks, summed by {}", how.ranks.count(), how.ranks.transport()));
+                how.progress.note(&format!("{} ranks, all-reduce by {}", how.ranks.count(), how.ranks.transport()));
             }
             let step = self.plan.progress.global_step;
             let ends_epoch = self.plan.progress.position >= self.plan.progress.epoch_len;
@@ -418,7 +418,7 @@ impl<'e, E: Backward + Optimizer> Run<'e, E> {
         }
         let title = self.plan.settings.run_name.clone().unwrap_or_else(|| title(&self.dir));
         let logs = self.logs.finish(&title).unwrap_or_else(|error| {
-            how.progress.note(&format!("the log is not whole: {}", error.split().0));
+            how.progress.note(&format!("the log is incomplete: {}", error.split().0));
             Finished::default()
         });
         let best = progress.best_step.zip(progress.best_metric);

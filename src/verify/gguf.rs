@@ -14,7 +14,7 @@ pub(super) fn lint_lone(path: &Path, result: &mut Verification) {
     if let Err(error) = check_finished(dir) {
         result.unreadable(dir, &error);
     }
-    result.notes.push("a file alone has no digests to compare with".to_owned());
+    result.notes.push("a single file has no digests to compare with".to_owned());
     lint(dir, path, result);
 }
 

@@ -158,7 +158,7 @@ fn expected_digests(dir: &Path, result: &mut Verification) -> Result<Listed> {
         (List::Absent, List::Absent) => {
             result.notes.push(format!("there is neither {CHECKSUMS} nor {MANIFEST} to compare digests with"));
         }
-        (List::Absent, _) => result.problem(CHECKSUMS, format!("is missing, though {MANIFEST} is there")),
+        (List::Absent, _) => result.problem(CHECKSUMS, format!("is missing, though {MANIFEST} exists")),
         _ => {}
     }
     let complete: Option<(&Listed, &[&str])> = match (&sums, &manifest) {
@@ -202,7 +202,7 @@ fn parse_sums(text: &str, result: &mut Verification) -> List {
                     result.problem(CHECKSUMS, format!("lists {name} twice"));
                 }
             }
-            None => result.problem(CHECKSUMS, format!("has a line that is no checksum: {line:.80}")),
+            None => result.problem(CHECKSUMS, format!("has a line that is not a checksum: {line:.80}")),
         }
     }
     List::Of(listed)
@@ -220,7 +220,7 @@ fn parse_manifest(text: &str, result: &mut Verification) -> List {
     let claims = match Claims::parse(text) {
         Ok(claims) => claims,
         Err(e) => {
-            result.problem(MANIFEST, format!("is no JSON: {e}"));
+            result.problem(MANIFEST, format!("is not JSON: {e}"));
             return List::Broken;
         }
     };
@@ -256,7 +256,7 @@ fn no_model(dir: &Path, listed: &Listed) -> Result<Option<String>> {
     if !here.is_empty() {
         let is_adapter = files.iter().any(|name| name == ADAPTER_CONFIG) && !files.iter().any(|name| name == CONFIG);
         return Ok(
-            is_adapter.then(|| "holds an adapter, which is no release: `qft export ⟦adapter⟧` merges it".to_owned())
+            is_adapter.then(|| "holds an adapter, which is not a release: `qft export ⟦adapter⟧` merges it".to_owned())
         );
     }
     let mut models: Vec<&str> = below.iter().filter_map(|name| Some(name.rsplit_once('/')?.0)).collect();
@@ -264,9 +264,9 @@ fn no_model(dir: &Path, listed: &Listed) -> Result<Option<String>> {
     let some: Vec<&str> = models.iter().take(MODELS).copied().collect();
     Ok(Some(match (some.is_empty(), models.len() - some.len()) {
         (true, _) => "holds no weights of a model".to_owned(),
-        (_, 0) => format!("is no release, and holds some: verify each by itself ({})", some.join(", ")),
+        (_, 0) => format!("is not a release, and holds several: verify each separately ({})", some.join(", ")),
         (_, more) => {
-            format!("is no release, and holds some: verify each by itself ({} and {more} more)", some.join(", "))
+            format!("is not a release, and holds several: verify each separately ({} and {more} more)", some.join(", "))
         }
     }))
 }
@@ -341,7 +341,7 @@ fn lint_file(dir: &Path, name: &str, weights: &mut Weights, result: &mut Verific
         result.problem(name, line.clone());
     }
     if header.metadata.get("format").map(String::as_str) != Some("pt") {
-        result.notes.push(format!("{name} lacks the metadata format=pt, without which old transformers refuse it"));
+        result.notes.push(format!("{name} lacks the metadata format=pt, which old versions of transformers require"));
     }
     for TensorInfo { name: tensor, shape, start, end, .. } in &header.tensors {
         weights.bytes += (end - start) as u64;

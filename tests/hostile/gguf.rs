@@ -149,7 +149,7 @@ fn broken_keys() {
         ("alignment 13", one(pair("general.alignment", U32, &13u32.to_le_bytes())), &["general.alignment is 13"]),
         ("alignment 0", one(pair("general.alignment", U32, &[0; 4])), &["general.alignment is 0"]),
         ("a huge alignment", one(pair("general.alignment", U32, &[0, 0, 0, 0x80])), &["general.alignment", "not read"]),
-        ("alignment as i32", one(pair("general.alignment", 5, &[32, 0, 0, 0])), &["general.alignment is no u32"]),
+        ("alignment as i32", one(pair("general.alignment", 5, &[32, 0, 0, 0])), &["general.alignment is not a u32"]),
         ("alignment as a list", one(pair("general.alignment", ARRAY, &array(U32, 1, &[32, 0, 0, 0]))), &["no u32"]),
         ("a string beyond the file", one(pair("my.key", STRING, &u64::MAX.to_le_bytes())), &["my.key", "cut off"]),
         ("a string that is no text", one(pair("my.key", STRING, &text(b"a\xe5\xb1"))), &["my.key", "UTF-8"]),

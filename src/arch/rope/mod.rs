@@ -60,10 +60,10 @@ impl Rope {
             }
             other => {
                 return Err(Error::unsupported(
-                    format!("config.json asks for rope scaling of type {:?}", escaped(other)),
+                    format!("config.json has rope scaling of type {:?}", escaped(other)),
                     format!(
-                        "train without it: set rope_type in {place} to \"default\" in a copy of config.json, and put \
-                         it back to serve"
+                        "train without it: set rope_type in {place} to \"default\" in a copy of config.json, and \
+                         restore it to serve the model"
                     ),
                 ));
             }

@@ -63,7 +63,7 @@ pub(super) fn check_tokens<'t>(table: &Matrix, tokens: impl Iterator<Item = &'t 
     let rows = table.rows();
     match tokens.max() {
         Some(token) if *token as usize >= rows => Err(Error::inconsistent(
-            format!("the data has the token {token}, and the model's table of tokens has {rows} rows"),
+            format!("the data has the token {token}, and the model's embedding has {rows} rows"),
             "use the tokenizer that came with the model",
         )),
         _ => Ok(()),
@@ -120,7 +120,7 @@ pub(super) fn rotate(
     if batch.positions.iter().any(|position| *position as usize >= positions) {
         return Err(Error::bug(
             format!("a conversation is longer than the {positions} positions that were prepared"),
-            "report this: conversations are cut before",
+            "report this: conversations should have been cut before",
         ));
     }
     let sign = if back { -1.0 } else { 1.0 };

@@ -161,7 +161,7 @@ pub(super) fn transposed_times(a: View<'_>, b: View<'_>) -> Result<Matrix> {
 
 /// A mistake of a caller's.
 pub(super) fn misfit(what: &str) -> Error {
-    Error::bug(format!("the processor was given {what}"), "report this: sizes that were checked don't fit")
+    Error::bug(format!("the processor was given {what}"), "report this: sizes that were checked don't match")
 }
 
 /// Threads that share the work: as `RAYON_NUM_THREADS` says, or one for each core.

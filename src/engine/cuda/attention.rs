@@ -45,7 +45,7 @@ fn kernels(heads: Heads) -> Result<&'static Kernels> {
     KERNELS.iter().find(|kernels| kernels.size == heads.size && whole).ok_or_else(|| {
         let Heads { query, key, size } = heads;
         let problem =
-            format!("the model has {query} heads of {size} values over {key}; cards have kernels for 64 and 128");
+            format!("the model has {query} heads of {size} values over {key}; GPUs have kernels for 64 and 128");
         Error::unsupported(problem, "train it with ⟦device cpu⟧")
     })
 }
@@ -58,8 +58,8 @@ pub(super) fn check(heads: Heads, shared: u32) -> Result<()> {
         return Ok(());
     }
     let (size, needed, shared) = (heads.size, ByteSize(needed.into()), ByteSize(shared.into()));
-    let problem = format!("heads of {size} values need {needed} of shared memory a block, and the card has {shared}");
-    Err(Error::unsupported(problem, "use a data center card (A100, H100), or ⟦device cpu⟧"))
+    let problem = format!("heads of {size} values need {needed} of shared memory a block, and the GPU has {shared}");
+    Err(Error::unsupported(problem, "use a data center GPU (A100, H100), or ⟦device cpu⟧"))
 }
 
 /// Whether rows are of these heads, and of this batch.

@@ -21,20 +21,20 @@ pub(super) fn open(device: Device) -> Result<Card> {
 fn failed(failure: Failure) -> Error {
     match failure {
         _ if failure.is_out_of_memory() => Error::out_of_memory(
-            "the card has too little memory for this model and these batches",
-            "lower ⟦per_device_train_batch_size⟧ or ⟦max_length⟧ (what does not fit is computed again already); \
-             where the base alone is too large, take a smaller one with ⟦model⟧, or use ⟦device cpu⟧",
+            "the GPU has too little memory for this model and these batches",
+            "lower ⟦per_device_train_batch_size⟧ or ⟦max_length⟧ (activations that don't fit are already computed \
+             again); if the base alone is too large, take a smaller one with ⟦model⟧, or use ⟦device cpu⟧",
         ),
-        Failure::Driver(_) => Error::Card { problem: format!("the card failed: {failure}") },
+        Failure::Driver(_) => Error::Card { problem: format!("the GPU failed: {failure}") },
         Failure::Kernel(problem) | Failure::Library(problem) => Error::Card { problem },
         Failure::NoCublas(reason) => Error::device(
-            format!("cuBLAS, which training on a card needs, can't be used: {}", escaped(&reason)),
+            format!("cuBLAS, which training on a GPU needs, can't be used: {}", escaped(&reason)),
             format!(
                 "install it (with the CUDA toolkit, or `pip install nvidia-cublas-cu12`) and put it on \
                  LD_LIBRARY_PATH, or name its file in {CUBLAS_VARIABLE}; or use ⟦device cpu⟧"
             ),
         ),
-        Failure::NoPools => Error::device("the card's driver has no memory pools", "update it, or use ⟦device cpu⟧"),
+        Failure::NoPools => Error::device("the GPU's driver has no memory pools", "update it, or use ⟦device cpu⟧"),
         Failure::TooLarge(problem) => Error::unsupported(problem, "lower ⟦per_device_train_batch_size⟧"),
         Failure::Misuse(what) => broken(what),
     }
@@ -42,5 +42,5 @@ fn failed(failure: Failure) -> Error {
 
 /// A mistake of a caller's, which kernels would not survive.
 pub(super) fn broken(what: &str) -> Error {
-    Error::bug(format!("the card was given {what}"), "report this: it is a mistake in qft; or use ⟦device cpu⟧")
+    Error::bug(format!("the GPU was given {what}"), "report this: it is a bug in qft; or use ⟦device cpu⟧")
 }

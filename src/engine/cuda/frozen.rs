@@ -140,11 +140,11 @@ fn check(inputs: usize, outputs: usize, adapters: &Adapters) -> Result<()> {
     let edges: Vec<usize> = slots.iter().flat_map(|slot| [slot.rows.start, slot.rows.end]).chain([outputs]).collect();
     if inputs == 0 || !inputs.is_multiple_of(STEP) || !edges.iter().all(|edge| edge.is_multiple_of(STEP)) {
         let problem =
-            format!("the model has a projection of {inputs} to {outputs} values; cards take multiples of {STEP}");
+            format!("the model has a projection of {inputs} to {outputs} values; GPUs require multiples of {STEP}");
         return Err(Error::unsupported(problem, "use ⟦device cpu⟧"));
     }
     if !slots.is_empty() && !(1..=MOST_RANK).contains(rank) {
-        let problem = format!("cards train ranks of 1 to {MOST_RANK}, not {rank}");
+        let problem = format!("GPUs train ranks of 1 to {MOST_RANK}, not {rank}");
         return Err(Error::unsupported(
             problem,
             format!("choose a ⟦lora_rank⟧ up to {MOST_RANK}, or use ⟦device cpu⟧"),
@@ -165,7 +165,7 @@ fn check(inputs: usize, outputs: usize, adapters: &Adapters) -> Result<()> {
 
 /// Copies a tensor's rows, as bf16, to rows `first`.. of the matrix. Returns how many there are.
 pub(super) fn copy(card: &Card, tensor: &Tensor, matrix: &CudaMatrix, first: usize) -> Result<usize> {
-    let [rows, cols] = *tensor.shape() else { return Err(broken("a weight that is no matrix")) };
+    let [rows, cols] = *tensor.shape() else { return Err(broken("a weight that is not a matrix")) };
     let size = match tensor.dtype() {
         Dtype::F32 => 4,
         Dtype::BF16 | Dtype::F16 => 2,
@@ -177,7 +177,7 @@ pub(super) fn copy(card: &Card, tensor: &Tensor, matrix: &CudaMatrix, first: usi
         return Err(broken("a weight of another shape than those beside it"));
     }
     if cols * 2 > MOST_WIDTH && rows > 0 {
-        let problem = format!("a weight has rows of {cols} values, and cards take {} at most", MOST_WIDTH / 2);
+        let problem = format!("a weight has rows of {cols} values, and GPUs support {} at most", MOST_WIDTH / 2);
         return Err(Error::unsupported(problem, "use ⟦device cpu⟧"));
     }
     let fill = |rows: Range<usize>, to: &mut [u8]| {

@@ -17,7 +17,7 @@ impl CudaMatrix {
     pub(super) fn new(card: &Card, rows: usize, cols: usize, padding: usize) -> Result<Self> {
         let stride = cols.checked_add(padding).and_then(|width| width.checked_next_multiple_of(8));
         let len = stride.and_then(|stride| rows.checked_mul(stride)?.checked_mul(2));
-        let (Some(stride), Some(len)) = (stride, len) else { return Err(broken("a matrix beyond all memory")) };
+        let (Some(stride), Some(len)) = (stride, len) else { return Err(broken("a matrix larger than all memory")) };
         Ok(Self { memory: card.allocate(len)?, rows, cols, stride })
     }
 

@@ -51,7 +51,7 @@ fn eights(rows: usize, cols: usize) -> Result<u64> {
     match rows.checked_mul(cols / 8) {
         Some(count) if u32::try_from(count).is_ok() => Ok(count.div_ceil(256) as u64),
         _ => {
-            let problem = format!("a matrix of {rows} x {cols} values is more than the kernels of cards count");
+            let problem = format!("a matrix of {rows} x {cols} values is more than the GPU kernels support");
             Err(Error::unsupported(problem, "lower ⟦per_device_train_batch_size⟧ or ⟦max_length⟧"))
         }
     }
@@ -132,9 +132,9 @@ impl Engine for CudaEngine {
     }
 
     fn table(&self, tensor: &Tensor) -> Result<CudaMatrix> {
-        let [rows, cols] = *tensor.shape() else { return Err(broken("a table that is no matrix")) };
+        let [rows, cols] = *tensor.shape() else { return Err(broken("a table that is not a matrix")) };
         if cols == 0 || !cols.is_multiple_of(8) {
-            let problem = format!("the model has hidden states of {cols} values, and cards take multiples of 8");
+            let problem = format!("the model has hidden states of {cols} values, and GPUs require multiples of 8");
             return Err(Error::unsupported(problem, "use ⟦device cpu⟧"));
         }
         let matrix = self.matrix(rows, cols, 0)?;

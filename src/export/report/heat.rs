@@ -74,7 +74,7 @@ pub(super) fn map(output: &OutputQuality) -> String {
     if !exact.is_empty() {
         let more = if exact.len() > OUTSIDE { ", and others" } else { "" };
         let exact: Vec<String> = exact.iter().take(OUTSIDE).map(|(_, kind)| Text(kind).to_string()).collect();
-        let _ = writeln!(text, "<p class=note>Held as they were, without loss: {}{more}.</p>", exact.join(", "));
+        let _ = writeln!(text, "<p class=note>Kept unchanged, without an error: {}{more}.</p>", exact.join(", "));
     }
     text
 }

@@ -234,7 +234,7 @@ pub fn check_page(page: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> 
     let ending = page.extension().unwrap_or_default().to_ascii_lowercase();
     if ending != "html" && ending != "htm" {
         return Err(Error::invalid(
-            format!("{} is no name of a page", shown(page)),
+            format!("{} is not a name of a page", shown(page)),
             "give ⟦report_html⟧ a name that ends in .html",
         ));
     }

@@ -19,15 +19,18 @@ const TERMS: [(&str, &str); 4] = [
         "The root of the mean squared error (RMSE), divided by the root of the mean square of the values. A type of b \
          bits has about the same in every tensor; one that stands out is harder to encode.",
     ),
-    ("RMSE, max error", "In the units of the weights: the typical and the largest distance of a value from its own."),
+    (
+        "RMSE, max error",
+        "In the units of the weights: the typical and the largest difference between a decoded and an original value.",
+    ),
     (
         "cosine",
         "Of the angle between a tensor's values and their decoded counterparts. 1 is best. Sums give the lowest.",
     ),
     (
         "bits per weight",
-        "The tensors' bytes in the file, scales included. Sums of errors count each weight once, and no tensor that \
-         is held as it was.",
+        "The tensors' bytes in the file, scales included. Sums of errors count each weight once, and leave out \
+         unchanged tensors.",
     ),
 ];
 
@@ -43,8 +46,8 @@ pub(super) fn page(report: &QualityReport) -> String {
          content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=Content-Security-Policy \
          content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_HASH}'\">\n\
          <title>{title}: quality of the encoding</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
-         <h1>{title}</h1>\n<p class=lead>Quality of the encoding: how far decoded weights are from those that they stand \
-         for.</p>\n"
+         <h1>{title}</h1>\n<p class=lead>Quality of the encoding: the difference between decoded and original \
+         weights.</p>\n"
     );
     if outputs.len() > 1 {
         text.push_str(&comparison(outputs));
@@ -92,7 +95,7 @@ fn section(output: &OutputQuality, text: &mut String) {
     facts(output, text);
     let map = heat::map(output);
     if map.is_empty() {
-        text.push_str("<p class=note>Every tensor holds its values as they were: there is no error to show.</p>\n");
+        text.push_str("<p class=note>Every tensor keeps its values unchanged: there is no error to show.</p>\n");
     } else {
         let _ = write!(text, "<h3>Relative error by layer and kind, in per cent</h3>\n{map}");
     }

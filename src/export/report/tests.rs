@@ -91,7 +91,7 @@ fn the_page_shows_everything_once() {
         assert!(html.contains(&markup::Name(&tensor.name).to_string()), "{}", tensor.name);
     }
     assert!(html.contains("<td class=h8 title=\"layer 2, attn_q: Q4_0, relative error 15.0%"));
-    assert!(html.contains("Held as they were, without loss: attn_norm."));
+    assert!(html.contains("Kept unchanged, without an error: attn_norm."));
     for foreign in ["http://", "https://", "src=", "url(", "@import"] {
         assert!(!html.contains(foreign), "{foreign}");
     }

@@ -77,7 +77,7 @@ impl ToHfPlan {
         let deletes = check_destination(out, &paths, options.overwrite)?;
         let deletes = deletes.iter().map(|name| {
             format!(
-                "{name} will be deleted, once the new one is in place: it is no part of the model at the destination"
+                "{name} will be deleted, once the new one is in place: it is not part of the model at the destination"
             )
         });
         let keys = Keys::of(&model);
@@ -117,7 +117,7 @@ impl ToHfPlan {
         warnings.extend(config::without_place(keys.metadata));
         let unused = config::unused_keys(keys.metadata);
         if !unused.is_empty() {
-            warnings.push(format!("config.json has no place for {}", unused.join(", ")));
+            warnings.push(format!("config.json can't express {}", unused.join(", ")));
         }
         warnings.extend(config::ids_without_token(keys.metadata));
         let shards = export::split(unplaced(found, &model, options.dtype)?, options.max_shard.0);

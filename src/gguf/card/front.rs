@@ -58,7 +58,7 @@ pub(crate) fn front_matter(card: &str) -> Result<Map, String> {
     match parse(&text)? {
         Node::Map(map) => Ok(map),
         Node::Null => Ok(Map::default()),
-        _ => Err("its front matter is no mapping".to_owned()),
+        _ => Err("its front matter is not a mapping".to_owned()),
     }
 }
 
@@ -93,7 +93,7 @@ fn parse(text: &str) -> Result<Node, String> {
     let mut open: Vec<(Open, usize, usize)> = Vec::new();
     let (mut root, mut nodes) = (None, 0_usize);
     for event in Parser::new_from_str(text) {
-        let (event, _) = event.map_err(|e| format!("its front matter is no YAML: {e}"))?;
+        let (event, _) = event.map_err(|e| format!("its front matter is not YAML: {e}"))?;
         let before = nodes;
         let (node, anchor, size) = match event {
             Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::StreamEnd => {

@@ -165,7 +165,7 @@ impl Private {
 
     fn tell(mut self, warnings: &mut Vec<String>) {
         self.left_out.dedup();
-        let said = |member| format!("README.md: {member} has a path of somebody's disk, which is left out");
+        let said = |member| format!("README.md: {member} has a local path, which is left out");
         warnings.extend(self.left_out.into_iter().map(said));
     }
 }
@@ -191,7 +191,7 @@ fn text(card: &Map, member: &str, warnings: &mut Vec<String>) -> Option<String> 
         }
         Node::List(_) if member == "license" => Some(words(card, member, warnings).join(",")),
         Node::List(_) | Node::Map(_) => {
-            warnings.push(format!("README.md: {member} is left out, for it is no text"));
+            warnings.push(format!("README.md: {member} is left out, since it is not text"));
             None
         }
     }
@@ -207,8 +207,10 @@ fn words(card: &Map, member: &str, warnings: &mut Vec<String>) -> Vec<String> {
     let words: Vec<_> =
         nodes.iter().filter_map(|node| if let Node::Text(text) = node { Some(text.clone()) } else { None }).collect();
     if words.len() < nodes.len() {
-        warnings
-            .push(format!("README.md: {} of {member} are left out, for they are no texts", nodes.len() - words.len()));
+        warnings.push(format!(
+            "README.md: {} of {member} are left out, since they are not texts",
+            nodes.len() - words.len()
+        ));
     }
     words
 }
@@ -217,7 +219,7 @@ fn sampling(files: &ModelFiles, keys: &mut Metadata, warnings: &mut Vec<String>)
     const FILE: &str = "generation_config.json";
     let Some(bytes) = files.bytes(FILE)? else { return Ok(()) };
     let Ok(Json::Object(settings)) = serde_json::from_slice(&bytes) else {
-        warnings.push(format!("{FILE} is not used: it is no JSON object"));
+        warnings.push(format!("{FILE} is not used: it is not a JSON object"));
         return Ok(());
     };
     for (key, members, kind) in SAMPLING {
@@ -233,7 +235,7 @@ fn sampling(files: &ModelFiles, keys: &mut Metadata, warnings: &mut Vec<String>)
         match value {
             Some(value) => keys.set(&format!("general.sampling.{key}"), value),
             None => {
-                warnings.push(format!("{FILE}: {member} is left out, for it has a value of the wrong type or range"));
+                warnings.push(format!("{FILE}: {member} is left out, since it has a value of the wrong type or range"));
             }
         }
     }

@@ -110,8 +110,11 @@ fn rope(family: &Family, settings: &Settings, keys: &mut Keys<'_>) -> Result<()>
         }
         Some(kind) if kind.eq_ignore_ascii_case("llama3") && family.generates_rope_factors => {}
         Some(kind) => {
-            let problem =
-                format!("the rotary embedding of type \"{}\" has no place in a GGUF of {}", escaped(kind), family.name);
+            let problem = format!(
+                "the rotary embedding of type \"{}\" can't be expressed in a GGUF of {}",
+                escaped(kind),
+                family.name
+            );
             let remedy = "set rope_type to \"default\" in rope_scaling, or in rope_parameters, of config.json; or \
                           serve the safetensors (which an export without ⟦gguf⟧ writes)";
             return Err(Error::unsupported(problem, remedy));

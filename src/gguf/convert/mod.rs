@@ -91,7 +91,7 @@ fn refuse_special(family: &Family, files: &ModelFiles) -> Result<()> {
             "the model embeds sentences (modules.json)",
         ),
         (family.has_embedders && is_reranker(files)?, "the model is a reranker"),
-        (is_file("tekken.json") && !is_file("tokenizer.json"), "the model has tekken.json and no tokenizer.json"),
+        (is_file("tekken.json") && !is_file("tokenizer.json"), "the model has tekken.json, but no tokenizer.json"),
     ];
     match cases.into_iter().find(|case| case.0) {
         Some((_, problem)) => Err(Error::unsupported(problem, BY_LLAMA_CPP)),

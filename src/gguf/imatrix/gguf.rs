@@ -33,7 +33,7 @@ pub(super) fn collect<'a>(
 ) -> Result<Imatrix> {
     let broken = |problem: String| Error::malformed(path, problem, REMEDY);
     if let Some(key) = [DATASETS, CHUNK_COUNT, CHUNK_SIZE].iter().find(|key| metadata.get(key).is_none()) {
-        return Err(broken(format!("is no importance matrix: it has no {key}")));
+        return Err(broken(format!("is not an importance matrix: it has no {key}")));
     }
     let mut halves: BTreeMap<&str, Halves> = BTreeMap::new();
     for (name, kind, bytes) in tensors {
@@ -52,7 +52,7 @@ pub(super) fn collect<'a>(
             return Err(broken(format!("{} has no sums, or no counts", escaped(name))));
         };
         let weights = means(floats(sums), floats(counts)).ok_or_else(|| {
-            broken(format!("{}: {} bytes of sums don't go with {} of counts", escaped(name), sums.len(), counts.len()))
+            broken(format!("{}: {} bytes of sums don't match {} of counts", escaped(name), sums.len(), counts.len()))
         })?;
         Ok((name.to_owned(), weights))
     });

@@ -20,7 +20,7 @@ impl<'a> Rest<'a> {
         let (taken, rest) = self
             .bytes
             .split_at_checked(len)
-            .ok_or_else(|| self.problem(format!("is no importance matrix, or is cut off: {what} is missing")))?;
+            .ok_or_else(|| self.problem(format!("is not an importance matrix, or is cut off: {what} is missing")))?;
         self.bytes = rest;
         Ok(taken)
     }
@@ -36,7 +36,7 @@ impl<'a> Rest<'a> {
         usize::try_from(len)
             .ok()
             .filter(|len| may_be_zero || *len > 0)
-            .ok_or_else(|| self.problem(format!("is no importance matrix, or is broken: {what} is {len}")))
+            .ok_or_else(|| self.problem(format!("is not an importance matrix, or is broken: {what} is {len}")))
     }
 
     /// Text of a given length, which ends before that at a zero.

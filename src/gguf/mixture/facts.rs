@@ -35,7 +35,7 @@ impl Facts {
             number.map(Some).ok_or_else(|| {
                 let key = escaped(&format!("{architecture}.{key}"));
                 Error::inconsistent(
-                    format!("{key} is no number, or one out of range"),
+                    format!("{key} is not a number, or is out of range"),
                     "convert the model again: its GGUF metadata is broken",
                 )
             })

@@ -106,7 +106,7 @@ impl FromStr for FileType {
         let names = FILE_TYPES.iter().map(|row| (row.1, row.0)).chain(ALIASES);
         names.clone().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, found)| found).ok_or_else(|| {
             let names: Vec<_> = names.map(|(name, _)| name.to_lowercase()).collect();
-            format!("{text} is none of {}", names.join(", "))
+            format!("{text} is not one of {}", names.join(", "))
         })
     }
 }

@@ -96,7 +96,7 @@ const UNKNOWN: [&str; 3] = ["glm5-next", "graniteswitch", "nanbeige"];
 /// Chooses the type of each of `candidates`: all tensors of a file, in the order that [`order`] gives.
 pub fn choose(candidates: &[Candidate], facts: &Facts, choices: &Choices, has_imatrix: bool) -> Result<Vec<Choice>> {
     if UNKNOWN.contains(&facts.architecture.as_str()) {
-        let problem = format!("which types tensors of a {} model get is not known", facts.architecture);
+        let problem = format!("the types of the tensors of a {} model are not known", facts.architecture);
         return Err(Error::unsupported(problem, "quantize it with llama-quantize"));
     }
     let mut rules = Rules::new(candidates, facts, choices, has_imatrix);
@@ -146,7 +146,8 @@ fn choose_one(tensor: &Candidate, choices: &Choices, rules: &mut Rules) -> Resul
 fn check(tensor: &Candidate, choice: Choice, choices: &Choices, has_imatrix: bool) -> Result<()> {
     let (name, source, kind) = (escaped(tensor.name), tensor.source(), choice.kind);
     if kind.row_bytes(tensor.columns()).is_none() {
-        let problem = format!("tensor {name}: rows of {} values hold no whole block of {kind}", tensor.columns());
+        let problem =
+            format!("tensor {name}: rows of {} values are not a multiple of the block of {kind}", tensor.columns());
         return Err(Error::unsupported(
             problem,
             "choose another type for it, such as f16, with ⟦token_embedding_type⟧ or ⟦output_tensor_type⟧",
@@ -157,7 +158,7 @@ fn check(tensor: &Candidate, choice: Choice, choices: &Choices, has_imatrix: boo
         return Err(Error::invalid(problem, "start from the F16, BF16 or F32 file, or pass ⟦allow_requantize⟧"));
     }
     if choice.needs_importance && !has_imatrix {
-        let problem = format!("tensor {name}: {} as {kind} is of no use without an importance matrix", choices.mixture);
+        let problem = format!("tensor {name}: {} as {kind} requires an importance matrix", choices.mixture);
         return Err(Error::invalid(
             problem,
             "give one with ⟦imatrix⟧, or choose q2_k with ⟦type⟧ (⟦gguf⟧ in an export)",

@@ -44,7 +44,7 @@ mod tests {
     fn patterns_are_lowercased_and_end_at_the_first_equals_sign() {
         let parsed: TypeOverride = "BLK\\.[01]\\.ffn_down=q6_k".parse().unwrap();
         assert_eq!((parsed.pattern.as_str(), parsed.kind), ("blk\\.[01]\\.ffn_down", TensorType::Q6_K));
-        assert!("a=b=q6_k".parse::<TypeOverride>().unwrap_err().contains("b=q6_k is no tensor type"));
+        assert!("a=b=q6_k".parse::<TypeOverride>().unwrap_err().contains("b=q6_k is not a tensor type"));
         for bad in ["attn_q", "=q6_k", "attn_q=", "attn_q=q9", "attn_(=q6_k"] {
             assert!(bad.parse::<TypeOverride>().is_err(), "{bad}");
         }

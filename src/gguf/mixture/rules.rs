@@ -153,8 +153,8 @@ impl<'a> Rules<'a> {
         }
         let name = escaped(tensor.name);
         Err(Error::inconsistent(
-            format!("tensor {name}: its name has no block below block_count, {}", self.facts.layers),
-            "choose the types with ⟦pure⟧ or ⟦tensor_type⟧, which need no block",
+            format!("tensor {name}: its name has no block number below block_count, {}", self.facts.layers),
+            "choose the types with ⟦pure⟧ or ⟦tensor_type⟧, which don't require a block number",
         ))
     }
 
@@ -176,8 +176,9 @@ pub(super) fn fallback(kind: T, columns: usize) -> Result<T> {
         T::Q6_K => T::Q8_0,
         _ if kind.block_len() <= 32 => T::F16,
         _ => {
-            let problem =
-                format!("rows of {columns} values hold no whole block of {kind}, and nothing stands in for it");
+            let problem = format!(
+                "rows of {columns} values are not a multiple of the block of {kind}, and nothing stands in for it"
+            );
             return Err(Error::unsupported(problem, "choose another type for the tensor with ⟦tensor_type⟧"));
         }
     };

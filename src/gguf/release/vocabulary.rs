@@ -36,7 +36,7 @@ pub(super) fn once(contents: &Contents<'_>) -> Vec<String> {
     for (id, text) in texts.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
         if let Some(first) = ids.insert(text, id) {
             found.push(format!(
-                "the tokens {first} and {id} are both {}, and llama.cpp loads no text twice",
+                "the tokens {first} and {id} are both {}, and llama.cpp requires unique texts",
                 escaped(text)
             ));
         }
@@ -44,7 +44,7 @@ pub(super) fn once(contents: &Contents<'_>) -> Vec<String> {
     if found.len() > TOLD {
         let more = found.len() - TOLD;
         found.truncate(TOLD);
-        found.push(format!("{more} more tokens are there twice"));
+        found.push(format!("{more} more tokens occur twice"));
     }
     found
 }
@@ -64,8 +64,8 @@ pub(super) fn ids(contents: &Contents<'_>) -> Vec<String> {
 pub(super) fn pre(contents: &Contents<'_>) -> Vec<String> {
     let text = |key: &str| contents.metadata.get(key).and_then(Value::as_str);
     let missing = text("tokenizer.ggml.model") == Some("gpt2") && text("tokenizer.ggml.pre").is_none_or(str::is_empty);
-    let said =
-        "tokenizer.ggml.pre is missing: llama.cpp cuts texts by its default, which may not be the model's own way";
+    let said = "tokenizer.ggml.pre is missing: llama.cpp splits texts by its default, which may differ from the model's \
+                own pre-tokenizer";
     missing.then(|| said.to_owned()).into_iter().collect()
 }
 

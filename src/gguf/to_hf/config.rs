@@ -31,13 +31,13 @@ impl Shape {
             Some(value) => match value.as_u64().filter(|n| *n > 0 && u32::try_from(*n).is_ok()) {
                 Some(size) => Ok(Some(size)),
                 None => Err(Error::unsupported(
-                    format!("the model's {key} is no size: {:.60}", format!("{value:?}")),
-                    "models whose layers differ have no way back yet: use the original",
+                    format!("the model's {key} is not a valid size: {:.60}", format!("{value:?}")),
+                    "models whose layers differ can't be converted yet: use the original",
                 )),
             },
         };
         let size =
-            |key: &str| optional(key)?.ok_or_else(|| Error::inconsistent(format!("the model states no {key}"), REMEDY));
+            |key: &str| optional(key)?.ok_or_else(|| Error::inconsistent(format!("the model has no {key}"), REMEDY));
         let (hidden, query_heads) = (size("embedding_length")?, size("attention.head_count")?);
         let key_heads = optional("attention.head_count_kv")?.unwrap_or(query_heads);
         let (key, rotated) = (optional("attention.key_length")?, optional("rope.dimension_count")?);
@@ -47,7 +47,7 @@ impl Shape {
             if let Some(length) = length.filter(|length| *length != head) {
                 return Err(Error::unsupported(
                     format!("the model's {name} is {length}, and its heads have {head} columns"),
-                    "such models have no way back yet: use the original",
+                    "such models can't be converted yet: use the original",
                 ));
             }
         }
@@ -92,7 +92,7 @@ pub(crate) fn config(keys: Keys<'_>, facts: &Facts<'_>) -> Result<String> {
     let sizes = &facts.shape.sizes;
     let epsilon = keys
         .number_of_architecture("attention.layer_norm_rms_epsilon")?
-        .ok_or_else(|| Error::inconsistent("the model states no attention.layer_norm_rms_epsilon", REMEDY))?;
+        .ok_or_else(|| Error::inconsistent("the model has no attention.layer_norm_rms_epsilon", REMEDY))?;
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
     set("architectures", json!([facts.family.class()]));
@@ -136,7 +136,7 @@ pub(crate) fn ids_without_token(metadata: &Metadata) -> Vec<String> {
     let ids = metadata.iter().filter(|(key, _)| key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id"));
     let outside = ids.filter_map(|(key, value)| Some((key, value.as_u64().filter(|id| *id >= tokens)?)));
     outside
-        .map(|(key, id)| format!("{} is {id}, which none of the {tokens} tokens is; it is passed over", escaped(key)))
+        .map(|(key, id)| format!("{} is {id}, which is not one of the {tokens} tokens; it is ignored", escaped(key)))
         .collect()
 }
 
@@ -210,11 +210,12 @@ pub(crate) fn unused_keys(metadata: &Metadata) -> Vec<String> {
 pub(crate) fn without_place(metadata: &Metadata) -> Vec<String> {
     let say = |(key, value, does): (String, String, &str)| {
         let what = if key.ends_with(yarn::CONVERTERS) {
-            "llama.cpp does not read it for this architecture, and config.json has the factor that llama.cpp works out"
+            "llama.cpp does not read it for this architecture, and config.json has the factor that llama.cpp computes"
         } else if USED.iter().any(|used| key.ends_with(&format!(".{used}"))) {
             "config.json has it, and llama.cpp does not read it for this architecture"
         } else {
-            "config.json has no place for it, and the directory computes without it; if the model needs it, use the original"
+            "config.json can't express it, and the converted model computes without it; if the model requires it, use \
+             the original"
         };
         format!("{} is {value}, which {does}: {what}", escaped(&key))
     };

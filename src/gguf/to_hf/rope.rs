@@ -66,7 +66,8 @@ pub(crate) fn scaling(
         "attention_factor": 1.0,
         "original_max_position_embeddings": context,
     });
-    let warning = "the factors of rope_freqs.weight are none of llama3's scaling; config.json has them as longrope";
+    let warning =
+        "the factors of rope_freqs.weight are not those of llama3's scaling; config.json has them as longrope";
     Ok((Some(longrope), Some(warning.to_owned())))
 }
 
@@ -107,8 +108,8 @@ fn keyed(keys: Keys<'_>) -> Result<Option<Value>> {
             Ok(Some(Value::Object(scaling)))
         }
         (Some(kind), _) => Err(Error::unsupported(
-            format!("the model's rotary scaling {} has no way back", escaped(kind)),
-            "use the original model; linear, yarn and llama3's scaling have a way back",
+            format!("the model's rotary scaling {} can't be converted", escaped(kind)),
+            "use the original model; linear, yarn and llama3's scaling can be converted",
         )),
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn before(sources: &Sources<'_>, options: &VocabOptions, vocab: &mut 
     let there = |name: &str| sources.files.paths.contains_key(name);
     if there("tekken.json") && !there("tokenizer.json") {
         return Err(Error::unsupported(
-            "the model has its tokenizer in tekken.json alone, which is not read",
+            "the model has its tokenizer in tekken.json only, which is unsupported",
             "copy tokenizer.json from a release of the base model for transformers",
         ));
     }

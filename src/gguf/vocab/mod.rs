@@ -135,7 +135,7 @@ fn end_turns(options: &VocabOptions, vocab: &mut Vocab) {
 pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
     if options.vocab_size > MAX_TOKENS {
         let problem =
-            format!("config.json has a vocab_size of {}; no more than {MAX_TOKENS} is known", options.vocab_size);
+            format!("config.json has a vocab_size of {}; at most {MAX_TOKENS} is supported", options.vocab_size);
         return Err(Error::inconsistent(problem, "restore config.json from its source"));
     }
     let text = files.text("tokenizer.json")?;
@@ -155,9 +155,9 @@ pub fn convert(files: &ModelFiles, options: &VocabOptions) -> Result<Vocab> {
         }
     }
     Err(Error::not_found(
-        format!("the model has no tokenizer that can be converted: none of {} is there", options.recipe.files()),
+        format!("the model has no tokenizer that can be converted: none of {} exists", options.recipe.files()),
         if files.paths.contains_key("vocab.json") {
-            "save the tokenizer anew with transformers, which writes tokenizer.json"
+            "save the tokenizer again with transformers, which writes tokenizer.json"
         } else {
             "copy the tokenizer's files from the base model beside config.json"
         },

@@ -67,7 +67,7 @@ impl SpecialTokens {
         if with_merges && special.merges.is_empty() {
             special.merges = files.text("merges.txt")?.map(|text| merges_of_text(&text)).unwrap_or_default();
             if special.merges.is_empty() {
-                special.warnings.push("the tokenizer has no merges: the file may be of no use".to_owned());
+                special.warnings.push("the tokenizer has no merges: the file may be unusable".to_owned());
             }
         }
         if !roles.config.is_empty() {
@@ -76,7 +76,7 @@ impl SpecialTokens {
                 special.template = None;
                 special
                     .warnings
-                    .push("the chat template of tokenizer_config.json is no text: it is left out".to_owned());
+                    .push("the chat template of tokenizer_config.json is not text: it is left out".to_owned());
             }
             special.look_in_config(&mut roles, sources.added_tokens(), limit);
         }
@@ -93,7 +93,7 @@ impl SpecialTokens {
             if let Some(add) = add.filter(|add| roles.add_unless_known(role, *add)) {
                 roles.warn(format!(
                     "tokenizer_config.json has add_{role}_token {add}, but tokenizer.json's post-processor says \
-                     otherwise, and that holds"
+                     otherwise, and is used"
                 ));
             }
             let Some(text) = roles.config.get(&format!("{role}_token")).and_then(token_text) else { continue };
@@ -131,7 +131,9 @@ impl SpecialTokens {
                     self.ids.push((role, id));
                 }
             }
-            _ => self.warnings.push(format!("the id of the {role} token is no id of the vocabulary: it is left out")),
+            _ => {
+                self.warnings.push(format!("the id of the {role} token is not an id of the vocabulary: it is left out"))
+            }
         }
     }
 

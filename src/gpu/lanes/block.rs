@@ -88,10 +88,10 @@ pub(crate) struct Measured {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
     /// A value or a scale is not what its type can hold: the processor finds out which one, and what to do.
-    #[error("a value is beyond its type")]
+    #[error("a value is outside its type's range")]
     Value,
     /// The card's code has no such source or encoding, or too little memory for its factors.
-    #[error("the card can't do this")]
+    #[error("the GPU does not support this")]
     Unsupported,
     /// The card failed; its driver says so. The lane is of no more use.
     #[error("{0}")]

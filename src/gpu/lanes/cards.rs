@@ -47,9 +47,7 @@ impl Cards {
         let thread = thread::Builder::new().name("cards".to_owned()).spawn(open);
         match thread {
             Ok(thread) => Self { device, faulty, opened, thread: Some(thread) },
-            Err(error) => {
-                Self::settled(device, Err(NoCard::Failed(format!("no thread to open the cards in: {error}"))))
-            }
+            Err(error) => Self::settled(device, Err(NoCard::Failed(format!("no thread to open the GPUs in: {error}")))),
         }
     }
 
@@ -110,7 +108,7 @@ fn open_all(device: Device, memory: Option<ByteSize>) -> Result<Vec<Card>, NoCar
     let opened: Vec<Result<CudaCard, NoCard>> = thread::scope(|scope| {
         let threads: Vec<_> =
             numbers.iter().map(|number| scope.spawn(move || CudaCard::open(*number, memory))).collect();
-        let failed = |_| Err(NoCard::Failed("opening a card failed".to_owned()));
+        let failed = |_| Err(NoCard::Failed("opening a GPU failed".to_owned()));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(failed)).collect()
     });
     let (open, failed): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);

@@ -55,11 +55,11 @@ impl Faults {
     /// Counts a block, and says whether it fails.
     fn begin(&self) -> Result<(), Trouble> {
         let block = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
-        let lost = || Trouble::Device("the card was lost (a fault that was asked for)".to_owned());
+        let lost = || Trouble::Device("the GPU was lost (a fault that was injected)".to_owned());
         match self.fault.kind {
             Kind::Lost if block >= self.fault.block => Err(lost()),
             _ if block != self.fault.block => Ok(()),
-            Kind::OutOfMemory => Err(Trouble::Device("out of memory (a fault that was asked for)".to_owned())),
+            Kind::OutOfMemory => Err(Trouble::Device("out of memory (a fault that was injected)".to_owned())),
             Kind::Value => Err(Trouble::Value),
             Kind::Lost => Err(lost()),
         }

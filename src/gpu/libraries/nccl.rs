@@ -214,7 +214,7 @@ impl Communicator {
         match unsafe { (self.functions.query)(stream) } {
             0 => Ok(true),
             NOT_READY => Ok(false),
-            status => Err(format!("the card failed with status {status}")),
+            status => Err(format!("the GPU failed with status {status}")),
         }
     }
 }

@@ -18,13 +18,15 @@ const OLDEST_CARD: (i32, i32) = (8, 0);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoCard {
     /// Nobody asked for one.
-    #[error("no card was asked for; choose one with ⟦device cuda⟧")]
+    #[error("no GPU was requested; choose one with ⟦device cuda⟧")]
     NotWanted,
     /// The driver's library is not there.
     #[error("no NVIDIA driver was found (libcuda.so.1); install one, or use ⟦device cpu⟧")]
     NoDriver,
     /// It is older than the kernels.
-    #[error("the NVIDIA driver is for CUDA {found}, and qft needs {needed} or later; update it, or use ⟦device cpu⟧")]
+    #[error(
+        "the NVIDIA driver is for CUDA {found}, and qft requires {needed} or later; update it, or use ⟦device cpu⟧"
+    )]
     OldDriver {
         /// The CUDA version that it is for.
         found: String,
@@ -32,10 +34,10 @@ pub enum NoCard {
         needed: String,
     },
     /// There is a driver, but no card.
-    #[error("the NVIDIA driver finds no card; see what nvidia-smi says and CUDA_VISIBLE_DEVICES, or use ⟦device cpu⟧")]
+    #[error("the NVIDIA driver finds no GPU; see what nvidia-smi says and CUDA_VISIBLE_DEVICES, or use ⟦device cpu⟧")]
     NoneFound,
     /// There are fewer cards than the number that was asked for.
-    #[error("there is no card number {number}: there are {count}, counted from 0; choose another with ⟦device cuda:N⟧")]
+    #[error("there is no GPU number {number}: there are {count}, counted from 0; choose another with ⟦device cuda:N⟧")]
     NoSuchCard {
         /// The number that was asked for.
         number: usize,
@@ -43,7 +45,7 @@ pub enum NoCard {
         count: usize,
     },
     /// The card is older than the kernels.
-    #[error("{name} has compute capability {capability}, and qft needs 8.0 or more; use ⟦device cpu⟧")]
+    #[error("{name} has compute capability {capability}, and qft requires 8.0 or more; use ⟦device cpu⟧")]
     OldCard {
         /// The card's name.
         name: String,
@@ -51,7 +53,9 @@ pub enum NoCard {
         capability: String,
     },
     /// The card has too little memory left.
-    #[error("{name} has {free} for qft, which needs {needed}; stop what else uses it, or raise ⟦device_memory⟧")]
+    #[error(
+        "{name} has {free} for qft, which requires {needed}; stop other programs that use it, or raise ⟦device_memory⟧"
+    )]
     LittleMemory {
         /// The card's name.
         name: String,

@@ -211,6 +211,6 @@ impl Queue {
         if start.checked_add(len).is_some_and(|end| end <= memory.len()) {
             return Ok(());
         }
-        Err((self.explain)(Failure::Misuse("a copy beyond the memory that it is for")))
+        Err((self.explain)(Failure::Misuse("a copy beyond the end of its memory")))
     }
 }

@@ -189,7 +189,7 @@ fn a_sum_on_cards_ends_when_a_rank_dies() {
     });
     assert!(start.elapsed() < SHORT.answer);
     assert!(messages[2].contains("rank 2 could not sum") && messages[2].contains("unhandled cuda"), "{messages:?}");
-    let told = |message: &String| message.contains("rank 2 has failed: it could not sum gradients on its card");
+    let told = |message: &String| message.contains("rank 2 has failed: it could not all-reduce gradients on its GPU");
     assert!(messages[..2].iter().any(told), "{messages:?}");
     assert!(messages[..2].iter().all(|message| told(message) || message.contains("has ended")), "{messages:?}");
 }

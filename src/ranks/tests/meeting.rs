@@ -89,7 +89,7 @@ fn ranks_come_back_if_rank_0_was_not_there_yet() {
 fn waiting_for_those_who_do_not_come_ends() {
     let patience = Patience { meeting: Duration::from_millis(200), ..SHORT };
     let first = TcpRanks::join(&launch(0, 3, port()), RUN, patience).unwrap_err().to_string();
-    assert!(first.contains("these ranks have not come: 1, 2"), "{first}");
+    assert!(first.contains("these ranks have not connected: 1, 2"), "{first}");
     let other = TcpRanks::join(&launch(1, 3, port()), RUN, patience).unwrap_err().to_string();
     assert!(other.contains("rank 1 did not reach rank 0 at 127.0.0.1:"), "{other}");
 }
@@ -165,7 +165,7 @@ fn the_deadline_holds_whoever_calls() {
         scope.spawn(move || pester(port, &until));
         let (error, took) = ended(&launch(0, 2, port), patience);
         drop(end);
-        assert!(error.contains("these ranks have not come: 1"), "{error}");
+        assert!(error.contains("these ranks have not connected: 1"), "{error}");
         assert!(took < Duration::from_secs(2), "{took:?}");
     });
 }

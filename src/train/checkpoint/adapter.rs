@@ -127,7 +127,7 @@ pub(super) fn card(settings: &Settings, step: u64, best: Option<f64>) -> String 
         settings.lora_rank, settings.lora_alpha
     );
     if let Some(best) = best {
-        let _ = writeln!(card, "Best loss on held-out data so far: {best:.4}.");
+        let _ = writeln!(card, "Lowest held-out loss so far: {best:.4}.");
     }
     let _ = write!(
         card,
@@ -165,7 +165,7 @@ pub fn load_factors(dir: &Path, layout: &Layout) -> Result<Vec<f32>> {
     let mut values = vec![0.0; layout.len];
     let remedy = |tensor: &str| {
         let is_factor = FACTORS.iter().any(|ending| tensor.ends_with(ending));
-        if is_factor { OTHER_MODULES.to_owned() } else { format!("qft trains factors alone: {}", merging(dir)) }
+        if is_factor { OTHER_MODULES.to_owned() } else { format!("qft trains factors only: {}", merging(dir)) }
     };
     Source::open(&path, &entries, &remedy)?.read(&path, &entries, &mut values)?;
     Ok(values)

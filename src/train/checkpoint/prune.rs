@@ -45,7 +45,9 @@ pub fn prune(run: &Path, limit: Option<u64>, best: Option<u64>) -> Result<Vec<St
         let dir = checkpoint_dir(run, *step);
         match stranger(&dir)? {
             None => delete(run, &dir, *step)?,
-            Some(name) => notes.push(format!("{} is kept: {} in it is not qft's", shown(&dir), escaped(&name))),
+            Some(name) => {
+                notes.push(format!("{} is not deleted: qft did not write {} in it", shown(&dir), escaped(&name)))
+            }
         }
     }
     Ok(notes)

@@ -88,10 +88,10 @@ const RULES: [(&str, Rule); 21] = [
 ];
 
 /// What the fingerprint of the data is made of.
-const TOKENS: &str = "the data, or what makes its tokens (⟦max_length⟧, ⟦truncation_strategy⟧, ⟦loss_scale⟧, ⟦system⟧, \
-                      the model's template),";
-const DAMAGED: &str = "take an earlier checkpoint: this one is damaged, or was not written by qft";
-const NO_STATE: &str = "take its factors alone with ⟦resume_only_model true⟧, or name another checkpoint";
+const TOKENS: &str = "the data, or a setting of its tokens (⟦max_length⟧, ⟦truncation_strategy⟧, ⟦loss_scale⟧, \
+                      ⟦system⟧, the model's template),";
+const DAMAGED: &str = "choose an earlier checkpoint: this one is damaged, or was not written by qft";
+const NO_STATE: &str = "take its factors only with ⟦resume_only_model true⟧, or name another checkpoint";
 
 impl Resume {
     /// Reads the checkpoint in `dir` for a run of `settings` and `layout`. Of `now`, where that run would begin, the
@@ -112,14 +112,15 @@ impl Resume {
         let base = &record.progress.base_fingerprint;
         if !base.is_empty() && *base != now.base_fingerprint {
             return Err(Error::invalid(
-                format!("{} was trained on other weights than the base has now", shown(dir)),
-                "give the base that it was trained on with ⟦model⟧, or take its factors alone with ⟦resume_only_model true⟧",
+                format!("{} was trained on other weights than those of the base", shown(dir)),
+                "give the base that it was trained on with ⟦model⟧, or take its factors only with \
+                 ⟦resume_only_model true⟧",
             ));
         }
         compare_data(dir, &record.progress, now, settings.ignore_data_skip, &mut notes)?;
         if record.layout != layout_digest(layout) {
             return Err(Error::invalid(
-                format!("{} was written for other modules than this run adapts", shown(dir)),
+                format!("{} was written for other modules than those of this run", shown(dir)),
                 "give the ⟦model⟧, ⟦target_modules⟧ and ⟦target_regex⟧ of its args.json",
             ));
         }
@@ -129,7 +130,7 @@ impl Resume {
         let state_path = member(dir, TRAINER_STATE, NO_STATE)?;
         let mut state: Map<String, Value> = parse(&state_path)?;
         let Some(Ok(history)) = state.remove("log_history").map(serde_json::from_value) else {
-            return Err(Error::malformed(&state_path, "log_history is no list of records", DAMAGED));
+            return Err(Error::malformed(&state_path, "log_history is not a list of records", DAMAGED));
         };
         Ok(Self {
             dir: dir.to_owned(),
@@ -152,10 +153,10 @@ fn check_digests(dir: &Path, digests: &BTreeMap<String, Hex>) -> Result<()> {
             continue;
         }
         let remedy = match earlier(dir)? {
-            Some(earlier) => format!("go on from the one before it: ⟦resume_from_checkpoint {}⟧", quoted(&earlier)),
+            Some(earlier) => format!("resume from the one before it: ⟦resume_from_checkpoint {}⟧", quoted(&earlier)),
             None => "train from the start: the run has no earlier checkpoint".to_owned(),
         };
-        let problem = format!("is not what was written: its SHA-256 is another than {PROGRESS} says; it was damaged");
+        let problem = format!("was damaged: its SHA-256 is not the one in {PROGRESS}");
         return Err(Error::malformed(&path, problem, remedy));
     }
     Ok(())
@@ -183,7 +184,8 @@ fn branch(dir: &Path, progress: &mut Progress) -> Result<Option<String>> {
     progress.branched_at = progress.global_step;
     let which = if first == last { format!("checkpoint-{first}") } else { format!("checkpoint-{first} to -{last}") };
     Ok(Some(format!(
-        "{which} of {}: left behind by what begins at step {}, and no longer the newest; ⟦save_total_limit⟧ deletes such first",
+        "{which} of {}: abandoned, since the run was resumed at step {}, and no longer the newest; ⟦save_total_limit⟧ \
+         deletes these first",
         shown(&run),
         progress.global_step
     )))
@@ -220,13 +222,15 @@ fn compare_settings(dir: &Path, then: &Settings, now: &Settings) -> Result<Vec<S
         let [was, is] = values.map(|value| escaped(&value));
         if rule != Rule::Noted && !(rule == Rule::Data && now.ignore_data_skip) {
             let remedy = match rule {
-                Rule::Data => format!("give ⟦{name} {was}⟧, or begin the data anew with ⟦ignore_data_skip true⟧"),
-                Rule::Drawn => format!("give ⟦{name} {was}⟧, or take the factors alone with ⟦resume_only_model true⟧"),
+                Rule::Data => {
+                    format!("give ⟦{name} {was}⟧, or start at the beginning of the data with ⟦ignore_data_skip true⟧")
+                }
+                Rule::Drawn => format!("give ⟦{name} {was}⟧, or take the factors only with ⟦resume_only_model true⟧"),
                 _ => format!("give ⟦{name} {was}⟧"),
             };
             return Err(Error::invalid(format!("{} was trained with {name} {was}, not {is}", shown(dir)), remedy));
         }
-        notes.push(format!("{name} was {was} and is {is} from here on"));
+        notes.push(format!("{name} was {was} and is now {is}"));
     }
     Ok(notes)
 }
@@ -243,10 +247,11 @@ fn compare_data(dir: &Path, then: &Progress, now: &Progress, anew: bool, notes: 
         if !anew {
             return Err(Error::invalid(
                 format!("{what} was {was} when {} was written, and is {is}", shown(dir)),
-                "resume with the same data and settings, or begin the data anew with ⟦ignore_data_skip true⟧",
+                "resume with the same data and settings, or start at the beginning of the data with \
+                 ⟦ignore_data_skip true⟧",
             ));
         }
-        notes.push(format!("{what} was {was} and is {is} from here on"));
+        notes.push(format!("{what} was {was} and is now {is}"));
     }
     Ok(())
 }
@@ -435,7 +440,7 @@ mod tests {
         assert_eq!(anew.unwrap().len(), 2);
         assert_eq!(
             open(&|s, _| s.learning_rate = 1e-5).unwrap(),
-            ["learning_rate was 0.0001 and is 0.00001 from here on"]
+            ["learning_rate was 0.0001 and is 0.00001 from this step on"]
         );
         assert_eq!(open(&|s, _| s.logging_steps = 1.0).unwrap().len(), 0, "it does not touch the losses");
     }

@@ -46,7 +46,7 @@ pub fn lock(run: &Path) -> Result<File> {
     if matches!(dir.try_lock(), Err(TryLockError::WouldBlock)) {
         return Err(Error::busy(
             format!("another process trains in {}", shown(run)),
-            "wait until it ends, or begin a run of its own with another ⟦output_dir⟧",
+            "wait until it ends, or start a separate run with another ⟦output_dir⟧",
         ));
     }
     Ok(dir)
@@ -85,8 +85,8 @@ pub fn check_new(output: &Path) -> Result<()> {
         return Ok(());
     };
     Err(Error::exists(
-        format!("{} is there already: a new run would write among the checkpoints of another", shown(&checkpoint)),
-        "go on from it with ⟦resume_from_checkpoint true⟧, name another ⟦output_dir⟧, or drop ⟦add_version false⟧",
+        format!("{} exists already: a new run would mix its checkpoints with those of another", shown(&checkpoint)),
+        "resume it with ⟦resume_from_checkpoint true⟧, name another ⟦output_dir⟧, or drop ⟦add_version false⟧",
     ))
 }
 

@@ -43,7 +43,7 @@ impl Space {
         }
         let (dir, size, rest) = (shown(dir), ByteSize(needed), ByteSize(self.free));
         Err(Error::NoSpace {
-            problem: format!("a checkpoint in {dir} needs {size}, and its disk has {rest} free"),
+            problem: format!("a checkpoint in {dir} requires {size}, and its disk has {rest} free"),
             remedy: "free some space, or give another ⟦output_dir⟧".to_owned(),
             needed: Some(needed),
             free: Some(self.free),
@@ -55,8 +55,8 @@ impl Space {
         let all = self.each.saturating_mul(self.most).saturating_add(SLACK);
         (all > self.free).then(|| {
             format!(
-                "the checkpoints may take {} ({} of {}), and their disk has {} free: ⟦save_total_limit⟧ keeps fewer, and \
-                 ⟦save_only_model⟧ makes them a third as large",
+                "the checkpoints may take {} ({} of {}), and their disk has {} free: ⟦save_total_limit⟧ keeps fewer, \
+                 and ⟦save_only_model⟧ makes them a third of the size",
                 ByteSize(all),
                 self.most,
                 ByteSize(self.each),

@@ -87,14 +87,14 @@ impl Progress {
         let counts =
             [self.micro_steps, self.epoch, self.epoch_len, self.tokens, self.global_step, self.skipped, self.branch];
         let problems = [
-            (counts.into_iter().any(|count| count > MOST), "a number that no run reaches"),
+            (counts.into_iter().any(|count| count > MOST), "a number larger than that of any run"),
             (self.optimizer_steps > self.global_step, "more optimizer steps than steps"),
-            (self.position > self.epoch_len, "a position behind the end of its epoch"),
+            (self.position > self.epoch_len, "a position after the end of its epoch"),
             (u64::from(self.skipped_in_a_row) > self.skipped, "more skipped steps in a row than in all"),
             (self.best_step.is_some_and(|step| step > self.global_step), "a best step that is still to come"),
             (self.unlogged_steps > self.global_step, "more steps to log than steps"),
-            (!self.unlogged_loss.is_finite(), "a loss that is no number"),
-            (self.best_metric.is_some_and(|metric| !metric.is_finite()), "a best metric that is no number"),
+            (!self.unlogged_loss.is_finite(), "a loss that is not a number"),
+            (self.best_metric.is_some_and(|metric| !metric.is_finite()), "a best metric that is not a number"),
         ];
         problems.into_iter().find(|(is, _)| *is).map(|(_, problem)| problem.to_owned())
     }

@@ -102,7 +102,7 @@ impl Source {
             let expected: std::collections::BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
             let extra: Vec<&String> = tensors.keys().filter(|name| !expected.contains(name.as_str())).collect();
             let first = extra.first().map_or("", |name| name);
-            let problem = format!("holds {}, which this run has not ({} such tensors)", escaped(first), extra.len());
+            let problem = format!("has {}, which this run lacks ({} such tensors)", escaped(first), extra.len());
             return bad(first, problem);
         }
         Ok(Self { tensors, metadata: file.header().metadata.clone() })
@@ -122,7 +122,7 @@ impl Source {
             }
             if let Some(value) = to.iter().find(|value| !value.is_finite()) {
                 let problem = format!("tensor {} holds {value}", escaped(name));
-                return Err(Error::malformed(path, problem, "take an earlier checkpoint: this one is broken"));
+                return Err(Error::malformed(path, problem, "choose an earlier checkpoint: this one is broken"));
             }
         }
         Ok(())

@@ -41,9 +41,9 @@ pub struct Snapshot<'a> {
 }
 
 /// What to do about a full disk. A run that is resumed goes on in its own directory, whatever the destination.
-const MORE_SPACE: &str = "free some space, and go on with ⟦resume_from_checkpoint true⟧; or copy the newest \
-                          checkpoint to another disk, and go on there with ⟦resume_from_checkpoint COPY⟧; a \
-                          run that is new takes another ⟦output_dir⟧";
+const MORE_SPACE: &str = "free some space, and resume with ⟦resume_from_checkpoint true⟧; or copy the newest \
+                          checkpoint to another disk, and resume there with ⟦resume_from_checkpoint COPY⟧; for a new \
+                          run, give another ⟦output_dir⟧";
 
 /// Where the moments lie in one vector of both.
 pub(super) fn moment_entries(len: usize) -> [Entry; 2] {
@@ -84,7 +84,7 @@ fn stage(run: &Path, snapshot: &Snapshot) -> Result<Staging> {
     let Snapshot { settings, layout, parameters, progress, .. } = *snapshot;
     let sizes = [Some(parameters), snapshot.moments.map(|m| m[0]), snapshot.moments.map(|m| m[1])];
     if sizes.into_iter().flatten().any(|values| values.len() != layout.len) {
-        return Err(Error::bug("a checkpoint's vectors don't fit its layout", "report this as a defect of qft"));
+        return Err(Error::bug("a checkpoint's vectors don't fit its layout", "report this as a bug in qft"));
     }
     let staging = Staging::open(&checkpoint_dir(run, progress.global_step))?;
     let fill = || {
@@ -132,7 +132,7 @@ fn write_moments(path: &Path, layout: &Layout, first: &[f32], second: &[f32]) ->
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|e| {
-        Error::bug(format!("a checkpoint's state can't be written: {e}"), "report this as a defect of qft")
+        Error::bug(format!("a checkpoint's state can't be written: {e}"), "report this as a bug in qft")
     })?;
     text.push(b'\n');
     Ok(text)
@@ -281,7 +281,7 @@ pub(super) mod tests {
         let second = vec![0.0; case.layout.len];
         let staged = stage(run.path(), &case.snapshot(&second)).unwrap();
         assert!(!run.path().join("checkpoint-20").exists());
-        assert!(crate::adapter::newest_checkpoint(run.path()).is_err(), "what is staged is no checkpoint");
+        assert!(crate::adapter::newest_checkpoint(run.path()).is_err(), "a staging directory is not a checkpoint");
         fs::write(staged.dir().join("half"), "x").unwrap();
         drop(staged);
         let dir = case.write(run.path());
@@ -289,7 +289,7 @@ pub(super) mod tests {
         case.parameters[0] = 9.0;
         let moments = vec![0.0; case.layout.len];
         drop(stage(run.path(), &case.snapshot(&moments)).unwrap());
-        assert_ne!(case.resume(&dir).unwrap().parameters, case.parameters, "the old one stands until the rename");
+        assert_ne!(case.resume(&dir).unwrap().parameters, case.parameters, "the old one stays until the rename");
         case.write(run.path());
         assert_eq!(case.resume(&dir).unwrap().parameters, case.parameters);
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 1);

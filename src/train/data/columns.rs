@@ -86,7 +86,7 @@ pub(super) fn refuse_media(row: &Row) -> Result<(), Flaw> {
     match row.iter().find(|(column, value)| names_it(MEDIA, column) && !empty(value)) {
         Some((column, _)) => Err(Flaw::new(
             format!("the column `{}` is not empty", escaped(column)),
-            "qft trains on text alone: drop the row or the column",
+            "qft trains on text only: drop the row or the column",
         )),
         None => Ok(()),
     }

@@ -127,6 +127,6 @@ pub(super) fn refuse_much(bytes: usize) -> Result<(), Flaw> {
         return Ok(());
     }
     let problem =
-        format!("has {} of text, and at most {} are read", ByteSize(bytes as u64), ByteSize(MOST_BYTES as u64));
+        format!("has {} of text, and at most {} are supported", ByteSize(bytes as u64), ByteSize(MOST_BYTES as u64));
     Err(Flaw::new(problem, "cut it into shorter rows, or drop it"))
 }

@@ -49,7 +49,7 @@ impl FromStr for DatasetSpec {
             Some((path, count)) if !path.is_empty() && !whole.path.exists() => match count.parse() {
                 Ok(count) if (1..=MAX_SAMPLE).contains(&count) => Ok(Self { path: path.into(), sample: Some(count) }),
                 _ => Err(Error::invalid(
-                    format!("`#{}` after {} is no number of rows", escaped(count), escaped(path)),
+                    format!("`#{}` after {} is not a number of rows", escaped(count), escaped(path)),
                     format!("give a whole number from 1 to {MAX_SAMPLE}, as in data.jsonl#500"),
                 )),
             },
@@ -71,7 +71,7 @@ impl DatasetSpec {
         if !self.path.try_exists().map_err(Error::io("look at", &self.path))? {
             return Err(Error::not_found(
                 format!("there is no file or directory {}", shown(&self.path)),
-                "check the path; a dataset of a hub must be downloaded first",
+                "check the path; a data set of a hub must be downloaded first",
             ));
         }
         if !self.path.is_dir() {
@@ -168,8 +168,8 @@ pub fn load(specs: &[DatasetSpec], strict: bool, seed: u64) -> Result<Loaded> {
             continue;
         };
         if count > MAX_REPEATED.max(read) {
-            let problem = format!("{spec} asks for {count} rows, and there are {read} that can be used");
-            let remedy = format!("ask for {MAX_REPEATED} at most; ⟦num_train_epochs⟧ repeats them too");
+            let problem = format!("{spec} requests {count} rows, and {read} can be used");
+            let remedy = format!("request at most {MAX_REPEATED}; ⟦num_train_epochs⟧ repeats them too");
             return Err(Error::invalid(problem, remedy));
         }
         let chosen = sample(read, count, seed, nth);

@@ -346,7 +346,7 @@ pub(super) mod tests {
         let sample = all.encode(&chat()).unwrap();
         assert_eq!((sample.weights[0], sample.trained()), (0.0, sample.ids.len() - 1));
         let sample = encoder(LossScale::Default).encode(&chat()).unwrap();
-        assert_eq!(sample.weights.last(), Some(&1.0), "the last line feed is learned");
+        assert_eq!(sample.weights.last(), Some(&1.0), "the last line feed is trained on");
         assert!(sample.ids.iter().all(|id| *id < all.ids_end()));
     }
 
@@ -364,7 +364,7 @@ pub(super) mod tests {
         let [Dropped { row: 0, reason: Reason::Refused { problem, remedy } }] = &all.dropped[..] else {
             panic!("{all:?}")
         };
-        assert!(problem.contains("chat_template.jinja refuses it: no tools"), "{problem}");
+        assert!(problem.contains("chat_template.jinja rejects it: no tools"), "{problem}");
         assert_eq!(remedy, "change the row, or leave it out");
     }
 

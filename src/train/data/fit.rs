@@ -43,7 +43,7 @@ impl Reason {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::TooLong(_) | Self::FarTooLong(_) => "too long",
-            Self::Untrained => "nothing to learn",
+            Self::Untrained => "no trainable token",
             Self::Refused { .. } => "refused",
         }
     }
@@ -56,9 +56,9 @@ impl Reason {
                  ⟦truncation_strategy left⟧"
             }
             Self::Untrained => {
-                "raise ⟦max_length⟧, or cut rows with ⟦truncation_strategy left⟧, where their answers are cut off; \
-                 learn all turns with ⟦loss_scale default⟧; or give rows whose turns are not all marked with \
-                 \"loss\": false"
+                "raise ⟦max_length⟧, or cut rows with ⟦truncation_strategy left⟧, if their answers are cut off; train \
+                 on all turns with ⟦loss_scale default⟧; or give rows whose turns are not all marked with \"loss\": \
+                 false"
             }
             Self::Refused { remedy, .. } => remedy,
         }
@@ -70,7 +70,7 @@ impl fmt::Display for Reason {
         match self {
             Self::TooLong(tokens) => write!(f, "has {tokens} tokens, more than ⟦max_length⟧"),
             Self::FarTooLong(tokens) => write!(f, "has {tokens} tokens or more, more than ⟦max_length⟧"),
-            Self::Untrained => f.write_str("has no token that is learned"),
+            Self::Untrained => f.write_str("has no trainable token"),
             Self::Refused { problem, remedy } => write!(f, "{problem}; {remedy}"),
         }
     }

@@ -141,7 +141,7 @@ fn a_whole_set_is_encoded_as_by_transformers() {
     let lengths = Lengths::new(&set, &(0..set.samples.len()).collect::<Vec<_>>()).packed(packs, 3072);
     let rate = lengths.tokens as f64 / seconds;
     let report = format!(
-        "{} rows: {texts} texts, {ids} id sequences and {trained} learned ranges equal; {rate:.0} tokens/s with \
+        "{} rows: {texts} texts, {ids} id sequences and {trained} trainable ranges equal; {rate:.0} tokens/s with \
          {threads} threads\n{lengths}\n",
         rows.len()
     );

@@ -18,11 +18,11 @@ const FOREIGN: [(&[u8], &str, &str); 4] = [
     (b"\xff\xfe", "is UTF-16 text", "save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16 text", "save it as UTF-8"),
     (b"\x1f\x8b", "is compressed with gzip", "unpack it with gunzip"),
-    (b"PAR1", "is Parquet by its content", "name it .parquet"),
+    (b"PAR1", "has the content of a Parquet file", "name it .parquet"),
 ];
 /// How often all of a text may be read for nothing, in search of rows that go on over lines.
 const VAIN: usize = 8;
-const FIX_LIST: &str = "repair the file: after a break in its list, what follows can't be told apart";
+const FIX_LIST: &str = "repair the file: after an error in its list, the following rows can't be found";
 const FIX_FORM: &str = "give a list of rows, an object with one list of rows in it, or one row a line";
 
 /// Calls `found` with each row of the text of `file`, whose name says what to expect: .jsonl and .ndjson have an object

@@ -82,7 +82,7 @@ impl fmt::Display for Lengths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { samples, tokens, trained, min, median, p95, max, mean, dropped, packing } = self;
         let share = *trained as f64 / (*tokens).max(1) as f64 * 100.0;
-        writeln!(f, "{samples} samples, {tokens} tokens, {trained} of them learned ({share:.1}%)")?;
+        writeln!(f, "{samples} samples, {tokens} tokens, {trained} of them trainable ({share:.1}%)")?;
         write!(f, "lengths: min {min}, median {median}, mean {mean:.1}, p95 {p95}, max {max}")?;
         if let Some(Packing { packs, max_length, efficiency }) = packing {
             write!(f, "\npacked into {packs} rows of up to {max_length} tokens, {:.1}% full", efficiency * 100.0)?;
@@ -117,10 +117,9 @@ mod tests {
             (found.min, found.median, found.p95, found.max, found.tokens, found.trained),
             (1, 10, 19, 20, 210, 171)
         );
-        let text = "20 samples, 210 tokens, 171 of them learned (81.4%)\n\
-                    lengths: min 1, median 10, mean 10.5, p95 19, max 20\n\
-                    packed into 12 rows of up to 20 tokens, 87.5% full\n\
-                    dropped rows: 1 nothing to learn, 1 refused, 2 too long";
+        let text = "20 samples, 210 tokens, 171 of them trainable (81.4%)\nlengths: min 1, median 10, mean 10.5, p95 \
+                    19, max 20\npacked into 12 rows of up to 20 tokens, 87.5% full\ndropped rows: 1 no trainable \
+                    token, 1 refused, 2 too long";
         assert_eq!(found.to_string(), text);
         assert_eq!(Lengths::new(&set, &[19, 19, 18]).tokens, 4, "a sample may be there twice");
         let none = Lengths::new(&Encoded::default(), &[]);

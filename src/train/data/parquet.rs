@@ -28,13 +28,13 @@ const MAX_DEPTH: usize = 64;
 pub(super) fn each_row(path: &Path, file: File, found: &mut Found<'_>) -> Result<()> {
     // The crate asserts what a writer owes it, so a hostile file ends in a panic. What `found` keeps is whole rows.
     caught(|| read(path, file, found)).unwrap_or_else(|_| {
-        Err(Error::malformed(path, "is no sound Parquet: its columns contradict its schema", FIX_FILE))
+        Err(Error::malformed(path, "is not valid Parquet: its columns contradict its schema", FIX_FILE))
     })
 }
 
 fn read(path: &Path, mut file: File, found: &mut Found<'_>) -> Result<()> {
     if footer::is_deeper(&mut file, MAX_DEPTH).map_err(Error::io("read", path))? {
-        return Err(Error::malformed(path, format!("has columns nested over {MAX_DEPTH} deep"), FIX_COLUMNS));
+        return Err(Error::malformed(path, format!("has columns nested deeper than {MAX_DEPTH} levels"), FIX_COLUMNS));
     }
     let bad = |error: ParquetError| Error::malformed(path, escaped(&error.to_string()), FIX_FILE);
     let reader = SerializedFileReader::new(file).map_err(bad)?;
@@ -43,7 +43,7 @@ fn read(path: &Path, mut file: File, found: &mut Found<'_>) -> Result<()> {
         schema.get_fields().iter().filter(|field| columns::is_known(field.name())).cloned().collect();
     if fields.is_empty() {
         let names: Vec<String> = schema.get_fields().iter().take(8).map(|field| escaped(field.name())).collect();
-        let problem = format!("has no column that is known; it has {}", names.join(", "));
+        let problem = format!("has no known column; it has {}", names.join(", "));
         return Err(Error::malformed(path, problem, FIX_COLUMNS));
     }
     let wanted = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(bad)?;

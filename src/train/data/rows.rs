@@ -14,8 +14,8 @@ use crate::error::escaped;
 const FIX_ROW: &str = "give each row `messages` (or `conversations`), or `query` and `response`, or `instruction` and \
                        `output`, or `prompt` and `completion`";
 const FIX_MESSAGE: &str = "put all messages of a conversation into one row, on one line: {\"messages\": [...]}";
-const FIX_THOUGHTS: &str = "write them into its content as the model does (\"<think>\\n...\\n</think>\\n\\n\" before its words), or \
-                            take them out";
+const FIX_THOUGHTS: &str = "write them into its content as the model does (\"<think>\\n...\\n</think>\\n\\n\" before \
+                            its answer), or remove them";
 const FIX_CONTENT: &str = "give the content as text, or as a list of parts of type `text`";
 const FIX_LOSS: &str = "give `loss` (or `weight`) as 0 or 1, or true or false";
 const FIX_HISTORY: &str = "give `history` as a list of [query, response]";
@@ -50,13 +50,13 @@ pub(super) fn read_row(row: Value) -> Result<(Vec<Message>, Vec<Value>), Flaw> {
 
 fn check(messages: &[Message]) -> Result<(), Flaw> {
     if !messages.iter().any(|message| message.role.is_generated()) {
-        return Err(Flaw::new("no message is the assistant's", "drop the row, or give it an answer to learn"));
+        return Err(Flaw::new("no message is the assistant's", "drop the row, or give it an answer to train on"));
     }
     refuse_much(messages.iter().map(|message| message.content.len()).sum())?;
     match messages.iter().position(|message| message.content.contains('\0')) {
         Some(at) => Err(Flaw::new(
             format!("message {} holds a NUL character", at + 1),
-            "remove it: no tokenizer was fed with any",
+            "remove it: tokenizers are not trained on it",
         )),
         None => Ok(()),
     }
@@ -120,10 +120,7 @@ fn read_turn(mut message: Row, role: Role, out: &mut Vec<Message>) -> Result<(),
     let loss = read_loss(&message)?;
     let said = |key: &&&str| message.get(**key).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
     if let Some(key) = THOUGHTS.iter().find(said).filter(|_| role == Role::Assistant) {
-        return Err(Flaw::new(
-            format!("its thoughts are in `{key}`, where no template would be sure to find them"),
-            FIX_THOUGHTS,
-        ));
+        return Err(Flaw::new(format!("its thoughts are in `{key}`, which templates may ignore"), FIX_THOUGHTS));
     }
     let turn = |role, content| Message { role, content, loss };
     let calls = match role {

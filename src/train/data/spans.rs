@@ -277,29 +277,30 @@ impl Scene<'_> {
     fn unclear(&self, one: &Wanted<'_>) -> Error {
         let remedy =
             if one.whole { instead(one.turn) } else { "drop \"loss\": false from it, or drop the row".to_owned() };
-        self.refused(one.turn, "does not let it be told which tokens are those of", remedy)
+        self.refused(one.turn, "does not show which tokens are those of", remedy)
     }
 
     fn too_many(&self, one: &Wanted<'_>) -> Error {
         let remedy =
-            "cut the conversation into rows of fewer turns, or learn the last round alone (⟦loss_scale last_round⟧)";
-        self.refused(one.turn, "would have to be run too often to tell which tokens are those of", remedy.to_owned())
+            "cut the conversation into rows of fewer turns, or train on the last round only (⟦loss_scale last_round⟧)";
+        self.refused(one.turn, "would have to run too often to show which tokens are those of", remedy.to_owned())
     }
 
     fn left_out(&self, turn: &Turn) -> Error {
-        let words = if turn.calls.is_empty() { "" } else { "drop the words beside its call, or " };
+        let words = if turn.calls.is_empty() { "" } else { "drop the text beside its call, or " };
         self.refused(turn, "leaves out the words of", format!("{words}{}", instead(turn)))
     }
 
     fn without_calls(&self, one: &Wanted<'_>) -> Error {
-        let remedy = format!("take a model whose template writes calls, or {}", instead(one.turn));
-        self.refused(one.turn, "leaves out the call of a tool of", remedy)
+        let remedy = format!("choose a model whose template writes tool calls, or {}", instead(one.turn));
+        self.refused(one.turn, "leaves out a tool call of", remedy)
     }
 }
 
 /// What to do with a turn that can't be learned.
 fn instead(turn: &Turn) -> String {
-    let last_round = if turn.last_round { "" } else { "learn the last round alone (⟦loss_scale last_round⟧), or " };
+    let last_round =
+        if turn.last_round { "" } else { "train on the last round only (⟦loss_scale last_round⟧), or " };
     format!("{last_round}mark it with \"loss\": false, or drop the row")
 }
 

@@ -125,7 +125,7 @@ fn assistant(group: &[Message]) -> Result<Json, String> {
 }
 
 fn parsed(text: &str) -> Result<Json, String> {
-    serde_json::from_str(text).map_err(|e| format!("the call of a tool is no JSON ({e}): {}", escaped(text)))
+    serde_json::from_str(text).map_err(|e| format!("the tool call is not JSON ({e}): {}", escaped(text)))
 }
 
 /// A call as templates take it. Arguments in a string are JSON, as `OpenAI` writes them.
@@ -134,7 +134,7 @@ fn call(written: &Json) -> Result<Json, String> {
     let name = inner.get("name").and_then(Json::as_str);
     let arguments = inner.get("arguments").or_else(|| inner.get("parameters"));
     let (Some(name), Some(arguments)) = (name, arguments) else {
-        return Err(format!("the call of a tool has no name or no arguments: {}", escaped(&written.to_string())));
+        return Err(format!("the tool call has no name or no arguments: {}", escaped(&written.to_string())));
     };
     let arguments = match arguments {
         Json::String(text) => parsed(text)?,

@@ -58,7 +58,7 @@ impl Report {
             };
             match report {
                 None if names.len() > 1 => {
-                    let problem = "⟦report_to⟧ names none, and something else as well";
+                    let problem = "⟦report_to⟧ has none together with another name";
                     return Err(Error::invalid(problem, "leave one of them out"));
                 }
                 Some(report) if !reports.contains(report) => reports.push(*report),

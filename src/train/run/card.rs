@@ -11,7 +11,7 @@ use crate::gpu::Device;
 pub(super) fn card_failed(error: Error, again: &str) -> Error {
     match error {
         Error::Card { problem } => {
-            let remedy = format!("{again}, on the card or with ⟦device cpu⟧");
+            let remedy = format!("{again}, on the GPU or with ⟦device cpu⟧");
             Error::new(ErrorKind::Device { lost: true }, problem, remedy)
         }
         error => error,
@@ -31,13 +31,13 @@ pub(super) fn open_card(
     if compute == Some(Compute::F32) {
         if device.demands_card() {
             return Err(Error::invalid(
-                "cards train in bf16",
+                "GPUs train in bf16",
                 "drop ⟦torch_dtype float32⟧ and ⟦bf16 false⟧, or use ⟦device cpu⟧",
             ));
         }
         return Ok(None);
     }
-    progress.phase("opening the card");
+    progress.phase("opening the GPU");
     // A model that the card has no kernels for is told before its weights are read.
     match CudaEngine::open(device).and_then(|card| card.supports(heads).map(|()| card)) {
         Ok(card) => Ok(Some(card)),

@@ -21,14 +21,15 @@ impl<E: Backward + Optimizer> Run<'_, E> {
             Ok(()) if !self.owes_record => {}
             Ok(()) => {
                 self.owes_record = false;
-                how.progress.note("the log is written again, with what it lacked");
+                how.progress.note("the log can be written again, and has the missing records");
             }
             Err(_) if self.owes_record => {}
             Err(error) => {
                 self.owes_record = true;
                 let (problem, _) = error.split();
-                how.progress
-                    .note(&format!("{problem}; training goes on, and the log is written when that works again"));
+                how.progress.note(&format!(
+                    "{problem}; training continues, and the log is written as soon as that is possible"
+                ));
             }
         }
     }
@@ -46,7 +47,8 @@ impl<E: Backward + Optimizer> Run<'_, E> {
                 let step = self.plan.progress.global_step;
                 how.progress.phase("training");
                 how.progress.note(&format!(
-                    "no checkpoint of step {step}: {problem}; training goes on, and saves one as soon as there is room"
+                    "no checkpoint after step {step}: {problem}; training continues, and saves one as soon as there is \
+                     free space"
                 ));
                 self.owes_checkpoint = true;
                 Ok(())

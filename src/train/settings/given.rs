@@ -36,7 +36,7 @@ impl Given {
         };
         let table: toml::Table = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            bad(format!("line {line} is no TOML: {}", escaped(e.message())))
+            bad(format!("line {line} is not TOML: {}", escaped(e.message())))
         })?;
         let mut given = Self::default();
         for (key, value) in table {
@@ -45,7 +45,7 @@ impl Given {
                 return Err(bad(format!("there is no setting {}{nearest}", escaped(&key))));
             };
             if given.values.contains_key(flag.name) {
-                return Err(bad(format!("{} is given twice, by different names", flag.name)));
+                return Err(bad(format!("{} is given twice, under different names", flag.name)));
             }
             let value = serde_json::to_value(value).map_err(|e| bad(e.to_string()))?;
             given.set(flag, &value).map_err(|error| match error {
@@ -152,7 +152,7 @@ mod tests {
     fn idle_flags_are_noted_and_unsupported_ones_refused() {
         let a = settings("attn_impl = \"flash_attn\"\ngradient_checkpointing = true\nlazy_tokenize = true").unwrap();
         assert_eq!(a.notes.len(), 2, "{:?}", a.notes);
-        assert!(a.notes[0].contains("attn_impl flash_attn changes nothing: attention is always tiled"));
+        assert!(a.notes[0].contains("attn_impl flash_attn has no effect: attention is always tiled"));
         assert_eq!(a.args_json()["attn_impl"], "flash_attn");
         let secret = settings("hub_token = \"hf_abc\"").unwrap();
         assert!(!secret.notes.join("").contains("hf_abc") && !secret.args_json().contains_key("hub_token"));

@@ -238,7 +238,7 @@ impl Settings {
         }
         if self.use_cpu && self.device()? != Device::Cpu {
             if self.device()? != Device::Auto {
-                return refuse("⟦use_cpu⟧, but ⟦device⟧ names a card", "leave one of them out");
+                return refuse("⟦use_cpu⟧, but ⟦device⟧ names a GPU", "leave one of them out");
             }
             "cpu".clone_into(&mut self.device);
         }
@@ -249,12 +249,12 @@ impl Settings {
         }
         if resumes && !self.adapters.is_empty() {
             return refuse(
-                "⟦adapters⟧ and ⟦resume_from_checkpoint⟧ both say where the factors come from",
+                "⟦adapters⟧ and ⟦resume_from_checkpoint⟧ both name the source of the factors",
                 "leave one of them out",
             );
         }
         if self.adapters.len() > 1 {
-            return refuse("training begins with one adapter", "name one with ⟦adapters⟧");
+            return refuse("training can begin with one adapter only", "name one with ⟦adapters⟧");
         }
         if !self.val_dataset.is_empty() && self.split_dataset_ratio > 0.0 {
             self.split_dataset_ratio = 0.0;
@@ -264,32 +264,36 @@ impl Settings {
         if self.eval_strategy == Some(Strategy::No) && self.split_dataset_ratio > 0.0 {
             self.split_dataset_ratio = 0.0;
             self.notes.push(
-                "split_dataset_ratio: ⟦eval_strategy no⟧ looks at no held-out data, so none is split off".to_owned(),
+                "split_dataset_ratio: ⟦eval_strategy no⟧ makes no evaluation, so no held-out data is split off"
+                    .to_owned(),
             );
         }
         if self.load_best_model_at_end && self.eval_strategy.unwrap_or(self.save_strategy) == Strategy::No {
             return refuse(
-                "⟦load_best_model_at_end⟧ needs a look at held-out data to tell the best checkpoint",
+                "⟦load_best_model_at_end⟧ requires an evaluation on held-out data to find the best checkpoint",
                 "give ⟦eval_strategy steps⟧, or epoch, and the held-out data",
             );
         }
         if self.load_best_model_at_end && !self.has_held_out() {
             return refuse(
-                "⟦load_best_model_at_end⟧ needs held-out data to tell the best checkpoint",
+                "⟦load_best_model_at_end⟧ requires held-out data to find the best checkpoint",
                 "add ⟦split_dataset_ratio 0.01⟧, or ⟦val_dataset⟧",
             );
         }
         if self.eval_on_start && !self.has_held_out() && self.eval_strategy == Some(Strategy::No) {
             return refuse(
-                "⟦eval_on_start⟧ needs held-out data, and ⟦eval_strategy no⟧ splits none off",
+                "⟦eval_on_start⟧ requires held-out data, and ⟦eval_strategy no⟧ splits none off",
                 "drop ⟦eval_on_start⟧, or give ⟦eval_strategy steps⟧, or epoch, and the held-out data",
             );
         }
         if self.eval_on_start && !self.has_held_out() {
-            return refuse("⟦eval_on_start⟧ needs held-out data", "add ⟦split_dataset_ratio 0.01⟧, or ⟦val_dataset⟧");
+            return refuse(
+                "⟦eval_on_start⟧ requires held-out data",
+                "add ⟦split_dataset_ratio 0.01⟧, or ⟦val_dataset⟧",
+            );
         }
         if self.target_modules.iter().any(|name| name == "all-linear") && self.target_modules.len() > 1 {
-            return refuse("⟦target_modules⟧ names all-linear, and others as well", "leave one of them out");
+            return refuse("⟦target_modules⟧ names all-linear together with other names", "leave one of them out");
         }
         if self.save_only_model {
             self.notes.push("save_only_model: checkpoints will lack the optimizer, and can't be resumed".to_owned());

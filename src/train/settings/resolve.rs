@@ -128,7 +128,7 @@ impl Settings {
     /// Where to compute.
     pub fn device(&self) -> Result<Device> {
         let refuse =
-            |what: String| Error::invalid(format!("⟦device {}⟧: there is none such", escaped(&self.device)), what);
+            |what: String| Error::invalid(format!("⟦device {}⟧: there is no such device", escaped(&self.device)), what);
         self.device.parse().map_err(refuse)
     }
 
@@ -188,7 +188,8 @@ impl Settings {
             (None, [one]) if is_pattern(one) => Some(one),
             (None, names) => {
                 if let Some(bad) = names.iter().find(|name| is_pattern(name)) {
-                    let problem = format!("⟦target_modules {}⟧: a regular expression stands alone", escaped(bad));
+                    let problem =
+                        format!("⟦target_modules {}⟧: a regular expression can't be combined with names", escaped(bad));
                     return Err(Error::invalid(problem, "give one expression of all modules, or names"));
                 }
                 None
@@ -201,7 +202,7 @@ impl Settings {
         let whole = format!("^(?:{pattern})$");
         let regex = RegexBuilder::new(&whole).size_limit(MAX_PATTERN).build().map_err(|_| {
             Error::invalid(
-                format!("the expression {} for the modules to adapt is not understood", escaped(pattern)),
+                format!("the expression {} for the modules to adapt is not valid", escaped(pattern)),
                 "correct it (look-around is not supported), or drop it, and give names with ⟦target_modules⟧",
             )
         })?;
@@ -248,12 +249,12 @@ impl Settings {
         if let Some(named) = self.model_type.as_ref().filter(|named| !fits(named)) {
             return Err(Error::invalid(
                 format!("⟦model_type {}⟧, but config.json says {}", escaped(named), escaped(model_type)),
-                "drop the flag, or name the model that was meant with ⟦model⟧",
+                "drop the flag, or name the intended model with ⟦model⟧",
             ));
         }
         let other = self.template.as_ref().filter(|template| !fits(template));
         Ok(other
-            .map(|name| format!("template {} changes nothing: the chat template is the model's own", escaped(name)))
+            .map(|name| format!("template {} has no effect: the chat template is the model's own", escaped(name)))
             .into_iter()
             .collect())
     }

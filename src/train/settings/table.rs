@@ -11,7 +11,7 @@ pub const GROUPS: [(&str, &[Flag]); 7] = [
     ("Batches and steps", &STEPS),
     ("Optimizer", &OPTIMIZER),
     ("Checkpoints", &CHECKPOINTS),
-    ("Watching", &WATCHING),
+    ("Monitoring", &WATCHING),
 ];
 
 /// The flag of this name, or of which it is another name. Dashes are underscores.
@@ -56,7 +56,7 @@ const MODEL: [Flag; 5] = [
         used(
             "torch_dtype",
             Kind::Choice(&["bfloat16", "bf16", "float32", "fp32", "auto"]),
-            "Type to compute in: bfloat16 on cards, float32 on the processor",
+            "Type to compute in: bfloat16 on GPUs, float32 on the processor",
         ),
     ),
 ];
@@ -72,11 +72,11 @@ const DATA: [Flag; 11] = [
         &["dataset_test_ratio"],
         used("split_dataset_ratio", BELOW_ONE, "Share of --dataset that is held out where no --val_dataset is given"),
     ),
-    used("max_length", ANY_COUNT, "Most tokens of a row, and of a pack [default: what the model allows]"),
+    used("max_length", ANY_COUNT, "Maximum number of tokens of a row, and of a pack [default: the model's maximum]"),
     used(
         "truncation_strategy",
         Kind::Choice(&["delete", "left", "right"]),
-        "What happens to a longer row: it is dropped, or cut at that end",
+        "How a longer row is handled: it is dropped, or cut at that end",
     ),
     used(
         "packing",
@@ -87,20 +87,21 @@ const DATA: [Flag; 11] = [
     used(
         "loss_scale",
         Kind::Choice(&["default", "last_round", "all"]),
-        "What is learned: the assistant's turns, those after the user's last word, or everything",
+        "Tokens that count in the loss: those of the assistant's turns, of its turns after the last user message, or \
+         all",
     ),
     also(
         &["dataset_seed"],
         used("data_seed", Kind::Count(0), "Seed of sampling, of the held-out split and of each epoch's order"),
     ),
-    used("strict", Kind::Bool, "Stop at a row that can't be used, instead of counting it"),
-    used("load_from_cache_file", Kind::Bool, "Keep the tokenized rows and use them again; the key is their content"),
+    used("strict", Kind::Bool, "Stop at a row that can't be used, instead of leaving it out"),
+    used("load_from_cache_file", Kind::Bool, "Cache the tokenized rows; the key is their content"),
 ];
 
 const ADAPTER: [Flag; 8] = [
     used("lora_rank", ANY_COUNT, "Rank of the factors"),
     used("lora_alpha", ABOVE_ZERO, "The deltas are scaled by alpha / rank"),
-    also(&["lora_dropout_p"], used("lora_dropout", BELOW_ONE, "Share of the adapters' inputs that is dropped")),
+    also(&["lora_dropout_p"], used("lora_dropout", BELOW_ONE, "Dropout probability of the adapters' inputs")),
     also(
         &["lora_target_modules"],
         used("target_modules", Kind::Names, "Modules that get factors: names, all-linear, or one regular expression"),
@@ -126,8 +127,12 @@ const STEPS: [Flag; 7] = [
         "Micro-batches of an optimizer step [default: as many as make 16 rows]",
     ),
     used("num_train_epochs", ABOVE_ZERO, "Passes over the data"),
-    used("max_steps", Kind::CountOrNone, "Optimizer steps, whatever --num_train_epochs says; 0 is as none"),
-    used("bf16", Kind::Bool, "Compute in bfloat16 with f32 sums, on cards"),
+    used(
+        "max_steps",
+        Kind::CountOrNone,
+        "Number of optimizer steps, which overrides --num_train_epochs; 0 has no effect",
+    ),
+    used("bf16", Kind::Bool, "Compute in bfloat16 with f32 sums, on GPUs"),
     used("seed", Kind::Count(0), "Seed of the factors and of dropout"),
 ];
 
@@ -137,7 +142,7 @@ const OPTIMIZER: [Flag; 9] = [
     used("adam_beta1", BELOW_ONE, "Decay of the first moments"),
     used("adam_beta2", BELOW_ONE, "Decay of the second moments"),
     used("adam_epsilon", ABOVE_ZERO, "Added to the root of the second moments"),
-    used("max_grad_norm", AT_LEAST_ZERO, "Largest norm of a step's gradient; 0 leaves it alone"),
+    used("max_grad_norm", AT_LEAST_ZERO, "Maximum norm of a step's gradient; 0 turns clipping off"),
     used(
         "lr_scheduler_type",
         Kind::Choice(&["cosine", "linear", "constant", "constant_with_warmup"]),
@@ -147,19 +152,19 @@ const OPTIMIZER: [Flag; 9] = [
     used(
         "warmup_steps",
         STEPS_OR_SHARE,
-        "Steps in which the learning rate rises, or, below 1, a share of all; wins over --warmup_ratio",
+        "Steps in which the learning rate rises, or, below 1, a share of all; overrides --warmup_ratio",
     ),
 ];
 
 const CHECKPOINTS: [Flag; 10] = [
     also(&["out"], used("output_dir", Kind::Text, "Where runs are kept [default: output/<model>]")),
-    used("add_version", Kind::Bool, "Give each run a directory of its own there, v0-20250820-093000 (UTC)"),
+    used("add_version", Kind::Bool, "Give each run its own directory there, v0-20250820-093000 (UTC)"),
     used("save_strategy", Kind::Choice(&["steps", "epoch", "no"]), "When checkpoints are written"),
     used("save_steps", Kind::Steps, "Steps between checkpoints"),
     used(
         "save_total_limit",
         Kind::CountOrNone,
-        "Checkpoints to keep: the newest, and the best; 0 is as none [default: all]",
+        "Number of checkpoints to keep: the newest, and the best; 0 keeps all [default: all]",
     ),
     also(
         &["only_save_model"],
@@ -168,10 +173,10 @@ const CHECKPOINTS: [Flag; 10] = [
     used(
         "resume_from_checkpoint",
         Kind::PathOrTrue,
-        "Go on from this checkpoint; true: from the newest below --output_dir",
+        "Resume from this checkpoint; true: from the newest below --output_dir",
     ),
-    used("resume_only_model", Kind::Bool, "Of that checkpoint, take the factors only"),
-    used("ignore_data_skip", Kind::Bool, "Begin the data anew when a run is resumed"),
+    used("resume_only_model", Kind::Bool, "Take only the factors of that checkpoint"),
+    used("ignore_data_skip", Kind::Bool, "Start at the beginning of the data when a run is resumed"),
     used("load_best_model_at_end", Kind::Bool, "Name the best checkpoint as the run's result, and never delete it"),
 ];
 
@@ -181,17 +186,17 @@ const WATCHING: [Flag; 11] = [
         used(
             "eval_strategy",
             Kind::Choice(&["steps", "epoch", "no"]),
-            "When held-out data is looked at [default: when checkpoints are written]",
+            "When to evaluate on held-out data [default:  when checkpoints are written]",
         ),
     ),
-    used("eval_steps", Kind::Steps, "Steps between looks at held-out data [default: --save_steps]"),
-    used("eval_on_start", Kind::Bool, "Look at held-out data before the first step too"),
-    used("metric_for_best_model", Kind::Choice(&["loss", "eval_loss"]), "What the best checkpoint is best at"),
+    used("eval_steps", Kind::Steps, "Steps between evaluations on held-out data [default: --save_steps]"),
+    used("eval_on_start", Kind::Bool, "Evaluate on held-out data before the first step, too"),
+    used("metric_for_best_model", Kind::Choice(&["loss", "eval_loss"]), "Metric that chooses the best checkpoint"),
     used("logging_steps", Kind::Steps, "Steps between records of the loss"),
     used("logging_first_step", Kind::Bool, "Record the first step too"),
     used("report_to", Kind::Names, "Beside logging.jsonl: tensorboard, swanlab or none"),
     used("logging_dir", Kind::Text, "Where TensorBoard's event files go [default: <run>/runs]"),
-    used("run_name", Kind::Text, "What the run is called [default: its directory]"),
+    used("run_name", Kind::Text, "Name of the run [default: its directory]"),
     used("device", Kind::Text, "Where to compute: auto, cpu, cuda, cuda:N or cuda:all"),
     used("use_cpu", Kind::Bool, "The same as --device cpu"),
 ];

@@ -47,7 +47,7 @@ fn merges(vocabulary: &Vocabulary<'_>) -> Result<Value> {
         let pair =
             merge.split_once(' ').filter(|(left, right)| base(left) && base(right) && base(&format!("{left}{right}")));
         pair.ok_or_else(|| {
-            Error::inconsistent(format!("the merge {} is not of two tokens that make a third", escaped(merge)), REMEDY)
+            Error::inconsistent(format!("the merge {} is not of two tokens that form a third", escaped(merge)), REMEDY)
         })
     });
     Ok(merges_json(&pairs.collect::<Result<Vec<_>>>()?))

@@ -59,7 +59,7 @@ pub(crate) fn files(keys: Keys<'_>, rows: u64, context: u64) -> Result<Vec<Text>
         Some("gpt2") => byte_level::kind(keys, &vocabulary)?,
         Some("llama") => sentencepiece::kind(keys, &vocabulary)?,
         other => {
-            let problem = format!("a tokenizer of the kind {} has no way back", escaped(other.unwrap_or("none")));
+            let problem = format!("a tokenizer of the kind {} can't be converted", escaped(other.unwrap_or("none")));
             return Err(Error::unsupported(problem, REMEDY));
         }
     };
@@ -116,8 +116,9 @@ pub(crate) fn guessed(keys: Keys<'_>) -> Result<Option<String>> {
     let named = keys.text("tokenizer.ggml.pre")?.is_some_and(|name| !["", "default"].contains(&name));
     let guessed = keys.text("tokenizer.ggml.model")? == Some("gpt2") && !named;
     Ok(guessed.then(|| {
-        "the file does not name its pre-tokenizer (tokenizer.ggml.pre): tokenizer.json cuts texts by llama.cpp's default, \
-         which gives other tokens than most models' own; name a directory with the model's tokenizer by ⟦tokenizer⟧"
+        "the file does not name its pre-tokenizer (tokenizer.ggml.pre): tokenizer.json splits texts by llama.cpp's \
+         default, which gives other tokens than the pre-tokenizers of most models; name a directory with the model's \
+         tokenizer by ⟦tokenizer⟧"
             .to_owned()
     }))
 }

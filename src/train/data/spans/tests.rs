@@ -164,10 +164,7 @@ fn text_that_can_t_be_learned_is_refused_with_a_way_out() {
     // Calls are no part of this template.
     let without = format!("{{% for m in messages %}}{{{{ m.role }}}}:{{{{ m.content }}}}{end}");
     let error = problem(&without, LossScale::Default, &row);
-    assert!(
-        error.contains("leaves out the call of a tool of message 2") && error.contains("\"loss\": false"),
-        "{error}"
-    );
+    assert!(error.contains("leaves out a tool call of message 2") && error.contains("\"loss\": false"), "{error}");
     // Words are none beside a call, as in Llama 3.1's.
     let beside = format!(
         "{{% for m in messages %}}{{{{ m.role }}}}:{{% if m.tool_calls %}}{{{{ m.tool_calls | tojson }}}}{{% else %}}{{{{ \
