@@ -1,4 +1,4 @@
-//! The merge kernel against a plain copy of the same bytes, at the ranks that people train. Bytes are those of the base.
+//! The merge kernel against a plain copy of the same bytes, at the ranks that users train. Bytes are those of the base.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 

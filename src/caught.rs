@@ -1,4 +1,4 @@
-//! Panics of libraries on input that nobody vouches for: caught, and told as errors. Nothing of qft's own is to panic.
+//! Panics of libraries on untrusted input: caught, and told as errors. Nothing of qft's own is to panic.
 
 use std::any::Any;
 use std::cell::Cell;

@@ -45,10 +45,10 @@ pub enum Error {
         /// What the reader can do.
         remedy: String,
     },
-    /// A disk has no room for what is to be written.
+    /// A disk has no free space for what is to be written.
     #[error("{problem}\n  remedy: {remedy}")]
     NoSpace {
-        /// What has no room where.
+        /// What does not fit, and where.
         problem: String,
         /// What the reader can do.
         remedy: String,
@@ -124,13 +124,13 @@ pub enum Error {
         /// Where what is missing lies.
         kept: PathBuf,
     },
-    /// A card that was demanded failed.
+    /// A GPU that was demanded failed.
     #[error("{problem}\n  remedy: run again with ⟦device auto⟧, which continues without the GPU, or with ⟦device cpu⟧")]
     Card {
-        /// The card, and what its driver said.
+        /// The GPU, and what its driver said.
         problem: String,
     },
-    /// The disk or a card failed an export whose finished shards are worth keeping.
+    /// The disk or a GPU failed an export whose finished shards are worth keeping.
     #[error("{cause}\n  {}", interrupted(Some(kept.as_path()), *.finished, *.shards))]
     Stopped {
         /// What failed.

@@ -1,4 +1,4 @@
-//! Sizes as people write and read them: `2GB`, `1.5GiB`, `14.2 GB`.
+//! Sizes as users write and read them: `2GB`, `1.5GiB`, `14.2 GB`.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,5 +1,5 @@
 //! `qft verify --audit` of a whole release. Lists of digests are no proof of where a file comes from: whoever changes one
-//! can make them anew, and so does every change here.
+//! can make them again, and so does every change here.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ fn bench(options: &str) -> Bench {
     bench
 }
 
-/// Makes the lists of release `o` anew, as whoever changed it would.
+/// Makes the lists of release `o` again, as whoever changed it would.
 pub(crate) fn list_anew(bench: &Bench) {
     let listed = |name: &String| !["SHA256SUMS", "qft-manifest.json"].contains(&name.as_str());
     let files = bench.files("o");
@@ -49,7 +49,7 @@ fn edit_manifest(bench: &Bench, change: impl FnOnce(&mut Value)) {
     edit(bench, "o/qft-manifest.json", change);
 }
 
-/// Changes a byte of the GGUF file `name`, so far behind the first place where `text` is.
+/// Changes a byte of the GGUF file `name`, so far after the first place where `text` is.
 fn poke(bench: &Bench, name: &str, text: &str, behind: usize) {
     let mut bytes = fs::read(bench.path(name)).unwrap();
     let at = bytes.windows(text.len()).position(|at| at == text.as_bytes()).unwrap();
@@ -251,7 +251,7 @@ fn every_change_of_the_manifest_is_named() {
             ),
         ],
     );
-    // Its own list of files, which nobody made anew.
+    // Its own list of files, which nobody made again.
     let whole = bench.files("o");
     let changes: [(&str, Change, &str); 3] = [
         ("size", |b| edit_manifest(b, |m| m["files"]["LICENSE"]["size"] = json!(1)), "files.LICENSE.size is 1"),

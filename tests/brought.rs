@@ -1,4 +1,4 @@
-//! What people bring: adapters as PEFT, transformers, Unsloth, DeepSpeed and torch.compile leave them. Each is merged like
+//! Adapters of other tools: as PEFT, transformers, Unsloth, DeepSpeed and torch.compile leave them. Each is merged like
 //! its plain form, or refused with a way out. Bases are in `brought_bases`.
 
 use std::collections::BTreeMap;

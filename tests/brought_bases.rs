@@ -1,4 +1,4 @@
-//! What people bring: bases whose files, links and number formats are other than a download's. Each is merged like its
+//! Bases of other tools: those whose files, links and number formats are other than a download's. Each is merged like its
 //! plain form, or refused with a way out. Adapters are in `brought`.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! Devices: whatever merges and encodes, the files are the same, and a card that fails costs nothing but time. Where
-//! there is no card, a simulated one stands in: its blocks are made by the processor, so that everything around them is
+//! Devices: whatever merges and encodes, the files are the same, and a GPU that fails costs nothing but time. Where
+//! there is no GPU, a simulated one stands in: its blocks are made by the processor, so that everything around them is
 //! tested; and what needs a real one says that it was skipped.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ const MIXTURES: &str = "f32,f16,bf16,q4_0,q4_1,q5_0,q5_1,q8_0,q2_k,q3_k_m,q4_k_m
 /// Mixtures that have every type that takes an importance.
 const WEIGHTED: &str = "q4_0,q4_1,q5_0,q5_1,q2_k,q3_k_m,q4_k_m,q5_k_m,iq4_nl,iq4_xs";
 
-/// The cards to hold against the processor: the simulated one, and a real one where it is there.
+/// The GPUs to hold against the processor: the simulated one, and a real one where it is there.
 fn cards() -> Vec<&'static str> {
     let bench = Bench::new();
     bench.base(64);

@@ -20,7 +20,7 @@ fn bench() -> Bench {
 }
 
 /// Compares `text` with the committed document `name`. What another version or processor may change is masked: the version,
-/// digests of files, and what is behind the point of a figure.
+/// digests of files, and what is after the point of a figure.
 fn compare(name: &str, text: &str) {
     let version = concat!("\"", env!("CARGO_PKG_VERSION"), "\"");
     let figures = ["rmse", "rms", "max_error", "cosine", "relative"];

@@ -353,7 +353,7 @@ fn what_verify_warns_of_is_mended_where_the_release_came_from() {
     assert!(!bench.ok("verify base").out.contains(warning), "a model without checksums may");
 }
 
-/// What people put beside a release is theirs: `--overwrite` takes the model, and the rest by a flag of its own.
+/// What users put beside a release is theirs: `--overwrite` takes the model, and the rest by a flag of its own.
 #[test]
 fn what_is_no_part_of_a_release_is_not_deleted_unasked() {
     let bench = Bench::new();

@@ -80,7 +80,7 @@ pub(crate) fn series(log: &[Value], key: &str) -> Vec<(u64, f64)> {
 }
 
 /// The files of a checkpoint that must not depend on it either: all but those that name its directory, and without
-/// where the run has left others behind.
+/// where the run has abandoned others.
 pub(crate) fn state(bench: &Bench, checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = bench.files(&checkpoint.to_string_lossy());
     assert_eq!(files.keys().map(String::as_str).collect::<Vec<_>>(), FILES);

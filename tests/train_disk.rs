@@ -9,7 +9,7 @@ use crate::workbench::{Bench, Said, said};
 /// Mounts a disk of memory at `disk` with options `$1`, runs `$2` there, and copies what is left to `kept`.
 const ON_A_DISK: &str = "mount -t tmpfs -o $1 none disk || exit 99; script=$2; shift 2; eval \"$script\"; code=$?; \
                          cp -r disk/. kept; exit $code";
-/// Fills the disk behind the second record, until both are told, then makes room again.
+/// Fills the disk after the second record, until both are told, then frees space again.
 const FULL_FOR_A_WHILE: &str = "\"$@\" 2>err & pid=$!; until [ $(cat disk/o/*/logging.jsonl 2>/dev/null | wc -l) -ge 2 \
     ]; do sleep 0.01; done; cat /dev/zero > disk/fill 2>/dev/null; until grep -q 'no checkpoint after step' err && \
     grep -q 'cannot write.*training continues' err || ! kill -0 $pid; do sleep 0.01; done; rm disk/fill; wait $pid; \

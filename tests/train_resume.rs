@@ -27,7 +27,7 @@ fn assert_same_run(bench: &Bench, run: &Path, whole: &Path) {
     }
 }
 
-/// Copies directory `from` to `to`, without the checkpoints of steps behind `last`.
+/// Copies directory `from` to `to`, without the checkpoints of steps after `last`.
 fn copy_up_to(bench: &Bench, from: &str, to: &str, last: u64) {
     for (name, bytes) in bench.files(from) {
         let step = name.split('/').find_map(|part| part.strip_prefix("checkpoint-")?.parse::<u64>().ok());
@@ -222,7 +222,7 @@ fn resuming_from_an_earlier_checkpoint_sets_later_ones_aside() {
     );
 }
 
-/// A checkpoint of a card goes on on the processor, which is told.
+/// A checkpoint of a GPU goes on on the processor, which is told.
 #[test]
 fn another_device_is_noted() {
     let bench = bench("qwen2");
@@ -364,7 +364,7 @@ fn two_processes_train_as_one() {
     assert_eq!(checkpoints(&bench, &run_of(&bench, "two")), [10, 15]);
     bench.refuses(&format!("{line} --resume_from_checkpoint true"), &["the number of ranks was 2"]);
 
-    // A signal to one of them ends both behind the same step, and two go on to the same end.
+    // A signal to one of them ends both after the same step, and two go on to the same end.
     let line = shared(1, 3).replace("_epochs 1", "_epochs 4");
     let both = |line: &str| {
         let said = start_two(&bench, line).map(|child| said(child.wait_with_output().unwrap()));

@@ -1,4 +1,4 @@
-//! `qft train` on rows as people bring them: what of each is learned, what is left out and by what name, and what a
+//! `qft train` on rows of many forms: what of each is trained on, what is left out and by what name, and what a
 //! checkpoint tells those who take it.
 
 use std::fs;
@@ -42,11 +42,11 @@ fn messages(messages: &[Value]) -> Value {
     json!({"messages": messages})
 }
 
-/// Of each row that a run below `output` has tokenized, what is learned.
+/// Of each row that a run below `output` has tokenized, what is trained on.
 fn learned(bench: &Bench, output: &str) -> Vec<Vec<String>> {
     let tokenizer = Tokenizer::from_file(bench.path("base/tokenizer.json")).unwrap();
     let files: Vec<_> = fs::read_dir(bench.path(output).join("tokens")).unwrap().map(|e| e.unwrap().path()).collect();
-    // The largest is the one that is learned from, if some is held out.
+    // The largest is the one that is trained on, if some is held out.
     let bytes = files.iter().map(|path| fs::read(path).unwrap()).max_by_key(Vec::len).unwrap();
     let set = SafeTensors::deserialize(&bytes).unwrap();
     let words = |name: &str| -> Vec<u32> {

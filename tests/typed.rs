@@ -1,4 +1,4 @@
-//! What people mistype or mistake at first: each gets a remedy that names what they meant.
+//! Common typing errors and mistakes: each gets a remedy that names what was meant.
 
 use std::fs;
 

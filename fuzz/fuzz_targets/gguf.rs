@@ -1,6 +1,6 @@
 //! The GGUF header. Every tensor lies within the file, and what is read lays out to the same bytes again.
 //! An input is a whole file; and also a header with some zeros after it, since a fuzzer that changes a shape rarely
-//! guesses the length of its data anew.
+//! guesses the length of its data again.
 
 #![no_main]
 

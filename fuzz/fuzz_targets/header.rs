@@ -1,6 +1,6 @@
 //! The safetensors header. Whatever qft accepts, the reference reader accepts too, and both see the same tensors.
 //! An input is a whole file; and also the JSON of a header with the file's data after it, since a fuzzer that changes
-//! a header's JSON rarely guesses its length anew.
+//! a header's JSON rarely guesses its length again.
 
 #![no_main]
 

@@ -21,7 +21,7 @@ pub(super) type Pair<'a> = (&'a Tensor, &'a Tensor);
 const NORMALIZED: &str = "is for an embedding that its class normalizes, so the change does not belong to its weight";
 
 impl Resolver<'_> {
-    /// Whether PEFT's changes of the embedding come behind a normalization.
+    /// Whether PEFT's changes of the embedding come after a normalization.
     fn is_normalized(&self) -> bool {
         tied::model_type(self.base).is_some_and(|kind| heads::is_normalized(&kind))
     }

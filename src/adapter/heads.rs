@@ -1,4 +1,5 @@
-//! Input embeddings and output heads by their names on disk: which belong together. What a merge makes of a pair is in `tied`.
+//! Input embeddings and output heads by their names on disk: which belong together. What a merge makes of a pair is in
+//! `tied`.
 
 /// A head, the embeddings that it may be tied to, and the model types for which that holds; all, if none is named.
 type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
@@ -106,7 +107,7 @@ pub(super) fn copies_of(embedding: &str, model_type: &str) -> &'static [&'static
 /// Model types in whose classes the flag does more than tie the head: other layers are tied by it, or inputs are scaled.
 const BOUND: [&str; 7] =
     ["diffusion_gemma", "moonshine", "prophetnet", "switch_transformers", "t5gemma2", "zamba", "zamba2"];
-/// Model types that normalize an embedding behind the look-up, where PEFT adds its delta.
+/// Model types that normalize an embedding after the look-up, where PEFT adds its delta.
 const NORMALIZED: [&str; 6] =
     ["inkling2", "inkling2_text", "inkling_mm_model", "inkling_text", "muse_glimmer", "muse_spark"];
 

@@ -31,7 +31,7 @@ impl Place {
         serde_json::from_str(&text).unwrap_or_default()
     }
 
-    /// Whether the run has left this checkpoint, of step `step`, behind: one of `others` is of a later branch, which
+    /// Whether the run has abandoned this checkpoint, of step `step`: one of `others` is of a later branch, which
     /// began before that step.
     pub(crate) fn is_left(self, step: u64, others: &[Self]) -> bool {
         others.iter().any(|other| other.branch > self.branch && other.branched_at < step)
@@ -39,7 +39,8 @@ impl Place {
 }
 
 /// The newest checkpoint below a training's output directory: of the run whose newest checkpoint was written last, the
-/// one of its last branch with the highest number that is a complete adapter. Runs lie at most two directories below `output`.
+/// one of its last branch with the highest number that is a complete adapter. Runs lie at most two directories below
+/// `output`.
 pub fn newest_checkpoint(output: &Path) -> Result<PathBuf> {
     let newest = |written: Written| -> Result<Option<PathBuf>> {
         let runs = if output.is_dir() {

@@ -1,5 +1,5 @@
-//! The way back: the tensors of a GGUF by their names in transformers, from the tables of the way there. A tensor
-//! without a name is refused, and so is a name without its tensor.
+//! The reverse conversion (to-hf): the tensors of a GGUF by their names in transformers, from the tables of the
+//! conversion. A tensor without a name is refused, and so is a name without its tensor.
 
 use std::collections::BTreeMap;
 

@@ -165,7 +165,7 @@ impl Settings {
         self.members.contains_key(key)
     }
 
-    /// The first of the settings `keys` that is there; null hides those behind it.
+    /// The first of the settings `keys` that is there; null hides those after it.
     pub(crate) fn first(&self, keys: &[&'static str]) -> Option<(&'static str, &Json)> {
         let key = keys.iter().find(|key| self.members.contains_key(**key))?;
         self.get(key).map(|value| (*key, value))

@@ -1,4 +1,4 @@
-//! The audit of a GGUF file: encode every tensor anew from base and adapters, in the type that the file gives it, and
+//! The audit of a GGUF file: encode every tensor again from base and adapters, in the type that the file gives it, and
 //! compare byte for byte. Its keys are held next door, in `keys`, where a manifest says that qft wrote them.
 
 use std::collections::BTreeMap;

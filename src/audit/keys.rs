@@ -22,7 +22,7 @@ pub(super) struct Source<'a> {
 pub(super) struct Keys {
     /// The first that is wrong.
     pub(super) problem: Option<String>,
-    /// What nothing tells, each behind "not checked: ".
+    /// What nothing tells, each after "not checked: ".
     pub(super) unchecked: Vec<String>,
     /// The mixture that the file says it is.
     pub(super) mixture: Option<FileType>,

@@ -1,4 +1,4 @@
-//! The audit of the manifest: every entry is made anew from base, adapters and the files that are there, and compared.
+//! The audit of the manifest: every entry is made again from base, adapters and the files that are there, and compared.
 //! What only its maker knew, such as where a base came from, is compared with what there is, or told.
 
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub(super) fn claimed_provenance(claims: &Claims) -> Provenance {
     Provenance { repo: claims.repo().map(str::to_owned), revision: claims.revision().map(str::to_owned) }
 }
 
-/// Makes the manifest of the release in `dir` anew; gives the first entry in which `claims` differ, and what nothing
+/// Makes the manifest of the release in `dir` again; gives the first entry in which `claims` differ, and what nothing
 /// tells.
 pub(super) fn compare_manifest(
     dir: &Path,

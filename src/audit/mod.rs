@@ -1,5 +1,5 @@
-//! The audit: whether a release is what its base and its adapters give. Every tensor is computed anew and compared byte
-//! for byte; of a directory with a manifest, every other file and every entry of the manifest, too. What nothing tells
+//! The audit: whether a release is what its base and its adapters give. Every tensor is computed again and compared
+//! byte for byte; of a directory with a manifest, every other file and every entry of the manifest, too. What nothing tells
 //! is named.
 //!
 //! ```no_run
@@ -124,7 +124,7 @@ impl Audit {
         Self { imatrix, ..self }
     }
 
-    /// Runs it. Nothing is resumed, and no card helps, whatever `how` says.
+    /// Runs it. Nothing is resumed, and no GPU helps, whatever `how` says.
     ///
     /// # Errors
     ///

@@ -208,7 +208,7 @@ fn tokenizer_of<'a>(adapters: &[&'a Path], choice: TokenizerChoice) -> Result<Op
 enum Way {
     Travels,
     Stays(&'static str),
-    /// It needs no word: weights and config.json, which are written anew, and what downloads leave.
+    /// It needs no word: weights and config.json, which are written again, and what downloads leave.
     Silent,
 }
 

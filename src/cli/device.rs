@@ -13,20 +13,20 @@ use super::note;
 /// Where to merge and encode.
 #[derive(Debug, Args)]
 pub(super) struct DeviceArgs {
-    /// Where to merge and encode: auto, cpu, cuda, cuda:N or cuda:all. The bytes don't depend on it. auto takes NVIDIA
-    /// cards if some are there and the job is done sooner with them, and goes on without one that fails.
+    /// Where to merge and encode: auto, cpu, cuda, cuda:N or cuda:all. The bytes don't depend on it. auto uses NVIDIA
+    /// GPUs if there are any and the job is faster with them, and continues without a GPU that fails.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto, hide_default_value = true)]
     device: Device,
-    /// Most memory to use on a card [default: 2GiB, or most of what is free].
+    /// Maximum memory to use on each GPU [default: 2GiB, and at most four fifths of its free memory].
     #[arg(long, value_name = "SIZE")]
     device_memory: Option<ByteSize>,
-    /// For tests: oom@N, lost@N or value@N fails the N-th block of the cards.
+    /// For tests: oom@N, lost@N or value@N fails the N-th block of the GPUs.
     #[arg(long, value_name = "FAULT", hide = true)]
     inject_fault: Option<Fault>,
 }
 
 impl DeviceArgs {
-    /// The cards for a job of `jobs` threads, opened in the background.
+    /// The GPUs for a job of `jobs` threads, opened in the background.
     pub(super) fn open(&self, jobs: usize, effort: &Effort) -> Cards {
         let pays = self.inject_fault.is_some() || effort.pays(jobs);
         match self.device {
@@ -38,7 +38,7 @@ impl DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// What a card would take of its memory and of the machine's, where one would be used.
+    /// What a GPU would take of its memory and of the machine's, where one would be used.
     pub(super) fn needs(&self, jobs: usize, effort: &Effort) -> Option<CardNeeds> {
         let used = match self.device {
             Device::Cpu => false,
@@ -49,7 +49,7 @@ impl DeviceArgs {
     }
 }
 
-/// A line where there was no card although one would have paid, and for each card that failed on the way.
+/// A line if there was no GPU although one would have been faster, and for each GPU that failed.
 pub(super) fn warn(cards: &Cards, used: &CardUse) {
     if cards.device() == Device::Auto
         && let Some(why) = cards.unavailable()
@@ -61,7 +61,7 @@ pub(super) fn warn(cards: &Cards, used: &CardUse) {
     }
 }
 
-/// What cards did, if they did anything: one line.
+/// What GPUs did, if they did anything: one line.
 pub(super) fn text(used: &CardUse) -> String {
     let left = match used.left {
         0 => String::new(),
@@ -74,7 +74,7 @@ pub(super) fn text(used: &CardUse) -> String {
         n => format!("{n} x {name}"),
     });
     let names: Vec<String> = names.collect();
-    // In the order of the names: of several cards, who made what.
+    // In the order of the names: of several GPUs, who made what.
     let each: Vec<String> = kinds.values().flatten().map(u64::to_string).collect();
     let each = if each.len() > 1 { format!(" ({})", each.join(" + ")) } else { String::new() };
     if names.is_empty() {

@@ -20,7 +20,7 @@ pub(super) fn plan_json(outputs: &[GgufOutput]) -> String {
     format!("{:#}\n", json!({"gguf": summaries(outputs)}))
 }
 
-/// The plan, for people: the type of each tensor and the size of each file.
+/// The plan, for users: the type of each tensor and the size of each file.
 pub(super) fn plan_text(outputs: &[GgufOutput]) -> String {
     let mut text = String::new();
     for output in outputs {
@@ -79,7 +79,7 @@ pub(super) fn report_json(outputs: &[GgufOutput], report: &Report, quality: Opti
     format!("{report:#}\n")
 }
 
-/// What was written, for people.
+/// What was written, for users.
 pub(super) fn report_text(outputs: &[GgufOutput], report: &Report) -> String {
     let mut text = files_text(outputs, report);
     let seconds = report.seconds.max(1e-3);

@@ -13,7 +13,7 @@ use qft::gguf::mixture::{Choices, FileType, TypeOverride};
 use qft::gpu::Effort;
 use qft::size::ByteSize;
 
-/// The mixtures as people type them.
+/// The mixtures as users type them.
 static NAMES: LazyLock<Vec<String>> =
     LazyLock::new(|| FileType::all().map(|mixture| mixture.name().to_lowercase()).collect());
 
@@ -41,7 +41,7 @@ pub(super) struct EncodingArgs {
     /// Weigh the errors of columns by an importance matrix, as llama-imatrix writes it in either format.
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// Give tensors whose name matches a type of their own; the first match decides. For example
+    /// Choose the type of tensors whose name matches; the first match decides. For example
     /// --tensor-type ffn_down=q6_k.
     #[arg(long, value_name = "REGEX=TYPE", num_args = 1..)]
     tensor_type: Vec<TypeOverride>,
@@ -54,10 +54,10 @@ pub(super) struct EncodingArgs {
     /// Give every tensor the mixture's base type.
     #[arg(long)]
     pure: bool,
-    /// Leave the output head as it is.
+    /// Leave the output head unchanged.
     #[arg(long)]
     leave_output_tensor: bool,
-    /// Cut GGUF files into parts of at most so many tensor bytes, named as llama.cpp's loader finds them.
+    /// Split GGUF files into parts of at most so many tensor bytes, with the names that llama.cpp's loader expects.
     #[arg(long, value_name = "SIZE")]
     split_max_size: Option<ByteSize>,
 }

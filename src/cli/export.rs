@@ -36,11 +36,11 @@ use super::{CANCEL, handle_signals, jobs, note, print};
 /// After a training run, `qft export --merge-lora --max-shard 2GB` is enough: it takes the newest checkpoint below
 /// ./output and the base that this names. Without --merge-lora, export reshards and casts a model.
 ///
-/// The output is written beside its destination and put in place by one rename, so that the destination is either
-/// complete or as it was. It holds the weights with an index, config.json changed only where the merge demands it,
+/// The output is written beside its destination and put in place by one rename, so the destination is either
+/// complete or unchanged. It has the weights with an index, config.json changed only where the merge requires it,
 /// the tokenizer and the other companions, SHA256SUMS and qft-manifest.json.
 ///
-/// ms-swift's flags mean what they mean there: --ckpt_dir, --adapters, --model, --merge_lora true,
+/// ms-swift's flags have the same meaning: --ckpt_dir, --adapters, --model, --merge_lora true,
 /// --safe_serialization true, --max_shard_size, --output_dir; underscores or dashes.
 #[expect(clippy::doc_markdown, reason = "the text is shown in a terminal")]
 #[derive(Debug, Args)]
@@ -59,7 +59,7 @@ pub(crate) struct ExportArgs {
     /// The destination; must be empty or absent unless --overwrite is given [default: <adapter>-merged].
     #[arg(long, alias = "output-dir", value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Most tensor bytes of a safetensors file: KB, MB, GB, TB as the Hub counts them, or KiB, MiB, GiB, TiB
+    /// Maximum tensor bytes of a safetensors file: KB, MB, GB, TB as the Hub counts them, or KiB, MiB, GiB, TiB
     /// [default: 5GB; with --gguf, no safetensors are written unless this is given].
     #[arg(long, alias = "max-shard-size", value_name = "SIZE")]
     max_shard: Option<ByteSize>,
@@ -69,19 +69,19 @@ pub(crate) struct ExportArgs {
     /// Cast the weights: bf16, f16 or f32 [default: the base's own types].
     #[arg(long, alias = "torch-dtype", value_name = "TYPE")]
     dtype: Option<Float>,
-    /// Whose tokenizer the release has: base, adapter, or auto (the adapter's, if it has a whole one).
+    /// The tokenizer of the release: base, adapter, or auto (the adapter's, if it has a complete one).
     #[arg(long, value_name = "WHOSE", default_value = "auto", hide_default_value = true)]
     tokenizer: TokenizerChoice,
-    /// Write the largest finite value where one is beyond the output type, instead of refusing.
+    /// Write the largest finite value instead of a value outside the output type's range, which is refused otherwise.
     #[arg(long)]
     allow_overflow: bool,
-    /// Exchange an existing destination, whole and in one step. What is no part of a model there is not deleted.
+    /// Exchange an existing destination as a whole, in one step. Files that are not part of a model are not deleted.
     #[arg(long)]
     overwrite: bool,
-    /// With --overwrite: delete what else lies in the destination, too.
+    /// With --overwrite: also delete the other files of the destination.
     #[arg(long, requires = "overwrite")]
     delete_others: bool,
-    /// Take over the shards that an interrupted run of the same export finished, after checking them.
+    /// Use the shards that an interrupted run of the same export finished, after checking them.
     #[arg(long)]
     resume: bool,
     /// Print what would be done, and do nothing.
@@ -152,7 +152,7 @@ fn job(args: &ExportArgs) -> &'static str {
     }
 }
 
-/// Flags that contradict each other or ask for what qft does not do.
+/// Flags that contradict each other, or are unsupported.
 fn check(args: &ExportArgs) -> qft::Result<()> {
     if !args.safe_serialization {
         return Err(Error::unsupported("--safe-serialization false: qft writes safetensors only", "drop the flag"));
@@ -209,7 +209,7 @@ fn plan(args: &ExportArgs) -> qft::Result<(ExportPlan, Cards)> {
     Ok((Export::of(base).found(provenance).adapters(adapters).options(options).plan(&out)?, cards))
 }
 
-/// Most tensor bytes of a safetensors file; `None` if none are written.
+/// Maximum tensor bytes of a safetensors file; `None` if none are written.
 fn max_shard(args: &ExportArgs) -> Option<ByteSize> {
     args.max_shard.or_else(|| args.gguf.is_empty().then_some(DEFAULT_SHARD))
 }
@@ -242,7 +242,7 @@ fn default_out(found: &[Found], base: &Path, provenance: &Provenance) -> PathBuf
     }
 }
 
-/// The plan, for people.
+/// The plan, for users.
 fn plan_text(plan: &ExportPlan, summary: &PlanSummary) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
@@ -335,7 +335,7 @@ fn word(choice: impl Serialize) -> String {
     json!(choice).as_str().unwrap_or_default().to_owned()
 }
 
-/// The closing summary, for people.
+/// The closing summary, for users.
 fn report_text(plan: &ExportPlan, report: &Report, timings: bool) -> String {
     let mut text = String::new();
     for shard in &plan.shards {

@@ -27,13 +27,13 @@ pub(super) struct FileJobArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     pub(super) out: PathBuf,
-    /// Write the largest finite value where one is beyond the type's range, instead of refusing.
+    /// Write the largest finite value instead of a value outside the type's range, which is refused otherwise.
     #[arg(long)]
     allow_overflow: bool,
-    /// Replace the file of this name that is there, or all parts of it.
+    /// Replace an existing file of this name, or all parts of it.
     #[arg(long)]
     pub(super) overwrite: bool,
-    /// Take over the parts that an interrupted run finished, after checking them.
+    /// Use the parts that an interrupted run finished, after checking them.
     #[arg(long)]
     resume: bool,
     /// Print the type of each tensor and the sizes, and do nothing.
@@ -68,7 +68,7 @@ impl FileJobArgs {
         self.mixture.name().to_lowercase()
     }
 
-    /// The cards for reading that many bytes of that many weights.
+    /// The GPUs for reading that many bytes of that many weights.
     pub(super) fn open_cards(&self, input: u64, weights: u64) -> Cards {
         if self.dry_run {
             return Cards::none();
@@ -76,7 +76,7 @@ impl FileJobArgs {
         self.device.open(jobs(self.jobs), &encoding_effort(input, weights, &[self.mixture], &self.encoding))
     }
 
-    /// What happens to a finite value beyond the output type.
+    /// What happens to a finite value outside the output type's range.
     pub(super) fn overflow(&self) -> Overflow {
         if self.allow_overflow { Overflow::Clamp } else { Overflow::Refuse }
     }

@@ -11,7 +11,7 @@ use super::encoding::ConversionArgs;
 use super::file_job::FileJobArgs;
 use super::models::{find_base, overwrite};
 
-/// Make a GGUF file of a Hugging Face model: what llama.cpp's converter and llama-quantize make of it, in one pass.
+/// Convert a Hugging Face model to GGUF: the file of llama.cpp's converter and llama-quantize, in one pass.
 ///
 /// `qft export --merge-lora --gguf TYPE` does the same while it merges an adapter.
 #[derive(Debug, Args)]

@@ -16,7 +16,7 @@ use super::{jobs, print};
 
 /// Show what is in a model, an adapter, or a safetensors or GGUF file.
 ///
-/// Reads headers only, unless --stats asks for the values.
+/// Reads headers only; with --stats, it reads the values, too.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// A model's or adapter's directory, or one .safetensors or .gguf file; of a split model, any part.
@@ -98,7 +98,7 @@ fn text(found: &Inspection, with_stats: bool) -> String {
     out
 }
 
-/// The settings that people look for first.
+/// The settings that users look for first.
 fn settings(found: &Inspection) -> Vec<(&'static str, String)> {
     const KEYS: [&str; 14] = [
         "architectures",

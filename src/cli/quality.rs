@@ -17,10 +17,10 @@ use super::table::columns;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Quality of the encoding")]
 pub(super) struct QualityArgs {
-    /// Print how far the encoded values of each tensor are from their own, sums by kind, and the worst ten.
+    /// Print the errors of the encoded values of each tensor, sums by kind, and the worst ten.
     #[arg(long)]
     report: bool,
-    /// Write that as an HTML page, once all else is written.
+    /// Write the same as an HTML page, after all other files.
     #[arg(long, value_name = "FILE")]
     report_html: Option<PathBuf>,
 }
@@ -71,7 +71,7 @@ pub(super) fn quality(outputs: &[GgufOutput], report: &Report) -> QualityReport 
     QualityReport::new(outputs, &report.quality)
 }
 
-/// The report, for people: every tensor, sums by kind, the worst ten.
+/// The report, for users: every tensor, sums by kind, the worst ten.
 fn text(report: &QualityReport) -> String {
     let mut text = String::new();
     for output in &report.outputs {

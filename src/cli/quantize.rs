@@ -16,7 +16,7 @@ use super::file_job::FileJobArgs;
 pub(crate) struct QuantizeArgs {
     /// The model: a GGUF file, F32, F16 or BF16, or any part of a split one.
     model: PathBuf,
-    /// Encode anew what is quantized already, which loses more than quantizing the original.
+    /// Encode quantized weights again, which gives larger errors than encoding the original.
     #[arg(long)]
     allow_requantize: bool,
     #[command(flatten)]

@@ -1,5 +1,5 @@
 //! The reference page of the command line, `docs/reference/cli.md`, generated from the flags. A test holds the
-//! committed page against them; `QFT_BLESS=1 cargo test` writes it anew.
+//! committed page against them; `QFT_BLESS=1 cargo test` writes it again.
 
 #[cfg(test)]
 mod tests {

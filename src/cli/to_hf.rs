@@ -19,11 +19,11 @@ use super::models::overwrite;
 use super::table::count;
 use super::{CANCEL, handle_signals, jobs, note, print};
 
-/// Turn a GGUF model back into a directory that transformers loads.
+/// Convert a GGUF model to a directory that transformers loads.
 ///
 /// Every tensor is decoded, put in transformers' order and written as safetensors; config.json, generation_config.json,
-/// the tokenizer and the chat templates are made from the file's metadata. What can't be carried over is refused by
-/// name. The values are those of the GGUF file: quantizing lost what it lost.
+/// the tokenizer and the chat templates are made from the file's metadata. What can't be converted is refused by
+/// name. The values are those of the GGUF file, with the errors of its quantization.
 ///
 /// A model without output.weight is tied. One with it is untied, and keeps both matrices as the file has them; --tie
 /// writes the head's weight, which quantizers give more bits, for both.
@@ -36,7 +36,7 @@ pub(crate) struct ToHfArgs {
     /// The destination; must be empty or absent unless --overwrite is given.
     #[arg(long, alias = "output-dir", value_name = "DIR")]
     out: PathBuf,
-    /// Most tensor bytes of a weight file: KB, MB, GB, TB as the Hub counts them, or KiB, MiB, GiB, TiB.
+    /// Maximum tensor bytes of a weight file: KB, MB, GB, TB as the Hub counts them, or KiB, MiB, GiB, TiB.
     #[arg(long, alias = "max-shard-size", value_name = "SIZE", default_value = "5GB")]
     max_shard: ByteSize,
     /// Type of the weights: bf16, f16 or f32.
@@ -48,13 +48,13 @@ pub(crate) struct ToHfArgs {
     /// Copy the tokenizer's files from this directory instead of making them.
     #[arg(long, alias = "tokenizer-dir", value_name = "DIR")]
     tokenizer: Option<PathBuf>,
-    /// Exchange an existing destination, whole and in one step. What is no part of a model there is not deleted.
+    /// Exchange an existing destination as a whole, in one step. Files that are not part of a model are not deleted.
     #[arg(long)]
     overwrite: bool,
-    /// With --overwrite: delete what else lies in the destination, too.
+    /// With --overwrite: also delete the other files of the destination.
     #[arg(long, requires = "overwrite")]
     delete_others: bool,
-    /// Take over the weight files that an interrupted run of the same conversion finished, after checking them.
+    /// Use the weight files that an interrupted run of the same conversion finished, after checking them.
     #[arg(long)]
     resume: bool,
     /// Print JSON.

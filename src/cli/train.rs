@@ -33,7 +33,7 @@ const LONG_ABOUT: &str = "Fine-tune a model with LoRA: the checkpoints are PEFT'
     reads them from a TOML file, whose keys are the flags' names; the command line overrides it.\n\nCheckpoints go to \
     output/<model>/v<N>-<time>/checkpoint-<step>/, each published by one rename.";
 
-/// The flags that are no settings of the run.
+/// The flags that are not settings of the run.
 #[derive(Debug, Args)]
 struct RunArgs {
     /// Settings from a TOML file: the flags' names without dashes in front, such as `lora_rank = 8`.
@@ -48,7 +48,7 @@ struct RunArgs {
     /// Worker threads [default: one a core].
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
-    /// Print where the card's time of the last step went.
+    /// Print where the GPU's time of the last step went.
     #[arg(long, hide = true)]
     timings: bool,
 }
@@ -227,7 +227,7 @@ fn prepare(args: &TrainArgs, launch: &Launch, progress: &dyn TrainProgress) -> q
     Ok(plan)
 }
 
-/// Of several processes on one host, each has a card of its own.
+/// Of several processes on one host, each has a GPU of its own.
 fn own_device(device: Device, launch: &Launch) -> Device {
     match device {
         Device::Auto | Device::Cuda | Device::All if launch.count > 1 && Cards::count() > 0 => {
@@ -237,7 +237,7 @@ fn own_device(device: Device, launch: &Launch) -> Device {
     }
 }
 
-/// The report, for people: where the run is, what it came to, and what to do next.
+/// The report, for users: where the run is, what it came to, and what to do next.
 fn report_text(report: &TrainReport, settings: &Settings) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
@@ -245,7 +245,7 @@ fn report_text(report: &TrainReport, settings: &Settings) -> String {
     let skipped = if report.skipped > 0 { format!(", {} skipped", report.skipped) } else { String::new() };
     row("steps", format!("{steps} of {max_steps}{skipped}"));
     let held_out = report.eval_loss.map_or(String::new(), |loss| format!(", held out {loss:.4}"));
-    // A run that was resumed behind its end has done nothing.
+    // A run that was resumed after its end has done nothing.
     if report.tokens > 0 {
         row("loss", format!("{:.4}, at the end {:.4}{held_out}", report.loss, report.last_loss));
         let rate = report.tokens as f64 / report.seconds.max(1e-9);
@@ -266,7 +266,7 @@ fn report_text(report: &TrainReport, settings: &Settings) -> String {
     if let Some(command) = &report.logs.command {
         row("swanlab", command.clone());
     }
-    // What was interrupted may have been the last look at the held-out data.
+    // What was interrupted may have been the last evaluation on held-out data.
     let unfinished = report.interrupted && steps < max_steps;
     row("next", if unfinished { go_on(report, settings) } else { merge(report, settings) });
     lines(&rows) + &timings_text(report)
@@ -283,7 +283,7 @@ fn merge(report: &TrainReport, settings: &Settings) -> String {
     format!("qft export --merge-lora{} --max-shard 2GB", adapter.unwrap_or_default())
 }
 
-/// How to go on behind an interruption: with the checkpoint's factors and data, not with those that the run began with.
+/// How to resume after an interruption: with the checkpoint's factors and data, not with those that the run began with.
 fn go_on(report: &TrainReport, settings: &Settings) -> String {
     let Some(checkpoint) = &report.checkpoint else { return "the same command: no step was finished".to_owned() };
     let from = quoted(&checkpoint.to_string_lossy());
@@ -337,7 +337,7 @@ fn report_json(report: &TrainReport) -> String {
     format!("{json:#}\n")
 }
 
-/// The plan, for people.
+/// The plan, for users.
 fn plan_text(plan: &TrainPlan) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
@@ -400,7 +400,7 @@ mod tests {
         parse(&format!("qft train --model m --dataset d {flags}")).unwrap().settings().unwrap()
     }
 
-    /// What people run today with ms-swift.
+    /// A common configuration of ms-swift.
     const COMMAND: &str = "qft train --model Qwen/Qwen2.5-7B-Instruct --dataset data.jsonl --train_type lora \
         --bf16 true --max_length 3072 --packing true --gradient_checkpointing true --lora_rank 8 --lora_alpha 32 \
         --lora_dropout 0.1 --target_modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj \

@@ -23,10 +23,10 @@ use super::models::{AdapterSpec, find_adapters, find_base, newest_adapter};
 use super::table::count;
 use super::{CANCEL, EXIT_DIFFERENT, EXIT_INTERRUPTED, handle_signals, jobs, note, print};
 
-/// Check a release: every digest, and every rule of the formats of its weights, safetensors and GGUF.
+/// Check a release: every digest, and every rule of its weights' formats, safetensors and GGUF.
 ///
 /// With --audit, also recompute every tensor from the base and the adapters and compare byte for byte; and of a release
-/// with a manifest every other file, the keys of GGUF files, and the manifest's own entries. What nothing tells is named.
+/// with a manifest every other file, the keys of GGUF files, and the manifest's own entries. What can't be checked is named.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// The release, or one .gguf file.
@@ -41,7 +41,7 @@ pub(crate) struct VerifyArgs {
     /// ./output, if the release was made from it].
     #[arg(long, value_name = "DIR|ID[=WEIGHT]", num_args = 1.., requires = "audit")]
     adapter: Vec<AdapterSpec>,
-    /// The imatrix that the release's GGUF files were made with, if they were.
+    /// The imatrix that the release's GGUF files were made with, if any.
     #[arg(long, value_name = "FILE", requires = "audit")]
     imatrix: Option<PathBuf>,
     /// Print JSON.

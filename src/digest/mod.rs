@@ -78,7 +78,7 @@ pub(crate) fn of_model<'a>(tensors: impl Iterator<Item = (&'a str, String, &'a [
     hasher.finish()
 }
 
-/// Bytes that are digested between two looks at `cancel`.
+/// Bytes that are digested between two checks of `cancel`.
 const STEP: usize = 8 << 20;
 
 /// Digests `files`, each given with its size, with at most `jobs` threads. The result has their order, and an error in

@@ -1,6 +1,6 @@
 //! A BLAKE3 digest from pieces that are made anywhere, in any order: their chaining values are the leaves of a tree
 //! whose root is the digest (<https://github.com/BLAKE3-team/BLAKE3-specs>, sections 2.1 and 2.4). The values are
-//! made here for the processor, and in gpu/lanes/kernels/blake3.cu on a card.
+//! made here for the processor, and in gpu/lanes/kernels/blake3.cu on a GPU.
 
 use std::sync::{Mutex, PoisonError};
 

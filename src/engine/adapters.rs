@@ -36,7 +36,7 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// Columns behind those of the weights and of their inputs: one for each row of every `A`, rounded up to
+    /// Columns after those of the weights and of their inputs: one for each row of every `A`, rounded up to
     /// [`PADDING_STEP`].
     pub fn padding(&self) -> usize {
         (self.slots.len() * self.rank).next_multiple_of(PADDING_STEP)

@@ -1,9 +1,9 @@
-//! Where a vector lies on a card, for those who work on it beside the engine: an all-reduce, most of all.
+//! Where a vector lies on a GPU, for those who work on it beside the engine: an all-reduce, most of all.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
 
-/// The f32 of a vector on a card, borrowed from it. Work on them is to be enqueued on the stream.
+/// The f32 of a vector on a GPU, borrowed from it. Work on them is to be enqueued on the stream.
 #[derive(Debug)]
 pub struct DeviceBuffer<'v> {
     address: u64,
@@ -16,8 +16,8 @@ impl DeviceBuffer<'_> {
     /// `len` values at `address`.
     ///
     /// # Safety
-    /// They must be on the card whose context is current on this thread, and stay there while this lives; `stream` must
-    /// be a live stream of that card, as the driver knows it.
+    /// They must be on the GPU whose context is current on this thread, and stay there while this lives; `stream` must
+    /// be a live stream of that GPU, as the driver knows it.
     pub(super) unsafe fn new(address: u64, len: usize, stream: *mut c_void) -> Self {
         Self { address, len, stream, vector: PhantomData }
     }

@@ -40,7 +40,7 @@ pub trait Forward: Engine {
         back: bool,
     ) -> Result<Self::Matrix>;
     /// Causal attention of queries, `[T, query heads * size]`, within each segment: outputs of the same shape with
-    /// `padding`, and the logarithms of the sums of exponentials of the scaled scores, f32, for the way back.
+    /// `padding`, and the logarithms of the sums of exponentials of the scaled scores, f32, for the backward pass.
     fn attend(
         &self,
         queries: Columns<'_, Self::Matrix>,

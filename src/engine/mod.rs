@@ -1,9 +1,9 @@
 //! What a device can do for a transformer: hold its values ([`Engine`]), compute its outputs ([`Forward`]), go back from
 //! the loss ([`Backward`]), and update what is trained ([`Optimizer`]). A model is written once, over these. `cpu`
-//! computes in f32 and is what tests hold the cards against; `cuda` computes in bf16 with f32 accumulation. Knows no
+//! computes in f32 and is what tests hold the GPUs against; `cuda` computes in bf16 with f32 accumulation. Knows no
 //! model, no data set and no other process.
 //!
-//! An adapter rides in padding columns. Weights that share an input are stacked along rows into `[N, K + padding]`: behind
+//! An adapter is in padding columns. Weights that share an input are stacked along rows into `[N, K + padding]`: after
 //! the base's columns lie the modules' `s * B`, each in its own rows and rank columns, zero elsewhere. Inputs have the
 //! same padding columns, which hold `dropout(x) * A^T`. One product then gives the base's outputs and every delta, and
 //! one product of the backward pass gives the gradients of the input and of `x * A^T`. Without adapters there is no
@@ -41,10 +41,10 @@ use crate::checkpoint::Tensor;
 
 /// A device: what it holds, and how values come there and back.
 ///
-/// Matrices are row-major; "`[T, C]` with `padding`" means that each row has that many more columns behind its `C` values,
+/// Matrices are row-major; "`[T, C]` with `padding`" means that each row has that many more columns after its `C` values,
 /// which are unspecified until [`Forward::adapt`] fills them. `T` is the number of tokens of a micro-batch.
 pub trait Engine {
-    /// A matrix on the device, in its compute type: f32 on the processor, bf16 on cards.
+    /// A matrix on the device, in its compute type: f32 on the processor, bf16 on GPUs.
     type Matrix;
     /// A vector of f32 on the device.
     type Vector;
@@ -61,7 +61,7 @@ pub trait Engine {
     fn write(&self, vector: &mut Self::Vector, values: &[f32]) -> Result<()>;
     /// Sets every value to zero.
     fn zero(&self, vector: &mut Self::Vector) -> Result<()>;
-    /// Where the vector lies, if that is on a card, whose context is then current on this thread.
+    /// Where the vector lies, if that is on a GPU, whose context is then current on this thread.
     fn buffer<'v>(&'v self, _: &'v mut Self::Vector) -> Result<Option<DeviceBuffer<'v>>> {
         Ok(None)
     }
@@ -95,8 +95,8 @@ pub trait Engine {
     fn timings(&self) -> Result<BTreeMap<&'static str, f64>> {
         Ok(BTreeMap::new())
     }
-    /// What the device is called, for people.
+    /// What the device is called, for users.
     fn name(&self) -> String;
-    /// The type that it computes in, for people.
+    /// The type that it computes in, for users.
     const TYPE: &'static str;
 }

@@ -2,7 +2,7 @@
 
 use crate::arch::Heads;
 
-/// Columns of a matrix from `first` on, as many as the operation takes. On cards, `first` is a multiple of 8.
+/// Columns of a matrix from `first` on, as many as the operation takes. On GPUs, `first` is a multiple of 8.
 #[derive(Debug)]
 pub struct Columns<'m, M> {
     /// The matrix.

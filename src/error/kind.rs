@@ -22,7 +22,7 @@ use super::Error;
 /// | `Peer` | another process of the run failed, and has said why itself | 1 | its own error says |
 /// | `Busy` | another process holds what is needed | 75 | yes |
 /// | `OutOfMemory` | memory, of the host or of a GPU, was too small | 75 | yes |
-/// | `StorageFull` | a disk has no room | 75 | yes |
+/// | `StorageFull` | a disk has no free space | 75 | yes |
 /// | `Interrupted` | the run was cancelled from outside | 130 | the one who cancelled knows |
 /// | `Bug` | a promise between two parts of qft was broken | 1 | no |
 ///
@@ -65,7 +65,7 @@ pub enum ErrorKind {
         /// The bytes that were free, if they are known.
         free: Option<u64>,
     },
-    /// A disk has no room.
+    /// A disk has no free space.
     StorageFull {
         /// The bytes that were needed, if they are known.
         needed: Option<u64>,

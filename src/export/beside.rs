@@ -1,4 +1,4 @@
-//! What lies beside the weights of a release: the files that are written anew, and those that are copied. A plan makes
+//! What lies beside the weights of a release: the files that are written again, and those that are copied. A plan makes
 //! them, and an audit holds a release against them.
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::text::TurnEnd;
 
 /// The files beside the weights, but for the index of shards.
 pub(crate) struct Beside {
-    /// Name and text of what is written anew.
+    /// Name and text of what is written again.
     pub(crate) texts: Vec<(String, String)>,
     /// What base and adapters have, that of which a text takes the place included.
     pub(crate) companions: Vec<Companion>,

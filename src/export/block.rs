@@ -23,7 +23,7 @@ pub(crate) struct MergedTensor<'a> {
     merge: Mutex<(usize, Option<Arc<Prepared<'a>>>)>,
 }
 
-/// A tensor's arithmetic, and what of it is on the cards.
+/// A tensor's arithmetic, and what of it is on the GPUs.
 pub(super) struct Prepared<'a> {
     pub(super) merge: Merge<'a>,
     pub(super) factors: Resident,
@@ -106,7 +106,7 @@ impl<'a> Ready<'_, 'a> {
         &source.bytes()[elements.start * size..elements.end * size]
     }
 
-    /// As [`Self::fill`], on a card as far as there is one.
+    /// As [`Self::fill`], on a GPU as far as there is one.
     fn fill_with(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()> {
         let mut done = 0;
         if let (Some(prepared), Some(capacity)) = (&self.merge, assist.capacity()) {

@@ -211,7 +211,7 @@ pub(crate) struct Encoder<'a> {
     vector: Vector,
     /// Error sums by the first byte of the range that they were made for; absent if they are not wanted.
     sums: Option<Mutex<BTreeMap<usize, ErrorSums>>>,
-    /// The importance on the cards.
+    /// The importance on the GPUs.
     importance: Resident,
 }
 
@@ -281,7 +281,7 @@ impl<'a> Encoder<'a> {
             (bytes, wanted.clone(), wanted.start - range.start..wanted.end - range.start)
         };
         let mut next = units.start;
-        // On a card, as many chunks at once as it takes.
+        // On a GPU, as many chunks at once as it takes.
         let at_once = assist.capacity().unwrap_or(0) / (step * self.unit) * step;
         while at_once > 0 && next < units.end {
             let several = next..units.end.min(next + at_once);

@@ -20,7 +20,7 @@ pub(crate) struct Merged {
     pub(crate) tensors: Vec<OutputTensor>,
     /// The text of config.json; `None` if the base has none.
     pub(crate) config: Option<String>,
-    /// What was changed in it, for people.
+    /// What was changed in it, for users.
     pub(crate) config_changes: Vec<String>,
     /// What deserves a look.
     pub(crate) warnings: Vec<String>,

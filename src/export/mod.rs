@@ -92,7 +92,7 @@ pub struct Report {
     pub seconds: f64,
     /// Seconds of all workers, by stage.
     pub timings: Timings,
-    /// What cards had to do with it.
+    /// What GPUs had to do with it.
     pub cards: CardUse,
 }
 

@@ -109,7 +109,7 @@ pub struct ExportPlan {
     pub companions: Vec<Companion>,
     /// Files of the inputs that are not copied, and why.
     pub left_out: Vec<LeftOut>,
-    /// What was changed in config.json and `generation_config.json`, for people.
+    /// What was changed in config.json and `generation_config.json`, for users.
     pub config_changes: Vec<String>,
     /// Files at the destination that are no part of the model there, and go with it; of a GGUF file, those of an older
     /// model of its name.
@@ -279,8 +279,8 @@ fn findings(
     })
 }
 
-/// Refuses what no loader takes, if safetensors are written; gives all else that is about what is written as warnings. A base whose vocabulary is kept as it
-/// came may be of a class that has rows of its own.
+/// Refuses what no loader takes, if safetensors are written; gives all else that is about what is written as warnings.
+/// A base whose vocabulary is kept as it came may be of a class that has rows of its own.
 fn judge(findings: Vec<Finding>, strictly: bool, keeps_vocabulary: bool) -> Result<Vec<String>> {
     let refused = |finding: &&Finding| {
         strictly && finding.weight == Weight::Refuse && !(keeps_vocabulary && finding.rule == "vocabulary")

@@ -1,4 +1,4 @@
-//! Where an answer ends: what the chat template writes behind the assistant's words must be known to servers, or a release
+//! Where an answer ends: what the chat template writes after the assistant's words must be known to servers, or a release
 //! never stops. It is added to the list of `generation_config.json`, as a change that plan and manifest show.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 /// A changed `generation_config.json`.
 pub(super) struct Stop {
     pub(super) text: String,
-    /// What was changed, for people.
+    /// What was changed, for users.
     pub(super) change: String,
 }
 

@@ -1,4 +1,4 @@
-//! A plan as data, for programs and for the text that people read.
+//! A plan as data, for programs and for the text that users read.
 
 use std::collections::BTreeMap;
 
@@ -110,7 +110,7 @@ pub struct Needs {
     pub memory_bytes: u64,
     /// Worker threads.
     pub jobs: usize,
-    /// What a card takes, where one is used.
+    /// What a GPU takes, where one is used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub card: Option<CardNeeds>,
 }
@@ -161,7 +161,7 @@ pub struct EncodedSummary {
 }
 
 impl ExportPlan {
-    /// The plan as data, for a run of `jobs` workers without a card.
+    /// The plan as data, for a run of `jobs` workers without a GPU.
     pub fn summary(&self, jobs: usize) -> PlanSummary {
         let changed = self.merged.iter().filter(|t| t.source.is_changed());
         let companion = |source| match source {

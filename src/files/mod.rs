@@ -1,4 +1,4 @@
-//! Reading files that nobody vouches for: mapped, or opened as small texts with a bound. Knows no format.
+//! Reading untrusted files: mapped, or opened as small texts with a bound. Knows no format.
 
 mod mapping;
 mod open;

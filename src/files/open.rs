@@ -1,4 +1,4 @@
-//! Opening input files that nobody vouches for: regular files only, never waiting on a pipe, small files bounded.
+//! Opening untrusted input files: regular files only, never waiting on a pipe, small files bounded.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;

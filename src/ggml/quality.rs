@@ -1,5 +1,5 @@
 //! How far encoded values are from those that they stand for: sums that add up in any grouping of blocks, and the
-//! figures that people read.
+//! figures that users read.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,11 +1,11 @@
-//! Whether a text that a key would hold tells of a path on somebody's disk. PEFT, trainers and llama.cpp's tools write
+//! Whether a text that a key would hold tells of a local path. PEFT, trainers and llama.cpp's tools write
 //! paths where a reader expects the id of a model, and so a release would tell where its maker keeps things.
 
 /// Keys that may hold a path below the model's own directory: `license_link: ./LICENSE`.
 const RELATIVE: [&str; 1] = ["general.license.link"];
 /// Keys that hold ids, names and addresses of other models and of data: more than one slash there is a path.
 const IDS: [&str; 4] = ["general.base_model.", "general.dataset.", "general.source.", "general.tags"];
-/// The address of the Hub, behind which an id stands.
+/// The address of the Hub, after which an id stands.
 const HUB: &str = "huggingface.co/";
 
 /// Whether `text`, as the value of `key` or an element of it, tells of a path on a disk.
@@ -24,7 +24,7 @@ pub(super) fn is_path_for_id(text: &str) -> bool {
         let id = rest.split_once(HUB).map(|(_, id)| id);
         return is_absolute(text) || is_absolute(behind) || id.is_some_and(|id| is_absolute(id) || is_relative(id));
     }
-    // Tags name what they speak of behind colons: `base_model:adapter:/home/me/base`.
+    // Tags name what they speak of after colons: `base_model:adapter:/home/me/base`.
     let last = text.rsplit(':').next().unwrap_or(text);
     [text, last].into_iter().any(|text| is_absolute(text) || is_relative(text) || text.matches('/').count() > 1)
 }

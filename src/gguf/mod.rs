@@ -1,5 +1,5 @@
 //! GGUF, the file format of llama.cpp: reading and laying out files, naming tensors, choosing and encoding types, and
-//! the way back to a Hugging Face directory. Streams nothing; `export` does.
+//! the reverse conversion to a Hugging Face directory. Streams nothing; `export` does.
 
 mod bad;
 mod card;

@@ -47,7 +47,7 @@ pub fn split(stem: &str, metadata: &Metadata, tensors: &[TensorForm<'_>], max_si
     let ends = starts.iter().skip(1).copied().chain([tensors.len()]);
     let part = |(number, tensors): (u16, Range<usize>)| {
         let mut metadata = if number == 0 { metadata.clone() } else { Metadata::default() };
-        // The count is last, since llama-gguf-split sets it anew when it knows it.
+        // The count is last, since llama-gguf-split sets it again when it knows it.
         let keys =
             [(SPLIT_NO, Value::U16(number)), (SPLIT_TENSORS, Value::I32(total)), (SPLIT_COUNT, Value::U16(count))];
         for (key, value) in keys {

@@ -1,4 +1,4 @@
-//! A manifest that nobody vouches for, read member by member: one that has not the form that it should have counts as
+//! An untrusted manifest, read member by member: one that has not the form that it should have counts as
 //! absent, and takes no other with it.
 
 use serde::de::DeserializeOwned;

@@ -51,7 +51,7 @@ pub struct Manifest {
     pub base: Base,
     /// In the order in which they were applied.
     pub adapters: Vec<Adapter>,
-    /// A line for each change of config.json and `generation_config.json`, for people.
+    /// A line for each change of config.json and `generation_config.json`, for users.
     pub config_changes: Vec<String>,
     /// By name, every file but the manifest and the checksums.
     pub files: BTreeMap<String, File>,

@@ -1,4 +1,4 @@
-//! Ranks that sum what lies on cards by NCCL, and everything else by TCP, by which they also find each other's cards
+//! Ranks that sum what lies on GPUs by NCCL, and everything else by TCP, by which they also find each other's GPUs
 //! and notice one that dies. Where NCCL is missing on any rank, all sum by TCP.
 
 use std::ffi::c_void;
@@ -11,18 +11,18 @@ use super::{CardSum, Ranks, TcpRanks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::nccl::{Communicator, Functions, UniqueId};
 
-/// How long connecting the cards may take, where nothing says that it failed.
+/// How long connecting the GPUs may take, where nothing says that it failed.
 const CONNECTING: Duration = Duration::from_mins(3);
 /// A sum that takes no longer is waited for without sleep.
 const SHORT: Duration = Duration::from_millis(2);
-/// Between two looks at whether a sum is done.
+/// Between two checks of whether a sum is done.
 const PAUSE: Duration = Duration::from_micros(100);
-/// Between two looks at whether the other ranks are there.
+/// Between two checks of whether the other ranks are there.
 const WATCH: Duration = Duration::from_millis(100);
 
-/// Ranks that may each have a card.
+/// Ranks that may each have a GPU.
 pub struct CardRanks {
-    /// Before `tcp`: the cards are let go first.
+    /// Before `tcp`: the GPUs are let go first.
     cards: Cards,
     tcp: TcpRanks,
     load: fn() -> Result<Functions, String>,
@@ -37,7 +37,7 @@ enum Cards {
 }
 
 impl CardRanks {
-    /// Over connections that are there; cards are connected when they are first asked for.
+    /// Over connections that are there; GPUs are connected when they are first asked for.
     pub fn new(tcp: TcpRanks) -> Self {
         Self::with(tcp, Functions::load)
     }
@@ -46,7 +46,7 @@ impl CardRanks {
         Self { cards: Cards::Unasked, tcp, load }
     }
 
-    /// Connects the cards of all ranks, or of none.
+    /// Connects the GPUs of all ranks, or of none.
     fn connect(&mut self) -> Result<Cards> {
         let loaded = (self.load)();
         if self.tcp.any(loaded.is_err())? {
@@ -104,7 +104,7 @@ impl CardSum for CardRanks {
         let Cards::Connected(communicator, _) = &mut self.cards else {
             return Err(self.failed("they are not connected"));
         };
-        // SAFETY: the caller vouches for the values and the stream.
+        // SAFETY: the caller guarantees the values and the stream.
         let enqueued = unsafe { communicator.sum(address, len, stream) };
         enqueued.map_err(|why| self.failed(&why))?;
         let start = Instant::now();

@@ -15,7 +15,7 @@ pub struct Launch {
     pub rank: usize,
     /// How many there are (`WORLD_SIZE`).
     pub count: usize,
-    /// This process among those of its host, from 0 (`LOCAL_RANK`): the number of the card that it takes.
+    /// This process among those of its host, from 0 (`LOCAL_RANK`): the number of the GPU that it takes.
     pub local_rank: usize,
     /// How many its host runs (`LOCAL_WORLD_SIZE`), where the launcher says.
     pub local_count: Option<usize>,

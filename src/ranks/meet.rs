@@ -1,5 +1,5 @@
-//! How the ranks of a run find each other: all come to rank 0, which turns strangers away and tells everyone where the
-//! others listen; then each pair is connected. One deadline holds for all of it. Knows nothing of sums.
+//! How the ranks of a run find each other: all come to rank 0, which rejects other programs and tells everyone where
+//! the others listen; then each pair is connected. One deadline holds for all of it. Knows nothing of sums.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -22,7 +22,7 @@ use crate::error::{Error, Result, escaped};
 const CALL: Duration = Duration::from_secs(5);
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(100);
-/// Between two looks at whether those who have come are still there.
+/// Between two checks of whether those who have come are still there.
 const WATCH: Duration = Duration::from_millis(200);
 /// How long a write to one who has just come may take.
 const WRITE: Duration = Duration::from_secs(5);
@@ -65,7 +65,7 @@ impl Notice {
         self.claimed.store(true, Ordering::SeqCst);
     }
 
-    /// What is waited for, for people; empty before anything is.
+    /// What is waited for, for users; empty before anything is.
     pub(super) fn waits(&self) -> String {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -401,7 +401,7 @@ impl Meeting<'_> {
         Ok(stream)
     }
 
-    /// Rank 0's answer; `None` if nobody was there after all. Rank 0 answers at once: silence is a stranger's.
+    /// Rank 0's answer; `None` if nobody was there after all. Rank 0 answers at once: silence is another program's.
     fn greet(&self, mut first: &TcpStream, port: u16) -> Result<Option<Welcome>, Stop> {
         let (place, silence) = (self.place(), self.patience.greeting);
         self.waits(format!("for an answer of the program that listens at {place}"));

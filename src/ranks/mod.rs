@@ -1,6 +1,6 @@
 //! Several processes that train together, each on its share of the data: what they must agree on is summed over all of
 //! them. Which process is which is told by the variables that launchers set (`RANK`, `WORLD_SIZE`, ...): `launch` reads
-//! them, `joining` and `meet` bring the processes together, `tcp` sums over the connections, and `cards` on cards by
+//! them, `joining` and `meet` bring the processes together, `tcp` sums over the connections, and `cards` on GPUs by
 //! NCCL.
 
 pub mod cards;
@@ -40,25 +40,25 @@ pub trait Ranks {
     fn barrier(&mut self) -> Result<()>;
     /// Whether any rank says so: a Ctrl-C that one process sees stops all at the same step.
     fn any(&mut self, flag: bool) -> Result<bool>;
-    /// Sums for values that lie on the card whose context is current on this thread, if all ranks have such a card and
+    /// Sums for values that lie on the GPU whose context is current on this thread, if all ranks have such a GPU and
     /// can connect them. All ranks must ask, or none.
     fn on_card(&mut self) -> Result<Option<&mut dyn CardSum>> {
         Ok(None)
     }
     /// Tells the others why this rank goes, so that they end too, and name it.
     fn give_up(&mut self, _why: &str) {}
-    /// How gradients travel, for people, and why not by NCCL. It is known once [`Self::on_card`] was called.
+    /// How gradients travel, for users, and why not by NCCL. It is known once [`Self::on_card`] was called.
     fn transport(&self) -> String;
 }
 
-/// Sums over all ranks on their cards.
+/// Sums over all ranks on their GPUs.
 pub trait CardSum {
     /// Replaces `len` f32 at `address` by their sums over all ranks, the same bits on each, after all that was enqueued
     /// on the stream, and waits until it is done.
     ///
     /// # Safety
-    /// The values must be on the card that was current when [`Ranks::on_card`] was first called, and `stream` must be a
-    /// live stream of that card, as the driver knows it.
+    /// The values must be on the GPU that was current when [`Ranks::on_card`] was first called, and `stream` must be a
+    /// live stream of that GPU, as the driver knows it.
     unsafe fn sum(&mut self, address: u64, len: usize, stream: *mut c_void) -> Result<()>;
 }
 

@@ -56,7 +56,7 @@ pub(super) fn expect(rank: usize, mut stream: &TcpStream, frame: &Frame) -> Resu
     if found == *frame { Ok(()) } else { Err(Trouble::unexpected(rank, &found, frame)) }
 }
 
-/// What a rank says that gives up, behind the frame that announces it.
+/// What a rank says that gives up, after the frame that announces it.
 pub(super) fn last_words(rank: usize, stream: &TcpStream, frame: &Frame) -> Trouble {
     let _ = stream.set_read_timeout(Some(LAST_WORDS));
     Trouble::told(&LastWords::read(frame, stream), rank)

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-/// Between two looks at whether to go on.
+/// Between two checks of whether to go on.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Fills `bytes` from the stream, as long as `goes_on`: however its bytes come, that is asked all the time.

@@ -125,7 +125,7 @@ impl Welcome {
     }
 }
 
-/// An entry of the directory, as text with zeros behind it: long enough for any address with a port and a scope.
+/// An entry of the directory, as text with zeros after it: long enough for any address with a port and a scope.
 pub(super) const ADDRESS: usize = 64;
 
 pub(super) fn address_bytes(address: SocketAddr) -> [u8; ADDRESS] {
@@ -157,7 +157,7 @@ pub(super) enum Kind {
     Bytes,
 }
 
-/// Names of the kinds, for people.
+/// Names of the kinds, for users.
 const KINDS: [(Kind, &str); 9] = [
     (Kind::GivenUp, "giving up"),
     (Kind::Directory, "a directory"),
@@ -198,14 +198,14 @@ impl Frame {
         Self { kind, number: u32_at(bytes, 4), len: u64_at(bytes, 8) }
     }
 
-    /// For people.
+    /// For users.
     pub(super) fn shown(&self) -> String {
         let name = self.kind.and_then(|kind| KINDS.get(kind as usize)).map_or("something unknown", |(_, name)| name);
         format!("operation {}, {name} of length {}", self.number, self.len)
     }
 }
 
-/// Why a rank gives up: a code, and words for people.
+/// Why a rank gives up: a code, and words for users.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LastWords {
     /// The rank because of which.
@@ -226,7 +226,7 @@ impl LastWords {
         [&frame.bytes(), text.as_bytes()].concat()
     }
 
-    /// Reads the text behind its frame; one that is too long, or that doesn't come, is left out.
+    /// Reads the text after its frame; one that is too long, or that doesn't come, is left out.
     pub(super) fn read(frame: &Frame, from: impl Read) -> Self {
         let len = Some(frame.len >> 8).filter(|len| *len <= Self::MOST as u64).unwrap_or(0);
         let mut bytes = Vec::new();
@@ -238,7 +238,7 @@ impl LastWords {
     }
 }
 
-/// What the bytes of a connection mean to a rank that reads them as each thing that it may expect, for people: nothing
+/// What the bytes of a connection mean to a rank that reads them as each thing that it may expect, for users: nothing
 /// for bytes that mean nothing. `piece` is how many come at once.
 pub fn understood(bytes: &[u8], piece: usize) -> Vec<String> {
     let mut all = Vec::new();

@@ -1,5 +1,5 @@
 //! Release rules: what the loaders of a model look at, one row each. An export is held against them before its first byte
-//! is written, and `verify` holds any directory against them. Reads headers and small files only; mends nothing.
+//! is written, and `verify` holds any directory against them. Reads headers and small files only; changes nothing.
 
 mod companions;
 mod config;

@@ -2,7 +2,7 @@
 
 use super::BLOCK_LEN;
 
-/// Most segments in flight, whatever the number of workers: bounds their memory at 192 MiB. Lanes of cards add a few
+/// Most segments in flight, whatever the number of workers: bounds their memory at 192 MiB. Lanes of GPUs add a few
 /// each.
 const MAX_IN_FLIGHT: usize = 96;
 /// Most bytes of widened factors that open files may hold.

@@ -30,7 +30,7 @@ impl Overwrite {
 
 /// The list of what a release holds, of which it is part itself.
 const CHECKSUMS: &str = "SHA256SUMS";
-/// Files of a model in the Hub's form, where no list says what belongs to it. Cards and licences are somebody's words.
+/// Files of a model in the Hub's form, where no list says what belongs to it. Model cards and licences are the user's own text.
 const NAMES: [&str; 21] = [
     "config.json",
     "generation_config.json",

@@ -1,5 +1,5 @@
 //! Digests of what streams past: inputs are handed out in steps, and what becomes of each is kept here. SHA-256 is one
-//! chain, fed in order by one thread at a time; BLAKE3 is a tree, whose pieces any thread or card may hash.
+//! chain, fed in order by one thread at a time; BLAKE3 is a tree, whose pieces any thread or GPU may hash.
 
 use std::ops::Range;
 use std::sync::Arc;

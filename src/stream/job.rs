@@ -1,4 +1,4 @@
-//! A job: what is to be written with which means, and what came out: seconds by stage, and what the cards did.
+//! A job: what is to be written with which means, and what came out: seconds by stage, and what the GPUs did.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,7 +36,7 @@ pub(super) struct Job<'a> {
 pub struct Timings {
     /// Reading the base and copying, merging or encoding on the processor.
     pub fill: f64,
-    /// Reading the base into memory that cards read from, in threads of the lanes.
+    /// Reading the base into memory that GPUs read from, in threads of the lanes.
     pub read: f64,
     /// Uploads of lanes.
     pub upload: f64,
@@ -60,10 +60,10 @@ pub struct Timings {
     pub sync: f64,
 }
 
-/// What cards had to do with a job.
+/// What GPUs had to do with a job.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct CardUse {
-    /// The cards that helped, by their places among those that could.
+    /// The GPUs that helped, by their places among those that could.
     pub cards: BTreeMap<usize, CardShare>,
     /// Blocks that they made.
     pub made: u64,
@@ -73,7 +73,7 @@ pub struct CardUse {
     pub warnings: Vec<String>,
 }
 
-/// What one card had to do with a job.
+/// What one GPU had to do with a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct CardShare {
     /// Its name.

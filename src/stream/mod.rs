@@ -40,7 +40,7 @@ use job::Job;
 use journal::{Finished, Journal};
 use staging::JOURNAL;
 
-/// How to run a plan: nothing here changes a byte of the output. By default: a thread a core, no cards, all anew, in
+/// How to run a plan: nothing here changes a byte of the output. By default: a thread a core, no GPUs, all from the start, in
 /// silence and to the end.
 ///
 /// ```
@@ -78,7 +78,7 @@ impl Default for Run<'_> {
 }
 
 impl Run<'_> {
-    /// Refuses where a card is demanded and there is none. To be called before anything is touched.
+    /// Refuses where a GPU is demanded and there is none. To be called before anything is touched.
     pub(crate) fn check_cards(&self) -> Result<()> {
         let demanded = self.cards.device().demands_card();
         match if demanded { self.cards.unavailable() } else { None } {
@@ -100,7 +100,7 @@ pub(crate) trait Work: Sync {
     /// Its length in bytes.
     fn len(&self) -> u64;
 
-    /// Writes its bytes `range` to `out`, which is as long, with the help of a card if there is one. Called from many
+    /// Writes its bytes `range` to `out`, which is as long, with the help of a GPU if there is one. Called from many
     /// threads, for ranges that rise slowly.
     fn fill(&self, range: Range<usize>, out: &mut [u8], assist: &mut Assist<'_>) -> Result<()>;
 
@@ -146,7 +146,8 @@ pub(crate) struct Produced {
 }
 
 /// Streams `production` into the staging directory of `staging`, then calls `publish`. On any error but those that say that
-/// something was moved the destination is as it was, and the staging directory is removed, unless finished files in it are worth keeping.
+/// something was moved the destination is as it was, and the staging directory is removed, unless finished files in it
+/// are worth keeping.
 pub(crate) fn produce<T>(
     production: &Production<'_>,
     staging: &Staging,
@@ -220,7 +221,7 @@ fn fill(
     })
 }
 
-/// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk or a card failed it.
+/// Removes the staging directory, unless the run can be resumed: it was stopped, or the disk or a GPU failed it.
 fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, files: usize) -> Error {
     // What the staging directory holds by now is no part of the output, or all that is left of it.
     if error.has_moved() {

@@ -20,7 +20,8 @@ pub(super) const RECORD: &str = "qft-publishing.json";
 pub(super) const DISPLACED: &str = "qft-displaced";
 
 /// What a file is known by beside its name, wherever it lies: its length, and when it was written (seconds and
-/// nanoseconds). A rename keeps both, and so do filesystems whose inodes have other numbers after they were mounted anew.
+/// nanoseconds). A rename keeps both, and so do filesystems whose inodes have other numbers after they were mounted
+/// again.
 type Identity = (u64, i64, i64);
 
 /// Files that are being put in place, the first of them last: once it is there, all are.
@@ -327,7 +328,7 @@ mod tests {
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 
-    /// Nobody may take a finished output for none, or go on with what it replaced.
+    /// No reader may miss a finished output, or continue with what it replaced.
     #[test]
     fn what_fails_once_the_output_is_in_place_says_so() {
         let tmp = tempfile::tempdir().unwrap();

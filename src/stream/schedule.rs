@@ -14,9 +14,9 @@ use crate::error::Error;
 
 /// How far the digests of inputs may lag behind the segments that are filled, so that pages are read about once.
 const MAX_LAG: u64 = 64 << 20;
-/// So many segments in a row a lane, and the workers fill beside the lanes, until a card helps again.
+/// So many segments in a row a lane, and the workers fill beside the lanes, until a GPU helps again.
 const MISSED: usize = 2;
-/// Segments in flight beyond those of the workers for each lane of a card: one being made, one waiting.
+/// Segments in flight beyond those of the workers for each lane of a GPU: one being made, one waiting.
 const IN_FLIGHT_PER_LANE: usize = 2;
 
 /// Number of segments: at least one, so that an empty file is written too.
@@ -66,11 +66,11 @@ pub(super) struct State {
     in_flight: usize,
     spare: Vec<Buffer>,
     filled_bytes: u64,
-    /// Lanes of cards at work: while there are any, they fill the segments and hash the inputs that are trees.
+    /// Lanes of GPUs at work: while there are any, they fill the segments and hash the inputs that are trees.
     pub(super) lanes: usize,
     /// Whether the workers leave that to lanes which are still to come.
     pub(super) lanes_awaited: bool,
-    /// Segments in a row that lanes filled without their cards: copied, or not for a card.
+    /// Segments in a row that lanes filled without their GPUs: copied, or not for a GPU.
     missed: usize,
     pub(super) error: Option<Error>,
     pub(super) timings: Timings,
@@ -162,7 +162,7 @@ impl State {
         self.files.iter().zip(&job.works).any(|(file, (_, work))| file.next < segments(*work))
     }
 
-    /// A lane filled a segment, with the help of its card or without.
+    /// A lane filled a segment, with the help of its GPU or without.
     pub(super) fn lane_filled(&mut self, helped: bool) {
         self.missed = if helped { 0 } else { self.missed + 1 };
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::gpu::{ALIGN, HostMemory};
 
-/// What is written at once: a segment of a file, in memory that direct I/O and cards take.
+/// What is written at once: a segment of a file, in memory that direct I/O and GPUs take.
 #[derive(Debug)]
 pub(super) struct Buffer {
     pub(super) memory: HostMemory,
@@ -17,7 +17,7 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Room for `capacity` bytes.
+    /// Memory for `capacity` bytes.
     pub(super) fn new(capacity: usize) -> Self {
         Self { memory: HostMemory::new(capacity), len: 0 }
     }

@@ -1,4 +1,4 @@
-//! A job on several cards: who of them made what.
+//! A job on several GPUs: who of them made what.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::gpu::{Assist, Card, Cards, Device, SimulatedCard};
 use crate::progress::Silent;
 
-/// Twenty segments of zeros, slow enough for the second card to come in time.
+/// Twenty segments of zeros, slow enough for the second GPU to come in time.
 struct Zeros;
 
 impl Work for Zeros {

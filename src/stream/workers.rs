@@ -1,4 +1,4 @@
-//! The threads of a job: workers fill segments and feed digests, each in the order of its bytes; lanes of cards fill
+//! The threads of a job: workers fill segments and feed digests, each in the order of its bytes; lanes of GPUs fill
 //! segments in their place; writers write. Memory is bounded by the segments in flight; the bytes don't depend on who
 //! fills them. What each does next is decided in `schedule`.
 
@@ -17,7 +17,7 @@ use crate::digest::{Hasher, Hex, PIECE};
 use crate::error::{Error, Result};
 use crate::gpu::{Assist, Card, Tally};
 
-/// Lanes of all cards that are opened even where there are fewer workers.
+/// Lanes of all GPUs that are opened even where there are fewer workers.
 const LEAST_LANES: usize = 6;
 
 /// What came out.
@@ -143,7 +143,7 @@ impl<'a> Stream<'_, 'a> {
         }
     }
 
-    /// Whether there is nothing more to do: a card that is still being opened is opened for nothing.
+    /// Whether there is nothing more to do: a GPU that is still being opened is opened for nothing.
     fn is_over(&self) -> bool {
         let state = self.lock();
         state.error.is_some() || state.is_done() || self.job.cancel.load(Ordering::Relaxed)
@@ -168,7 +168,7 @@ impl<'a> Stream<'_, 'a> {
         self.ring_all();
     }
 
-    /// Waits for the cards, and starts their lanes.
+    /// Waits for the GPUs, and starts their lanes.
     fn open_lanes<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         let _guard = PanicGuard(self);
         let Ok(cards) = self.job.cards.wait() else { return self.expect_no_lanes() };
@@ -186,7 +186,7 @@ impl<'a> Stream<'_, 'a> {
         }
     }
 
-    /// One lane of card `number` of those that are used: fills segments until there are none left, something failed, or its card is lost.
+    /// One lane of GPU `number` of those that are used: fills segments until there are none left, something failed, or its GPU is lost.
     fn run_lane(&self, number: usize, card: &Card) {
         let _guard = PanicGuard(self);
         if self.is_over() {
@@ -235,7 +235,7 @@ impl<'a> Stream<'_, 'a> {
         }
     }
 
-    /// A lane is lost: its segments go to the other lanes, or to the workers after the last of them. Where a card was
+    /// A lane is lost: its segments go to the other lanes, or to the workers after the last of them. Where a GPU was
     /// demanded, that is an error.
     fn lose(&self, card: &Card, said: &str, opened: bool) {
         let mut state = self.lock();
@@ -289,7 +289,7 @@ impl<'a> Stream<'_, 'a> {
         let len = range.len();
         let mut buffer = buffer.unwrap_or_else(|| Buffer::new(BLOCK_LEN));
         work.fill(range, buffer.resize(len), assist)?;
-        // Where a card is demanded, nothing is finished without it: `lose` says why.
+        // Where a GPU is demanded, nothing is finished without it: `lose` says why.
         if assist.lost().is_some() && self.job.cards.device().demands_card() {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Flags of `swift export` where they are given to `qft train`: what is released is made behind the training.
+//! Flags of `swift export` where they are given to `qft train`: what is released is made after the training.
 
 use super::flag::{Flag, also, noted, only};
 

@@ -17,7 +17,7 @@ pub use flag::{Fate, Flag};
 pub(crate) use flag::{also, used};
 pub use kind::Kind;
 
-/// Flags whose values are not written anywhere: they let people in.
+/// Flags whose values are not written anywhere: access tokens.
 pub(crate) const SECRETS: [&str; 4] = ["hub_token", "swanlab_token", "swanlab_secret", "api_key"];
 
 /// Those that `qft train` has no setting for.

@@ -1,5 +1,5 @@
 //! How much a tokenizer can make of a text: how many times as long its normalizers make it, and whether the work of its
-//! other parts is bounded. Files of strangers may ask for any memory or time with a few bytes; those that do are refused here.
+//! other parts is bounded. Untrusted files may request any memory or time with a few bytes; those that do are refused here.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -81,7 +81,7 @@ fn replaced(pattern: &Value, content: u64) -> u64 {
 }
 
 /// Bytes of the longest text that a character map can put in a character's place. The map is a trie, its length in four
-/// bytes before it, and the texts, each with a zero behind it (`spm_precompiled`).
+/// bytes before it, and the texts, each with a zero after it (`spm_precompiled`).
 fn longest_replacement(map: &str) -> u64 {
     // A map that is none is refused by the crate.
     let Ok(bytes) = STANDARD.decode(map) else { return 1 };

@@ -178,7 +178,7 @@ pub(crate) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-/// Whether a field of a format has a number of more than four digits behind its colon.
+/// Whether a field of a format has a number of more than four digits after its colon.
 fn is_wide(format: &str) -> bool {
     let fields = format.split('{').skip(1).filter_map(|rest| rest.split('}').next());
     let mut specs = fields.filter_map(|field| field.split_once(':'));

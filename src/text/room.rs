@@ -1,6 +1,6 @@
-//! A thread with room, and with a limit of time: a template that a stranger wrote may nest as deep as its length, or its
+//! A thread with a large stack, and with a limit of time: an untrusted template may nest as deep as its length, or its
 //! fuel, lets it, and a stack that overflows ends the process; and some of what it can do takes no fuel. A thread can't be
-//! stopped, so that one which takes too long is left behind, until the process ends.
+//! stopped, so that one which takes too long goes on, until the process ends.
 
 use std::cell::RefCell;
 use std::io;
@@ -17,7 +17,7 @@ const ROOM: usize = 1 << 30;
 type Work = Box<dyn FnOnce() + Send>;
 
 thread_local! {
-    /// The thread with room that works for this one. It ends with it.
+    /// The thread with a large stack that works for this one. It ends with it.
     static HELPER: RefCell<Option<Sender<Work>>> = const { RefCell::new(None) };
 }
 
@@ -32,7 +32,7 @@ pub(crate) enum Trouble {
     Panicked(String),
 }
 
-/// Does `work` on a thread with room, which may take as long as `limit`.
+/// Does `work` on a thread with a large stack, which may take as long as `limit`.
 pub(crate) fn with_room<R: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> R + Send + 'static,

@@ -106,7 +106,8 @@ impl<'t> HfTokenizer<'t> {
         &self.vocab
     }
 
-    /// How many places a vocabulary of `vocab_size` has, by config.json; zero for a config without it. Refuses tokens beyond.
+    /// How many places a vocabulary of `vocab_size` has, by config.json; zero for a config without it. Refuses tokens
+    /// beyond.
     pub(crate) fn places(&self, vocab_size: usize) -> Result<usize> {
         let highest = self.vocab.keys().next_back().map_or(0, |id| *id as usize + 1);
         let places = if vocab_size == 0 { self.vocab.len() } else { vocab_size };
@@ -233,7 +234,7 @@ fn by_words<'t>(json: &'t TokenizerJson<'_>) -> Option<Tokenizer<'t>> {
     Some(tokenizer)
 }
 
-/// Runs code of the `tokenizers` crate on input that nobody vouches for: a panic becomes an error.
+/// Runs code of the `tokenizers` crate on untrusted input: a panic becomes an error.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
     let done = caught(work).map_err(|panic| format!("the tokenizers library failed ({panic})"))?;
     done.map_err(|e| escaped(&e.to_string()))

@@ -1,4 +1,4 @@
-//! The end of a turn: what a model's chat template writes behind the assistant's words, and the token there that says
+//! The end of a turn: what a model's chat template writes after the assistant's words, and the token there that says
 //! that it is done. A server has to stop at that token. Found by rendering, so that no family has to be known.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use crate::files::read_text_if_there;
 /// How a template ends the assistant's turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TurnEnd {
-    /// All that it writes behind the assistant's words.
+    /// All that it writes after the assistant's words.
     pub text: String,
     /// The first token of it that a tokenizer keeps whole: `<|im_end|>`.
     pub token: String,

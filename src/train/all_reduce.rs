@@ -1,4 +1,4 @@
-//! Gradients summed over all ranks: on the cards where these are connected, or else by way of the host. One of the rooms
+//! Gradients summed over all ranks: on the GPUs where these are connected, or else by way of the host. One of the rooms
 //! with `unsafe`.
 
 use crate::engine::Engine;
@@ -10,11 +10,11 @@ pub(super) fn all_reduce<E: Engine>(engine: &E, vector: &mut E::Vector, ranks: &
     if ranks.count() == 1 {
         return Ok(());
     }
-    // NCCL takes the card whose context is current, which is this one then.
+    // NCCL takes the GPU whose context is current, which is this one then.
     if let Some(buffer) = engine.buffer(vector)?
         && let Some(cards) = ranks.on_card()?
     {
-        // SAFETY: a buffer's values are on the card that is current, and its stream is that card's.
+        // SAFETY: a buffer's values are on the GPU that is current, and its stream is that GPU's.
         let sum = || unsafe { cards.sum(buffer.address(), buffer.len(), buffer.stream()) };
         return engine.timed("ranks", sum);
     }

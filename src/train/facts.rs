@@ -40,7 +40,7 @@ impl Facts {
     }
 }
 
-/// A note if a server would go on behind the end of a turn.
+/// A note if a server would go on after the end of a turn.
 fn unstopped(dir: &Path, end: &TurnEnd) -> Result<Option<String>> {
     let read = |name: &str| Ok(ConfigText::read(&dir.join(name))?.and_then(|config| config.get(&[])));
     let (generation, config): (Option<Value>, _) = (read("generation_config.json")?, read("config.json")?);

@@ -19,7 +19,7 @@ use crate::digest::{Hex, sha256};
 use crate::engine::{Batch, Sequence};
 use crate::error::{Error, Result};
 
-/// Rows of a kind that are named to people.
+/// Rows of a kind that are named to users.
 const NAMED: usize = 3;
 /// The kind of rows that can't be read, beside those of [`Reason::kind`].
 const UNREADABLE: &str = "unreadable";
@@ -81,14 +81,14 @@ impl Rows {
     }
 }
 
-/// What a run learns from, and what it is tested on.
+/// What a run trains on, and what it is tested on.
 #[derive(Debug, Clone, Default)]
 pub struct Prepared {
-    /// What is learned.
+    /// What is trained on.
     pub train: Rows,
     /// What is held out.
     pub held_out: Rows,
-    /// Lengths of what is learned.
+    /// Lengths of the rows.
     pub lengths: Lengths,
     /// Rows of files that could not be read.
     pub skipped: Vec<Skipped>,

@@ -83,8 +83,8 @@ pub struct TrainReport {
 /// # Errors
 /// [`Device`](crate::error::ErrorKind::Device) and [`OutOfMemory`](crate::error::ErrorKind::OutOfMemory) of a GPU,
 /// [`Numeric`](crate::error::ErrorKind::Numeric) where the loss stays NaN or infinite,
-/// [`Network`](crate::error::ErrorKind::Network) and [`Peer`](crate::error::ErrorKind::Peer) of other ranks, and what the disk
-/// answers. Checkpoints that were written stay.
+/// [`Network`](crate::error::ErrorKind::Network) and [`Peer`](crate::error::ErrorKind::Peer) of other ranks, and what
+/// the disk answers. Checkpoints that were written stay.
 pub fn run(plan: TrainPlan, how: &mut How<'_>) -> Result<TrainReport> {
     on_device(plan, how).inspect_err(|error| how.ranks.give_up(&error.split().0))
 }
@@ -119,7 +119,7 @@ struct Run<'e, E: Engine> {
     last: Option<Stepped>,
     eval_loss: Option<f64>,
     checkpoint: Option<PathBuf>,
-    /// Whether a checkpoint waits for room on the disk.
+    /// Whether a checkpoint waits for free space on the disk.
     owes_checkpoint: bool,
     /// Whether a record waits for a file that can't be written.
     owes_record: bool,

@@ -6,7 +6,7 @@ use std::f64::consts::PI;
 
 use crate::error::{Error, Result};
 
-/// The shape of a schedule behind its warm-up.
+/// The shape of a schedule after its warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
@@ -29,7 +29,7 @@ impl ScheduleKind {
 /// The learning rate as a function of the step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
-    /// The shape behind the warm-up.
+    /// The shape after the warm-up.
     pub kind: ScheduleKind,
     /// Steps in which the rate rises from 0 to the peak.
     pub warmup_steps: u64,

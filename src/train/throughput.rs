@@ -1,4 +1,4 @@
-//! A whole model on the card: how fast it trains, and whether it trains as it does on the processor.
+//! A whole model on the GPU: how fast it trains, and whether it trains as it does on the processor.
 
 #![allow(clippy::print_stdout)]
 

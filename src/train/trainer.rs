@@ -68,7 +68,7 @@ pub struct Stepped {
     pub verdict: Verdict,
 }
 
-/// What a look at held-out data gave.
+/// The result of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Evaluated {
     /// Mean loss.

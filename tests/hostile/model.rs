@@ -89,7 +89,7 @@ fn a_quantization_of_null_is_none() {
     expect_none(scene.accepts("null", &[EXPORT, &["--out", "out"]].concat()));
 }
 
-/// What a pruned cache, an interrupted download or a copied tree leaves behind.
+/// What a pruned cache, an interrupted download or a copied tree leaves.
 #[test]
 fn files_of_odd_kinds() {
     type Break = fn(&Scene);

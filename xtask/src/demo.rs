@@ -80,7 +80,7 @@ const REAL_CHECKS: [Step; 2] = [
     Step { why: "Look at it.", command: "inspect demo/real/gguf/model-Q4_K_M.gguf" },
 ];
 
-/// Makes every model anew, and runs the steps.
+/// Makes every model again, and runs the steps.
 pub(crate) fn run(args: &[String]) -> anyhow::Result<()> {
     ensure!(args.len() <= 1, "demo takes one GGUF file at most");
     // The steps run in the repository's root, wherever this was typed.

@@ -1,6 +1,6 @@
 //! The project's chores: `cargo xtask` lists them. Each is a file here, and a row of the table below.
 
-// A program for people at a terminal: printing is what it is for.
+// A program for users at a terminal: printing is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;

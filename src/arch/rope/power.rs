@@ -4,7 +4,7 @@
 /// Powers at the front of an array that PyTorch computes by vectors: whole pairs of vectors of AVX-512.
 const LANES: usize = 32;
 
-/// `base ^ exponent` for each of `exponents`, as PyTorch computes it on a machine with AVX-512: the rest behind whole
+/// `base ^ exponent` for each of `exponents`, as PyTorch computes it on a machine with AVX-512: the rest after whole
 /// vectors is computed one by one, which rounds correctly. `base` is a normal number above 0.
 pub(crate) fn powers(base: f32, exponents: &[f32]) -> Vec<f32> {
     let vectors = exponents.len() / LANES * LANES;

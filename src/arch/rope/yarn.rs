@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json};
 use crate::arch::settings::number;
 use crate::error::{Error, Result};
 
-/// What llama.cpp multiplies its own factor by, behind the architecture's name.
+/// What llama.cpp multiplies its own factor by, after the architecture's name.
 pub(crate) const ATTN_FACTOR: &str = "rope.scaling.attn_factor";
 
 /// The key that the converter writes `attention_factor` to as it is.

@@ -78,7 +78,7 @@ pub(crate) fn check_kept_keys<E: Probe>(engine: &E, heads: Heads, tolerance: f64
     let (all, _) = reference(&wide(&qkv), heads, &whole);
     let row = |row: usize, from: usize, len: usize| &qkv[row * heads.row() + from..][..len];
 
-    // Keys behind values, rows of no segment before each one's, and segments in another order than their queries.
+    // Keys after values, rows of no segment before each one's, and segments in another order than their queries.
     let (mut kept, mut starts) = (vec![0.0; 4 * 2 * shared], vec![0; lengths.len()]);
     for segment in [2, 0, 1] {
         starts[segment] = (kept.len() / (2 * shared)) as u32;

@@ -1,4 +1,4 @@
-//! What every engine is held to: each operation against a plain reference in f64, each way back against finite
+//! What every engine is held to: each operation against a plain reference in f64, each backward pass against finite
 //! differences of that reference. The tests of an engine call these with the tolerance that its type allows.
 //!
 //! Inputs are random numbers that bf16 holds exactly, so that a tolerance covers an engine's own roundings only.
@@ -23,7 +23,7 @@ use super::{Backward, Batch, Optimizer, Target};
 
 /// An engine whose matrices tests can write and read.
 pub(crate) trait Probe: Backward + Optimizer {
-    /// A matrix of these values, row by row, with `padding` columns behind each row.
+    /// A matrix of these values, row by row, with `padding` columns after each row.
     fn matrix(&self, rows: usize, cols: usize, padding: usize, values: &[f32]) -> Self::Matrix;
     /// The values, row by row, without padding columns.
     fn values(&self, matrix: &Self::Matrix) -> Vec<f32> {

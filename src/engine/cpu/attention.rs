@@ -120,7 +120,7 @@ pub(super) fn attend(
     Ok((out, logs))
 }
 
-/// The sum, in several lanes.
+/// The sum, in several SIMD elements.
 fn sum_of(values: &[f32]) -> f32 {
     let (runs, rest) = values.as_chunks::<8>();
     let mut sums = [0.0f32; 8];

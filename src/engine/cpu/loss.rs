@@ -1,4 +1,4 @@
-//! Cross-entropy of the targets, and its way back through the head. Logits are made for some targets at a time.
+//! Cross-entropy of the targets, and its backward pass through the head. Logits are made for some targets at a time.
 
 use super::elementwise::{add, check_tokens, exp};
 use super::matrix::{Matrix, each_row, each_two_rows, misfit, times, times_transposed};

@@ -9,7 +9,7 @@ use gemm::{Parallelism, gemm};
 
 use crate::error::{Error, Result};
 
-/// Rows of `cols` values in f32, each with padding columns behind them.
+/// Rows of `cols` values in f32, each with padding columns after them.
 #[derive(Debug)]
 pub struct Matrix {
     values: Vec<f32>,

@@ -1,4 +1,4 @@
-//! Attention on the card: which kernels serve which size of head, and what they are given.
+//! Attention on the GPU: which kernels serve which size of head, and what they are given.
 
 use super::card::broken;
 use super::kernels::{

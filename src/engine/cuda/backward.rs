@@ -1,4 +1,4 @@
-//! The backward pass on the card.
+//! The backward pass on the GPU.
 
 use super::card::broken;
 use super::forward::check_norm;

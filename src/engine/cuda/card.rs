@@ -1,13 +1,13 @@
-//! The card that trains: opening it, and what its failures mean for whoever trains.
+//! The GPU that trains: opening it, and what its failures mean for whoever trains.
 
 use super::kernels::ALL;
 use crate::error::{Error, Result, escaped};
 use crate::gpu::{CUBLAS_VARIABLE, Device, Failure, NoCard, Queue, find};
 
-/// A card, open for training.
+/// A GPU, open for training.
 pub(super) type Card = Queue;
 
-/// Opens the first card that `device` means.
+/// Opens the first GPU that `device` means.
 pub(super) fn open(device: Device) -> Result<Card> {
     let refused = |no_card: NoCard| {
         let (problem, remedy) = no_card.parts();

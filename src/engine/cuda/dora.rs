@@ -1,7 +1,7 @@
 //! Rows with magnitudes (DoRA, Liu et al., 2024) as PEFT computes them (peft/tuners/lora/dora.py and variants.py): a row of
 //! the adapted weight is scaled by its gain `g`, which is its magnitude over its norm. With dropout, the magnitude's share
 //! of the base's output comes from the dropped input: `y = x W^T + (g - 1) * (d W^T) + g * s (d A^T) B^T`, `d` dropped.
-//! Norms count as constants in the way back.
+//! Norms count as constants in the backward pass.
 
 use super::adapters::Shape;
 use super::frozen::{CudaFrozen, Gains};

@@ -1,4 +1,4 @@
-//! The forward pass on the card: what each kernel is given.
+//! The forward pass on the GPU: what each kernel is given.
 
 use super::card::broken;
 use super::frozen::CudaFrozen;

@@ -1,4 +1,4 @@
-//! Frozen weights on the card, with the adapters in their padding columns.
+//! Frozen weights on the GPU, with the adapters in their padding columns.
 
 use std::ops::Range;
 
@@ -56,7 +56,7 @@ pub(super) struct Gains {
 }
 
 impl CudaFrozen {
-    /// Copies the weights to the card.
+    /// Copies the weights to the GPU.
     pub(super) fn new(card: &Card, weights: &[Tensor], biases: &[Option<Tensor>], adapters: &Adapters) -> Result<Self> {
         let inputs = weights.first().and_then(|weight| weight.shape().get(1)).copied().unwrap_or(0);
         let outputs = weights.iter().map(|weight| weight.shape().first().copied().unwrap_or(0)).sum();

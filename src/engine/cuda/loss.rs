@@ -1,4 +1,4 @@
-//! Logits and cross-entropy on the card.
+//! Logits and cross-entropy on the GPU.
 
 use super::card::broken;
 use super::kernels::{CROSS_ENTROPY, SCATTER_ROWS};

@@ -1,4 +1,4 @@
-//! The masks of dropout as kernels take them: the keys of all modules go to the card once a micro-batch.
+//! The masks of dropout as kernels take them: the keys of all modules go to the GPU once a micro-batch.
 
 use std::cell::{Cell, RefCell};
 
@@ -31,7 +31,7 @@ impl Masks {
     }
 }
 
-/// The keys on the card.
+/// The keys on the GPU.
 #[derive(Default)]
 pub(super) struct Keys {
     modules: Cell<usize>,

@@ -1,10 +1,10 @@
-//! Matrices and vectors on the card.
+//! Matrices and vectors on the GPU.
 
 use super::card::{Card, broken};
 use crate::error::Result;
 use crate::gpu::{At, DeviceMemory};
 
-/// Rows of bf16, each with `cols` values and padding columns behind them up to `stride`, which is a multiple of 8.
+/// Rows of bf16, each with `cols` values and padding columns after them up to `stride`, which is a multiple of 8.
 pub struct CudaMatrix {
     memory: DeviceMemory,
     pub(super) rows: usize,

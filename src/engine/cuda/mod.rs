@@ -1,4 +1,4 @@
-//! An NVIDIA card, in bf16 with sums in f32: matrix products by cuBLAS, everything else by kernels of our
+//! An NVIDIA GPU, in bf16 with sums in f32: matrix products by cuBLAS, everything else by kernels of our
 //! own. The driver and cuBLAS are found at run time. One of the rooms with `unsafe`.
 
 mod adapters;
@@ -34,7 +34,7 @@ use masks::Keys;
 pub use matrix::{CudaMatrix, CudaVector};
 pub use placed::CudaBatch;
 
-/// An NVIDIA card.
+/// An NVIDIA GPU.
 pub struct CudaEngine {
     blas: Blas,
     keys: Keys,
@@ -63,14 +63,14 @@ fn alike(x: &CudaMatrix, y: &CudaMatrix) -> bool {
 }
 
 impl CudaEngine {
-    /// Opens the first card that `device` means.
+    /// Opens the first GPU that `device` means.
     pub fn open(device: Device) -> Result<Self> {
         let card = card::open(device)?;
         let blas = Blas::open(&card)?;
         Ok(Self { blas, keys: Keys::default(), card })
     }
 
-    /// Whether there are kernels for such heads, and the card runs them: to be asked before weights are loaded.
+    /// Whether there are kernels for such heads, and the GPU runs them: to be asked before weights are loaded.
     pub fn supports(&self, heads: Heads) -> Result<()> {
         attention::check(heads, self.card.shared_memory()?)
     }
@@ -120,8 +120,8 @@ impl Engine for CudaEngine {
     fn buffer<'v>(&'v self, vector: &'v mut CudaVector) -> Result<Option<DeviceBuffer<'v>>> {
         self.card.bind()?;
         let stream = self.card.stream().handle();
-        // SAFETY: the vector is on this card, whose context was just made current, and has that many values for as long
-        // as it is borrowed; the stream is this card's, which is borrowed too.
+        // SAFETY: the vector is on this GPU, whose context was just made current, and has that many values for as long
+        // as it is borrowed; the stream is this GPU's, which is borrowed too.
         Ok(Some(unsafe { DeviceBuffer::new(vector.address(), vector.len, stream) }))
     }
 

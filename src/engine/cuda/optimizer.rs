@@ -1,4 +1,4 @@
-//! AdamW and the norm of gradients on the card.
+//! AdamW and the norm of gradients on the GPU.
 
 use super::CudaEngine;
 use super::card::broken;

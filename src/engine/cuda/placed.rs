@@ -1,4 +1,4 @@
-//! A micro-batch on the card, with the tiles that attention is cut into.
+//! A micro-batch on the GPU, with the tiles that attention is cut into.
 
 use super::card::{Card, broken};
 use super::kernels::{KEY_ROWS, QUERY_ROWS};

@@ -1,4 +1,4 @@
-//! The card against the references that all engines are held to. Where there is no card, tests say so and pass.
+//! The GPU against the references that all engines are held to. Where there is no GPU, tests say so and pass.
 
 use std::io::Write;
 use std::ops::Range;
@@ -30,7 +30,7 @@ impl Probe for CudaEngine {
     }
 }
 
-/// A card, or none, which is said.
+/// A GPU, or none, which is said.
 fn engine() -> Option<CudaEngine> {
     match CudaEngine::open(Device::Cuda) {
         Ok(engine) => Some(engine),

@@ -1,4 +1,4 @@
-//! What an encoder asks of a card: several chunks of its tensor at once, as one block.
+//! What an encoder asks of a GPU: several chunks of its tensor at once, as one block.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use crate::ggml::ErrorSums;
 use crate::gpu::{self, Assist, Block, Encoding, Importance, Measured};
 
 impl<'a> Encoder<'a> {
-    /// Encodes `units` on the card that assists, if that can be done there: the `wanted` of their bytes go to `out`.
+    /// Encodes `units` on the GPU that assists, if that can be done there: the `wanted` of their bytes go to `out`.
     #[expect(clippy::too_many_arguments, reason = "a block has as many parts")]
     pub(super) fn encode_on_card(
         &self,

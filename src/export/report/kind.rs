@@ -1,6 +1,6 @@
 //! What a GGUF tensor's name says of its place in a model: its layer, and what it is there.
 
-/// Kinds in the order in which a model applies them; all others come behind these, by name.
+/// Kinds in the order in which a model applies them; all others come after these, by name.
 const ORDER: [&str; 33] = [
     "token_embd",
     "attn_norm",

@@ -1,10 +1,10 @@
-//! Names in a page, and figures as people read them.
+//! Names in a page, and figures as users read them.
 
 use std::fmt::{self, Display};
 
 pub(super) use crate::markup::Text;
 
-/// A name that may break behind each of its words.
+/// A name that may break after each of its words.
 pub(super) struct Name<'a>(pub(super) &'a str);
 
 impl Display for Name<'_> {

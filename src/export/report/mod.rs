@@ -1,5 +1,5 @@
 //! How good the GGUF files of a run are, as data: a row a tensor, and what rows of one kind, layer or type add up to.
-//! `page` shows it to people as HTML; the command line makes text of it.
+//! `page` shows it to users as HTML; the command line makes text of it.
 
 mod heat;
 mod kind;

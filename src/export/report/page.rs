@@ -1,4 +1,4 @@
-//! The page: one HTML file without a foreign byte, for people who would rather look than read.
+//! The page: one HTML file without external content, for a quick overview.
 
 use std::fmt::Write;
 

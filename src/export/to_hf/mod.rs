@@ -1,5 +1,5 @@
-//! The way back: a GGUF model as a directory that transformers loads. The plan is made here, from headers and metadata
-//! alone, and refuses whatever it can't carry over; writing it is in `run`.
+//! The reverse conversion (to-hf): a GGUF model as a directory that transformers loads. The plan is made here, from
+//! headers and metadata alone, and refuses whatever it can't carry over; writing it is in `run`.
 
 mod run;
 #[cfg(test)]

@@ -88,7 +88,7 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     }
 }
 
-/// The scale is an f32. The sums behind the codes are for dot products.
+/// The scale is an f32. The sums after the codes are for dot products.
 pub(super) fn q8_k(block: &[u8; 292], out: &mut [f32; 256]) {
     let scale = f32::from_bits(double(block, 0));
     for (code, out) in block[4..].iter().zip(out) {

@@ -10,10 +10,10 @@ use crate::ggml::decode::IQ4_VALUES;
 use crate::ggml::float16::f32_to_f16;
 use crate::merge::Vector;
 
-/// Scales that are tried at once, one a lane: those that take the value of the largest magnitude to -134, -133 and so
-/// on.
+/// Scales that are tried at once, one in each SIMD element: those that take the value of the largest magnitude to -134,
+/// -133 and so on.
 const TRIES: usize = 16;
-/// How many of them ggml-quants.c tries: down to -120. The last lane is idle.
+/// How many of them ggml-quants.c tries: down to -120. The last element is idle.
 const TRIED: usize = 15;
 /// Values of a super-block.
 const SUPER: usize = 256;

@@ -3,9 +3,9 @@
 mod classic;
 mod iq4;
 mod k;
-mod lanes;
 mod plain;
 mod q8;
+mod simd;
 mod vector;
 mod weighted;
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Encoders under the vector instructions of the processor: each set compiles an encoder anew, with as many lanes
-//! as two of its registers have, which hides the latency of sums in order. All give the same bytes.
+//! Encoders under the vector instructions of the processor: each set compiles an encoder again, with as many SIMD
+//! elements as two of its registers have, which hides the latency of sums in order. All give the same bytes.
 
 use crate::merge::Vector;
 
-/// Work that is done in `N` lanes at once. `run`, and what it calls, is `inline(always)`, so that it takes on the
-/// features of its caller.
+/// Work that is done in `N` SIMD elements at once. `run`, and what it calls, is `inline(always)`, so that it takes on
+/// the features of its caller.
 pub(super) trait Work {
     fn run<const N: usize>(self);
 }

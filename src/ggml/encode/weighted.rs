@@ -1,10 +1,10 @@
-//! `Q4_0`, `Q4_1`, `Q5_0` and `Q5_1` with importance: scale and minimum are searched, a block a lane. Formulas:
-//! `quantize_row_*_impl` in ggml-quants.c.
+//! `Q4_0`, `Q4_1`, `Q5_0` and `Q5_1` with importance: scale and minimum are searched, a block in each SIMD element.
+//! Formulas: `quantize_row_*_impl` in ggml-quants.c.
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
 use super::k::{WEIGHTED, fit_affine, fit_symmetric};
-use super::lanes::{Lanes, Tile, code};
+use super::simd::{Simd, Tile, code};
 use super::vector::Work;
 use crate::ggml::float16::f32_to_f16;
 
@@ -62,9 +62,9 @@ fn group<const N: usize, const AFFINE: bool, const TOP: u8, const BYTES: usize>(
 ) {
     let x: Tile<N, 32> = Tile::load(values);
     let mut w: Tile<N, 32> = Tile::load(importance);
-    let mut sum = Lanes::ZERO;
+    let mut sum = Simd::ZERO;
     for i in 0..32 {
-        w[i] = w[i] * (Lanes::splat(mean) + x[i] * x[i]).sqrt();
+        w[i] = w[i] * (Simd::splat(mean) + x[i] * x[i]).sqrt();
         sum = sum + w[i];
     }
     let blocks = values.as_chunks::<32>().0.iter().zip(out);

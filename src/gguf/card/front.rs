@@ -211,7 +211,7 @@ fn is_number(text: &str) -> bool {
     }
 }
 
-/// Dates, `2024-01-31`, alone or with a time behind them.
+/// Dates, `2024-01-31`, alone or with a time after them.
 fn is_date(text: &str) -> bool {
     let mut parts = text.splitn(3, '-');
     let digits = |part: Option<&str>, least: usize, most: usize| {

@@ -112,7 +112,7 @@ pub(crate) fn name_parts(id: &str, params: u64) -> NameParts {
     NameParts { full: full.to_owned(), organization, basename, finetune, version, size_label }
 }
 
-/// What a letter behind a size stands for.
+/// What a letter after a size stands for.
 const UNITS: [(char, f64); 4] = [('K', 1e3), ('M', 1e6), ('B', 1e9), ('T', 1e12)];
 
 /// Normalizes a part that looks like a size, and decides whether it is one.
@@ -183,7 +183,7 @@ fn capitalize(word: &str) -> String {
     out
 }
 
-/// A number of parameters as people say it: "494M", "7.6B" (`model_weight_count_rounded_notation` in utility.py).
+/// A number of parameters as users say it: "494M", "7.6B" (`model_weight_count_rounded_notation` in utility.py).
 pub(crate) fn size_label(params: u64) -> String {
     const UNITS: [(f64, f64, &str); 4] = [(1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "K")];
     let count = params as f64;

@@ -23,7 +23,7 @@ pub struct Lineage {
     pub weight: Option<f32>,
 }
 
-/// Whether `id` is an address, or can be the id of a model on the Hub: no path of somebody's disk.
+/// Whether `id` is an address, or can be the id of a model on the Hub: not a local path.
 fn is_public(id: &str) -> bool {
     let word = |text: &str| {
         !text.is_empty()

@@ -25,7 +25,7 @@ enum Setting {
     Float,
 }
 
-/// Sampling settings: the key behind `general.sampling.`, members of `generation_config.json` (the first that is there
+/// Sampling settings: the key after `general.sampling.`, members of `generation_config.json` (the first that is there
 /// counts), kind.
 const SAMPLING: [(&str, &[&str], Setting); 12] = [
     ("sequence", &["sequence"], Setting::Text),
@@ -42,7 +42,7 @@ const SAMPLING: [(&str, &[&str], Setting); 12] = [
     ("mirostat_eta", &["mirostat_eta"], Setting::Float),
 ];
 
-/// Descriptions: the key behind `general.`, members of the card (the first with a value counts). In the file's order.
+/// Descriptions: the key after `general.`, members of the card (the first with a value counts). In the file's order.
 const TEXTS: [(&str, &[&str]); 15] = [
     ("name", &["name", "model_name"]),
     ("author", &["author", "model_author", "model_creator"]),
@@ -61,7 +61,7 @@ const TEXTS: [(&str, &[&str]); 15] = [
     ("source.repo_url", &["repo_url", "model_repo_url"]),
 ];
 
-/// Lists of words: the key behind `general.`, members of the card, all of which count.
+/// Lists of words: the key after `general.`, members of the card, all of which count.
 const LISTS: [(&str, [&str; 2]); 2] = [("tags", ["tags", "pipeline_tag"]), ("languages", ["languages", "language"])];
 
 /// The keys from `general.sampling.*` to `general.languages`. `params` is the number of parameters of the GGUF's
@@ -149,7 +149,7 @@ pub(super) fn describe(
     Ok(keys)
 }
 
-/// Members of a card that tell of a path on somebody's disk, and are left out.
+/// Members of a card that tell of a local path, and are left out.
 #[derive(Default)]
 struct Private {
     left_out: Vec<&'static str>,

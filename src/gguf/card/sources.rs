@@ -66,7 +66,7 @@ impl Source {
     }
 }
 
-/// The sources that `node` of a card lists, and whether some were left out: paths of somebody's disk.
+/// The sources that `node` of a card lists, and whether some were left out: local paths.
 pub(super) fn sources(node: &Node, params: u64) -> (Vec<Source>, bool) {
     let nodes = match node {
         Node::Text(_) => std::slice::from_ref(node),

@@ -17,7 +17,7 @@ enum Kind {
     F32,
 }
 
-/// A key behind the architecture's name, and the settings that it comes from: the first that is there.
+/// A key after the architecture's name, and the settings that it comes from: the first that is there.
 type Row = (&'static str, &'static [&'static str], Kind);
 
 /// Keys before those of the rotary embedding.
@@ -38,7 +38,7 @@ const DIMENSIONS: [Row; 6] = [
     ("attention.head_count_kv", &["num_key_value_heads", "n_kv_heads"], Kind::U32),
 ];
 
-/// Keys behind those of the rotary embedding.
+/// Keys after those of the rotary embedding.
 const REST: [Row; 8] = [
     ("attention.layer_norm_rms_epsilon", &["rms_norm_eps", "norm_eps"], Kind::F32),
     ("attention.layer_norm_epsilon", &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"], Kind::F32),
@@ -50,14 +50,14 @@ const REST: [Row; 8] = [
     ("attention.value_length", &["head_dim"], Kind::U32),
 ];
 
-/// Keys of a rotary embedding stretched by `YaRN`, behind its type: members of its settings, whether it must be there.
+/// Keys of a rotary embedding stretched by `YaRN`, after its type: members of its settings, whether it must be there.
 const YARN: [(Row, bool); 3] = [
     (("rope.scaling.factor", &["factor"], Kind::F32), true),
     (("rope.scaling.original_context_length", &["original_max_position_embeddings"], Kind::U32), true),
     (("rope.scaling.yarn_ext_factor", &["extrapolation_factor"], Kind::F32), false),
 ];
 
-/// The same, behind the factor of attention.
+/// The same, after the factor of attention.
 const YARN_BANDS: [Row; 2] = [
     ("rope.scaling.yarn_beta_fast", &["beta_fast"], Kind::F32),
     ("rope.scaling.yarn_beta_slow", &["beta_slow"], Kind::F32),

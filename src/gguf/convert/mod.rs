@@ -29,7 +29,7 @@ pub struct Options {
 pub struct Conversion {
     /// Keys before the vocabulary's.
     pub before_vocab: Metadata,
-    /// Keys to set behind the vocabulary's: one that is there already gets the new value in its place.
+    /// Keys to set after the vocabulary's: one that is there already gets the new value in its place.
     pub after_vocab: Metadata,
     /// Tensors in the converter's order.
     pub tensors: Vec<GgufTensor>,

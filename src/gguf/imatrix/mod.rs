@@ -42,7 +42,7 @@ pub struct ImatrixInfo {
 }
 
 impl ImatrixInfo {
-    /// The same without directories, which are somebody's disk.
+    /// The same without directories, which are local paths.
     pub(crate) fn without_paths(self) -> Self {
         let name = |path: String| if tells_of_disk(FILE_KEY, &path) { file_name(&path).to_owned() } else { path };
         Self { file: file_name(&self.file).to_owned(), dataset: self.dataset.map(name), ..self }

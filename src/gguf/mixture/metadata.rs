@@ -29,7 +29,7 @@ pub fn finish_metadata(metadata: Metadata, file_type: u32, imatrix: Option<&Imat
             append("quantize.imatrix.chunks_count", Value::U32(imatrix.chunks));
         }
     }
-    // The output is whole, or is split anew.
+    // The output is whole, or is split again.
     for key in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS] {
         finished.remove(key);
     }

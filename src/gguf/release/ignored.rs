@@ -7,7 +7,7 @@ use crate::arch::rope::yarn;
 use crate::error::escaped;
 use crate::gguf::value::{Metadata, Value};
 
-/// A key behind the architecture's name, the value with which it changes nothing, and what it does.
+/// A key after the architecture's name, the value with which it changes nothing, and what it does.
 type Row = (&'static str, f64, &'static str);
 
 const KEYS: [Row; 12] = [
@@ -42,7 +42,7 @@ pub(crate) fn ignored(metadata: &Metadata) -> Vec<(String, String, &'static str)
     KEYS.iter().filter_map(found).collect()
 }
 
-/// A number as people write it: an f32 in the fewest digits that read back as it.
+/// A number as users write it: an f32 in the fewest digits that read back as it.
 fn shown(stored: Option<&Value>, number: f64) -> String {
     if let Some(Value::F32(value)) = stored { value.to_string() } else { number.to_string() }
 }

@@ -1,5 +1,5 @@
-//! The metadata of a GGUF file as the way back reads them: a key that is there but of another type than it must be is
-//! refused by name. Passing over it would write a model that behaves differently.
+//! The metadata of a GGUF file as the reverse conversion (to-hf) reads them: a key that is there but of another type
+//! than it must be is refused by name. Passing over it would write a model that behaves differently.
 
 use std::path::Path;
 

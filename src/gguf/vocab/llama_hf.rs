@@ -42,7 +42,7 @@ fn is_this_kind(tokenizer: &Value) -> bool {
 }
 
 /// The tokens by id, up to `vocab_size`: each keeps its id, and places without one are padded. The converter moves tokens
-/// behind a gap, and ends with the last of them.
+/// after a gap, and ends with the last of them.
 fn tokens(tokenizer: &HfTokenizer<'_>, vocab_size: usize) -> Result<Vec<Token>> {
     let specials: HashSet<u32> = tokenizer.special().iter().filter_map(|text| tokenizer.id(text)).collect();
     let mut texts = tokenizer.vocab().iter().peekable();

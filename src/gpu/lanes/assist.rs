@@ -1,4 +1,4 @@
-//! The help of a card, for a thread that has a lane: tried first, and given up when the card fails. What a lane does not
+//! The help of a GPU, for a thread that has a lane: tried first, and given up when the GPU fails. What a lane does not
 //! make, the processor makes, with the same bytes.
 
 use super::block::{Block, Lane, Stages, Trouble};
@@ -15,7 +15,7 @@ pub(crate) struct Assist<'l> {
 /// Who made how many blocks, and how long lanes took.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tally {
-    /// Blocks that cards made.
+    /// Blocks that GPUs made.
     pub(crate) made: u64,
     /// Blocks that lanes left to the processor.
     pub(crate) left: u64,
@@ -39,7 +39,7 @@ impl<'l> Assist<'l> {
         self.lane.as_ref().map(|lane| lane.capacity())
     }
 
-    /// Makes `block` on the card, if there is one that can: `None` leaves it to the caller.
+    /// Makes `block` on the GPU, if there is one that can: `None` leaves it to the caller.
     pub(crate) fn run(&mut self, block: &Block<'_>, out: &mut [u8]) -> Option<Vec<ErrorSums>> {
         let lane = self.lane.as_mut()?;
         match lane.run(block, out) {
@@ -54,7 +54,7 @@ impl<'l> Assist<'l> {
         None
     }
 
-    /// Hashes pieces of an input on the card, if there is one that can: whether it did.
+    /// Hashes pieces of an input on the GPU, if there is one that can: whether it did.
     pub(crate) fn hash(&mut self, bytes: &[u8], first: usize, values: &mut [u8]) -> bool {
         let Some(lane) = self.lane.as_mut() else { return false };
         match lane.hash(bytes, first, values) {
@@ -71,7 +71,7 @@ impl<'l> Assist<'l> {
         self.lost = Some(said);
     }
 
-    /// What the driver said when the card failed.
+    /// What the driver said when the GPU failed.
     pub(crate) fn lost(&self) -> Option<&str> {
         self.lost.as_deref()
     }

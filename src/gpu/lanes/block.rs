@@ -1,4 +1,4 @@
-//! What a lane of a card is asked to do: make the bytes of some elements of one tensor. And how it answers.
+//! What a lane of a GPU is asked to do: make the bytes of some elements of one tensor. And how it answers.
 
 use std::ops::Range;
 
@@ -22,11 +22,11 @@ pub(crate) struct Block<'b> {
 /// Where the values of a block come from.
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'b> {
-    /// A merge, with what it keeps on the cards.
+    /// A merge, with what it keeps on the GPUs.
     Merged {
         /// The arithmetic and its inputs.
         merge: &'b Merge<'b>,
-        /// Its factors on each card.
+        /// Its factors on each GPU.
         factors: &'b Resident,
         /// The output's rows are those of the merge, reordered as that many heads (see [`source_row`]).
         heads: Option<usize>,
@@ -69,7 +69,7 @@ pub(crate) struct Importance<'b> {
     pub(crate) weights: &'b [f32],
     /// Rows of a matrix.
     pub(crate) rows_per_matrix: usize,
-    /// The weights on each card.
+    /// The weights on each GPU.
     pub(crate) resident: &'b Resident,
 }
 
@@ -90,10 +90,10 @@ pub(crate) enum Trouble {
     /// A value or a scale is not what its type can hold: the processor finds out which one, and what to do.
     #[error("a value is outside its type's range")]
     Value,
-    /// The card's code has no such source or encoding, or too little memory for its factors.
+    /// The GPU's code has no such source or encoding, or too little memory for its factors.
     #[error("the GPU does not support this")]
     Unsupported,
-    /// The card failed; its driver says so. The lane is of no more use.
+    /// The GPU failed; its driver says so. The lane is of no more use.
     #[error("{0}")]
     Device(String),
 }
@@ -107,7 +107,7 @@ impl From<Failure> for Trouble {
     }
 }
 
-/// One stream of work on a card.
+/// One stream of work on a GPU.
 pub(crate) trait Lane {
     /// Most elements of a block.
     fn capacity(&self) -> usize;
@@ -129,11 +129,11 @@ pub(crate) trait Lane {
 pub(crate) struct Stages {
     /// Reading inputs into pinned memory.
     pub(crate) read: f64,
-    /// From there to the card.
+    /// From there to the GPU.
     pub(crate) upload: f64,
     /// Kernels.
     pub(crate) kernel: f64,
-    /// From the card.
+    /// From the GPU.
     pub(crate) download: f64,
 }
 

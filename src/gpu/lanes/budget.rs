@@ -1,12 +1,12 @@
-//! How the memory that a card may use is dealt out: half to lanes, each with buffers for a block of some most elements,
-//! and half to what stays on the card while a tensor is being made.
+//! How the memory that a GPU may use is dealt out: half to lanes, each with buffers for a block of some most elements,
+//! and half to what stays on the GPU while a tensor is being made.
 
 use super::card::MEMORY;
 use crate::size::ByteSize;
 
 /// Most elements of a block where there is memory for it, and the least that a lane is worth having for.
 const CAPACITY: (usize, usize) = (4 << 20, 256 << 10);
-/// Lanes that keep a card busy: one computes and one copies each way, while others are filled and emptied.
+/// Lanes that keep a GPU busy: one computes and one copies each way, while others are filled and emptied.
 const LANES: usize = 6;
 /// Lanes that are worth having smaller blocks for.
 const FEW_LANES: usize = 3;
@@ -30,7 +30,7 @@ pub(super) struct Region {
     pub(super) len: usize,
 }
 
-/// The parts of a lane's memory on the card, for blocks of up to so many elements.
+/// The parts of a lane's memory on the GPU, for blocks of up to so many elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Regions {
     /// Stored floats.
@@ -70,14 +70,14 @@ impl Regions {
     }
 }
 
-/// What a card's memory is dealt out as.
+/// What a GPU's memory is dealt out as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Budget {
     /// Most elements of a block.
     pub(super) capacity: usize,
     /// How many lanes.
     pub(super) lanes: usize,
-    /// Bytes for what stays on the card.
+    /// Bytes for what stays on the GPU.
     pub(super) resident: usize,
 }
 
@@ -94,13 +94,13 @@ impl Budget {
         (lanes > 0).then(|| Self { capacity, lanes, resident: bytes - lanes * Regions::of(capacity).len })
     }
 
-    /// The least bytes that a card is of use with.
+    /// The least bytes that a GPU is of use with.
     pub(super) fn least() -> usize {
         2 * Regions::of(CAPACITY.1).len
     }
 }
 
-/// What a card takes at most while it is used.
+/// What a GPU takes at most while it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct CardNeeds {
     /// Bytes of its own memory.
@@ -110,7 +110,7 @@ pub struct CardNeeds {
 }
 
 impl CardNeeds {
-    /// Where up to `memory` of the card is used; `None` if that is too little for it to be of use.
+    /// Where up to `memory` of the GPU is used; `None` if that is too little for it to be of use.
     pub fn of(memory: Option<ByteSize>) -> Option<Self> {
         let card_bytes = memory.map_or(MEMORY, |asked| asked.0);
         let Budget { capacity, lanes, .. } = Budget::within(card_bytes as usize)?;

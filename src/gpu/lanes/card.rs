@@ -1,4 +1,4 @@
-//! One card: the memory that it may use, and its lanes.
+//! One GPU: the memory that it may use, and its lanes.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -13,11 +13,11 @@ use super::upload::Claim;
 use crate::gpu::runtime::{Gpu, HostMemory, NoCard, Stream};
 use crate::size::ByteSize;
 
-/// Bytes of a card that are used unless more or less is asked for, and the part of its free memory that may be.
+/// Bytes of a GPU that are used unless more or less is asked for, and the part of its free memory that may be.
 pub(super) const MEMORY: u64 = 2 << 30;
 const OF_FREE: (u64, u64) = (4, 5);
 
-/// A card that blocks can be made on.
+/// A GPU that blocks can be made on.
 pub(crate) enum Card {
     /// One of NVIDIA's.
     Cuda(Box<CudaCard>),
@@ -28,7 +28,7 @@ pub(crate) enum Card {
 }
 
 impl Card {
-    /// Its name, for people.
+    /// Its name, for users.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Cuda(card) => card.gpu.name(),
@@ -85,7 +85,7 @@ impl Card {
         }
     }
 
-    /// Pins host memory for every card: see [`HostMemory::pin`].
+    /// Pins host memory for every GPU: see [`HostMemory::pin`].
     pub(crate) fn pin(&self, memory: &mut HostMemory) {
         match self {
             Self::Cuda(card) => memory.pin(&card.gpu),
@@ -95,18 +95,18 @@ impl Card {
     }
 }
 
-/// One of NVIDIA's cards.
+/// One of NVIDIA's GPUs.
 pub(crate) struct CudaCard {
     pub(super) gpu: Gpu,
     pub(super) budget: Budget,
-    /// What stays on the card is allocated and uploaded here.
+    /// What stays on the GPU is allocated and uploaded here.
     pub(super) uploads: Stream,
     /// Bytes of that.
     used: Arc<AtomicUsize>,
 }
 
 impl CudaCard {
-    /// Opens card number `number`, which is fit, to use up to `memory` of it.
+    /// Opens GPU number `number`, which is fit, to use up to `memory` of it.
     pub(super) fn open(number: usize, memory: Option<ByteSize>) -> Result<Self, NoCard> {
         let gpu = Gpu::open(number)?;
         // The processor has digests to compute.
@@ -125,7 +125,7 @@ impl CudaCard {
         Ok(Self { gpu, budget, uploads, used: Arc::default() })
     }
 
-    /// Claims bytes for what stays on the card.
+    /// Claims bytes for what stays on the GPU.
     pub(super) fn claim(&self, len: usize) -> Result<Claim, Trouble> {
         Claim::new(&self.used, len, self.budget.resident).ok_or(Trouble::Unsupported)
     }

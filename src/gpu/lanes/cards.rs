@@ -1,4 +1,4 @@
-//! The cards of a job, opened while the rest of it is being prepared.
+//! The GPUs of a job, opened while the rest of it is being prepared.
 
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -12,7 +12,7 @@ use crate::size::ByteSize;
 
 type Opened = Arc<OnceLock<Result<Vec<Card>, NoCard>>>;
 
-/// The cards that a job may use, or why there are none.
+/// The GPUs that a job may use, or why there are none.
 pub struct Cards {
     device: Device,
     /// Whether faults are injected.
@@ -22,7 +22,7 @@ pub struct Cards {
 }
 
 impl Cards {
-    /// Begins to open the cards that `device` means, to use up to `memory` of each. With `fault`, their lanes fail when
+    /// Begins to open the GPUs that `device` means, to use up to `memory` of each. With `fault`, their lanes fail when
     /// it says.
     pub fn open(device: Device, memory: Option<ByteSize>, fault: Option<Fault>) -> Self {
         match device {
@@ -51,18 +51,18 @@ impl Cards {
         }
     }
 
-    /// How many cards are fit for qft.
+    /// How many GPUs are fit for qft.
     pub fn count() -> usize {
         // A driver that lacks a function makes cudarc panic: none is fit then.
         caught(|| find(Device::Auto)).ok().and_then(Result::ok).map_or(0, |found| found.len())
     }
 
-    /// No cards: all is done on the processor.
+    /// No GPUs: all is done on the processor.
     pub fn none() -> Self {
         Self::settled(Device::Cpu, Err(NoCard::NotWanted))
     }
 
-    /// Cards that are there already.
+    /// GPUs that are there already.
     #[cfg(test)]
     pub(crate) fn of(device: Device, cards: Vec<Card>, fault: Option<Fault>) -> Self {
         Self::settled(device, Ok(with_fault(cards, fault)))
@@ -72,17 +72,17 @@ impl Cards {
         Self { device, faulty: false, opened: Arc::new(OnceLock::from(cards)), thread: None }
     }
 
-    /// The cards, at least one, once they are open; or why there are none.
+    /// The GPUs, at least one, once they are open; or why there are none.
     pub(crate) fn wait(&self) -> Result<&[Card], NoCard> {
         self.opened.wait().as_ref().map(|cards| &cards[..]).map_err(NoCard::clone)
     }
 
-    /// Why there are no cards, once that is known; waits for it.
+    /// Why there are no GPUs, once that is known; waits for it.
     pub fn unavailable(&self) -> Option<NoCard> {
         self.wait().err()
     }
 
-    /// Whether the processor leaves the work to the cards from the start, instead of beginning it while they are being
+    /// Whether the processor leaves the work to the GPUs from the start, instead of beginning it while they are being
     /// opened: where they were asked for by name, or are tested.
     pub(crate) fn work_alone(&self) -> bool {
         self.faulty || matches!(self.device, Device::Simulated { .. }) || self.device.demands_card()
@@ -102,7 +102,7 @@ impl Drop for Cards {
     }
 }
 
-/// Opens each of the cards in a thread of its own: a context takes a while.
+/// Opens each of the GPUs in a thread of its own: a context takes a while.
 fn open_all(device: Device, memory: Option<ByteSize>) -> Result<Vec<Card>, NoCard> {
     let numbers = find(device)?;
     let opened: Vec<Result<CudaCard, NoCard>> = thread::scope(|scope| {

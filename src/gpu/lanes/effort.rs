@@ -1,10 +1,10 @@
-//! Whether a card pays: what a job takes on the processor, and beside a card. The rates are those of one core of a
+//! Whether a GPU pays: what a job takes on the processor, and beside a GPU. The rates are those of one core of a
 //! sixteen-core Xeon with AVX-512 beside an H100 (docs/performance.md); it is their ratios that decide.
 
 use crate::ggml::TensorType;
 
 /// Seconds a gigabyte: SHA-256 of outputs, which is one chain a file; BLAKE3 of inputs; writing; and reading inputs into
-/// memory that cards read from, and waiting for them.
+/// memory that GPUs read from, and waiting for them.
 const SHA_256: f64 = 1.0;
 const BLAKE3: f64 = 0.35;
 const WRITE: f64 = 0.6;
@@ -12,9 +12,9 @@ const LANES: f64 = 0.4;
 /// Seconds a billion weights: a merge, and a rank of it.
 const MERGE: f64 = 0.7;
 const RANK: f64 = 0.08;
-/// Seconds that opening a card takes before it helps.
+/// Seconds that opening a GPU takes before it helps.
 const OPEN: f64 = 0.3;
-/// A card is taken where it needs no more than this part of the processor's time, and saves so many seconds of it: for
+/// A GPU is taken where it needs no more than this part of the processor's time, and saves so many seconds of it: for
 /// less, it is not worth a line that there is none.
 const GAIN: f64 = 0.9;
 const SAVES: f64 = 1.0;
@@ -59,7 +59,7 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// Whether a job of `jobs` threads is done sooner with a card.
+    /// Whether a job of `jobs` threads is done sooner with a GPU.
     pub fn pays(&self, jobs: usize) -> bool {
         let billions = self.weights as f64 / 1e9;
         let gigabytes = self.input as f64 / 1e9;

@@ -1,4 +1,4 @@
-//! Troubles on demand, so that what follows them can be tested, on a card and without one.
+//! Troubles on demand, so that what follows them can be tested, on a GPU and without one.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::ggml::ErrorSums;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     kind: Kind,
-    /// Counted from 1, in the order in which the cards' lanes begin blocks.
+    /// Counted from 1, in the order in which the GPUs' lanes begin blocks.
     block: u64,
 }
 
@@ -19,7 +19,7 @@ pub struct Fault {
 enum Kind {
     /// One lane runs out of memory.
     OutOfMemory,
-    /// The cards are lost: that block fails and every later one.
+    /// The GPUs are lost: that block fails and every later one.
     Lost,
     /// A value does not fit its type.
     Value,
@@ -41,7 +41,7 @@ impl FromStr for Fault {
     }
 }
 
-/// A fault, and how many blocks the lanes of all cards have begun.
+/// A fault, and how many blocks the lanes of all GPUs have begun.
 pub(crate) struct Faults {
     fault: Fault,
     begun: AtomicU64,

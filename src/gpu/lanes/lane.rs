@@ -1,4 +1,4 @@
-//! A lane: one stream of a card, with memory of its own there and pinned memory here, that makes block after block:
+//! A lane: one stream of a GPU, with memory of its own there and pinned memory here, that makes block after block:
 //! base bytes up, merge or widen, encode, measure, bytes down. One of the rooms with `unsafe`.
 
 use std::any::Any;
@@ -19,7 +19,7 @@ use crate::merge::{Float, Merge};
 /// What kernels take for "none of the float types".
 const NO_FLOAT: u64 = 3;
 
-/// What a block's work on the card uses and must not lose before it is done.
+/// What a block's work on the GPU uses and must not lose before it is done.
 type Held = Vec<Arc<dyn Any + Send + Sync>>;
 
 /// See the module.
@@ -66,7 +66,7 @@ impl<'c> CudaLane<'c> {
     /// # Safety
     /// As there.
     unsafe fn launch(&self, kernel: Kernel, work: usize, arguments: &[u64]) -> Result<(), Trouble> {
-        // SAFETY: the caller vouches for the arguments; `run` has bound the card's context and waits for the stream.
+        // SAFETY: the caller guarantees the arguments; `run` has bound the GPU's context and waits for the stream.
         Ok(unsafe { self.card.gpu.functions().launch(&self.stream, &kernel, work as u64, arguments) }?)
     }
 
@@ -127,7 +127,7 @@ impl<'c> CudaLane<'c> {
         self.stages.read += start.elapsed().as_secs_f64();
         self.upload(len)?;
         let [base, values] = [self.regions.base, self.regions.values].map(|region| self.address(region));
-        // SAFETY: (stored, float, count, values, fault); `base` holds `len` bytes and `values` the card's capacity.
+        // SAFETY: (stored, float, count, values, fault); `base` holds `len` bytes and `values` the GPU's capacity.
         unsafe { self.launch(WIDEN, count, &[base, float as u64, count as u64, values, self.fault()]) }?;
         Ok(self.address(self.regions.out))
     }
@@ -167,7 +167,7 @@ impl<'c> CudaLane<'c> {
         if has_norms {
             let arguments = [&base[..], &[first_row, rows.len() as u64], &change, &[factors.magnitude, gains]].concat();
             // SAFETY: as row_gains of merge.cu takes them: whole rows are staged, there is a magnitude for each row of
-            // the tensor, and `gains` has room for one a row of the block.
+            // the tensor, and `gains` has memory for one a row of the block.
             unsafe { self.launch(ROW_GAINS, rows.len(), &arguments) }?;
         }
         let (out, out_float) = (self.address(self.regions.out), merge.output());
@@ -180,7 +180,7 @@ impl<'c> CudaLane<'c> {
         let made = [out_float as u64, values, bytes, self.fault()];
         let arguments = [&base[..], &[elements.start as u64, elements.len() as u64], &change, &gains, &made].concat();
         // SAFETY: as merge of merge.cu takes them: the elements' base is staged from `base_first` on, terms and gains
-        // cover what they say, and `values` and `out` have room for the card's capacity.
+        // cover what they say, and `values` and `out` have memory for the GPU's capacity.
         unsafe { self.launch(MERGE, elements.len(), &arguments) }?;
         Ok(if bytes == 0 { out } else { bytes })
     }
@@ -209,7 +209,7 @@ impl<'c> CudaLane<'c> {
             held.push(weights);
         }
         // SAFETY: as kernels/common.cuh says of encoders: `values` has `count` values, whole blocks; `out`
-        // has room for them; with importance, whole rows, and weights for every column of whole matrices.
+        // has memory for them; with importance, whole rows, and weights for every column of whole matrices.
         unsafe { self.launch(kernels.encoder(importance.is_some()), count, &arguments) }
     }
 
@@ -235,10 +235,11 @@ impl<'c> CudaLane<'c> {
         // The kernels have no empty first chunk, and no chunks of nothing.
         let (first, chunk) = (chunks[0] as u64, chunks.get(1).map_or(chunks[0], |_| chunk) as u64);
         let (left, partial) = (left as u64, self.address(partial));
-        // SAFETY: as measure.cu takes them: the values and blocks after the skipped ones, and room for each piece's sums.
+        // SAFETY: as measure.cu takes them: the values and blocks after the skipped ones, and memory for each piece's
+        // sums.
         unsafe { self.launch(kernel, pieces, &[values, left, blocks, first, chunk, partial]) }?;
         let sums = self.fault() + SUMS_START as u64;
-        // SAFETY: likewise, and room for each chunk's sums.
+        // SAFETY: likewise, and memory for each chunk's sums.
         unsafe { self.launch(FOLD_SUMS, chunks.len(), &[partial, left, first, chunk, sums]) }?;
         Ok(chunks)
     }
@@ -250,7 +251,7 @@ impl<'c> CudaLane<'c> {
         self.upload(len)?;
         let [base, out] = [self.regions.base, self.regions.out].map(|region| self.address(region));
         let arguments = [base, len as u64, (first * CHUNKS) as u64, CHUNKS as u64, out];
-        // SAFETY: (bytes, len, first_chunk, piece_chunks, out) as blake3.cu takes them; `out` has room for 32 bytes a
+        // SAFETY: (bytes, len, first_chunk, piece_chunks, out) as blake3.cu takes them; `out` has memory for 32 bytes a
         // piece.
         unsafe { self.launch(HASH, len, &arguments) }?;
         self.mark(2)?;
@@ -259,7 +260,7 @@ impl<'c> CudaLane<'c> {
         Ok(self.mark(3)?)
     }
 
-    /// Adds up how long the card took for the block that was waited for.
+    /// Adds up how long the GPU took for the block that was waited for.
     fn time(&mut self) -> Result<(), Failure> {
         let seconds = |from: usize| self.events[from].seconds_until(&self.events[from + 1]);
         let (upload, kernel, download) = (seconds(0)?, seconds(1)?, seconds(2)?);

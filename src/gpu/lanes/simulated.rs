@@ -1,4 +1,4 @@
-//! A card for tests where there is none: its lanes make blocks with the processor's code.
+//! A GPU for tests where there is none: its lanes make blocks with the processor's code.
 
 use super::block::{Block, Lane, Source, Stages, Trouble, source_row};
 use crate::digest::{PIECE, chaining_value};
@@ -7,7 +7,7 @@ use crate::ggml::encode::encode;
 use crate::ggml::{ErrorSums, TensorType, first_bad_scale};
 use crate::merge::{Float, Vector};
 
-/// A card that is none.
+/// A GPU that is none.
 pub(crate) struct SimulatedCard {
     /// Most elements of a block.
     pub(crate) capacity: usize,
@@ -113,7 +113,7 @@ fn made(block: &Block<'_>) -> Result<(Vec<u8>, Float), Trouble> {
             }
             let mut values = vec![0.0; block.elements.len()];
             float.widen(&bytes, &mut values);
-            // The processor lets these through where nothing changes them; a card leaves them to it.
+            // The processor lets these through where nothing changes them; a GPU leaves them to it.
             if values.iter().any(|v| !v.is_finite()) { Err(Trouble::Value) } else { Ok((bytes, float)) }
         }
     }

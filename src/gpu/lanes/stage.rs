@@ -1,4 +1,4 @@
-//! Staging: which of the base's bytes a block of a merge needs, and putting them where a card copies them from, in the
+//! Staging: which of the base's bytes a block of a merge needs, and putting them where a GPU copies them from, in the
 //! output's order of rows.
 
 use std::ops::Range;
@@ -9,10 +9,10 @@ use crate::merge::Parts;
 /// Elements that lie together so that 16-byte loads of any float begin between them.
 pub(super) const GROUP: usize = 8;
 
-/// Elements of the output whose base values are on the card, side by side.
+/// Elements of the output whose base values are on the GPU, side by side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Staged {
-    /// The element that the card's memory begins with. Those before `elements` are not there: they only keep alignment.
+    /// The element that the GPU's memory begins with. Those before `elements` are not there: they only keep alignment.
     pub(super) first: usize,
     /// The elements that are there.
     pub(super) elements: Range<usize>,
@@ -34,7 +34,7 @@ impl Staged {
         self.elements.start / columns.max(1)..self.elements.end.div_ceil(columns.max(1))
     }
 
-    /// Bytes on the card.
+    /// Bytes on the GPU.
     pub(super) fn len(&self, size: usize) -> usize {
         (self.elements.end - self.first) * size
     }

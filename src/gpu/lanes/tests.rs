@@ -1,4 +1,4 @@
-//! A real card's lanes against the processor's code, byte for byte and sum for sum. Where there is no card, each test
+//! A real GPU's lanes against the processor's code, byte for byte and sum for sum. Where there is no GPU, each test
 //! says so and is done. `throughput` (ignored) prints how fast kernels and lanes are.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ mod throughput;
 
 const FLOATS: [Float; 3] = [Float::Bf16, Float::F16, Float::F32];
 
-/// The first card, opened once for all tests.
+/// The first GPU, opened once for all tests.
 fn card() -> Option<&'static Card> {
     static CARDS: OnceLock<Cards> = OnceLock::new();
     match CARDS.get_or_init(|| Cards::open(Device::Cuda, None, None)).wait() {
@@ -267,7 +267,7 @@ fn measured_sums_are_the_processors() {
     settle(&wrong, cases);
 }
 
-/// What a card can't judge is left to the processor, and the lane goes on.
+/// What a GPU can't judge is left to the processor, and the lane goes on.
 #[test]
 fn faults_are_told_and_leave_the_lane_in_order() {
     let Some(card) = card() else { return };

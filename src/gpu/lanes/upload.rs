@@ -1,4 +1,4 @@
-//! What stays on a card while a tensor is being made: the factors of its merge, or the importance of its columns. One
+//! What stays on a GPU while a tensor is being made: the factors of its merge, or the importance of its columns. One
 //! of the rooms with `unsafe`.
 
 use std::mem::size_of_val;
@@ -16,7 +16,7 @@ use crate::merge::Merge;
 /// and where its left and right factors are.
 const TERM: usize = 6;
 
-/// Part of the memory that a card has for what stays on it, until it is dropped.
+/// Part of the memory that a GPU has for what stays on it, until it is dropped.
 pub(super) struct Claim {
     used: Arc<AtomicUsize>,
     len: usize,
@@ -37,7 +37,7 @@ impl Drop for Claim {
     }
 }
 
-/// Bytes that stay on a card.
+/// Bytes that stay on a GPU.
 struct Held {
     memory: DeviceMemory,
     _claim: Claim,
@@ -61,7 +61,7 @@ impl Held {
     }
 }
 
-/// Where what a merge needs lies on a card. Addresses are 0 where there is nothing.
+/// Where what a merge needs lies on a GPU. Addresses are 0 where there is nothing.
 pub(super) struct Factors {
     /// Six numbers a term.
     pub(super) terms: u64,
@@ -150,7 +150,7 @@ impl Factors {
     }
 }
 
-/// The importance of a tensor's columns on a card.
+/// The importance of a tensor's columns on a GPU.
 pub(super) struct Weights(Held);
 
 impl Weights {
@@ -166,7 +166,7 @@ impl Weights {
         importance.resident.get(card.gpu.number(), upload)?.downcast().map_err(|_| Trouble::Unsupported)
     }
 
-    /// Where they begin, as the card counts.
+    /// Where they begin, as the GPU counts.
     pub(super) fn address(&self) -> u64 {
         self.0.memory.address()
     }

@@ -121,7 +121,7 @@ impl Blas {
         beta: f32,
         output: Output,
     ) -> Result<()> {
-        // SAFETY: the caller vouches for the matrices.
+        // SAFETY: the caller guarantees the matrices.
         unsafe { self.gemm(true, [b, a, out], sizes, beta, output) }
     }
 
@@ -130,7 +130,7 @@ impl Blas {
     /// # Safety
     /// As above.
     pub(crate) unsafe fn times(&self, a: At, b: At, out: At, sizes: Sizes) -> Result<()> {
-        // SAFETY: the caller vouches for the matrices.
+        // SAFETY: the caller guarantees the matrices.
         unsafe { self.gemm(false, [b, a, out], sizes, 0.0, Output::Bf16) }
     }
 
@@ -158,7 +158,7 @@ impl Blas {
         let (alpha, beta) = ((&raw const alpha).cast(), (&raw const beta).cast());
         let kind = if output == Output::F32 { F32 } else { BF16 };
         // SAFETY: the handle is live, alpha and beta are f32 as the compute type wants, and are read before the call
-        // returns; the caller vouches for the matrices.
+        // returns; the caller guarantees the matrices.
         let status = unsafe {
             (self.gemm)(
                 self.handle,
@@ -189,7 +189,7 @@ impl Blas {
         if status == 0 {
             return Ok(());
         }
-        // CUBLAS_STATUS_ALLOC_FAILED and CUBLAS_STATUS_EXECUTION_FAILED are the ones that people meet.
+        // CUBLAS_STATUS_ALLOC_FAILED and CUBLAS_STATUS_EXECUTION_FAILED are the ones that occur in practice.
         Err((self.explain)(Failure::Library(format!("{call} failed with status {status}"))))
     }
 }

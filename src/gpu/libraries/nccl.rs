@@ -116,7 +116,7 @@ impl Functions {
         }
     }
 
-    /// For people.
+    /// For users.
     pub(crate) fn name(&self) -> String {
         let version = self.version;
         format!("NCCL {}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
@@ -148,7 +148,7 @@ unsafe fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: the caller vouches for it.
+    // SAFETY: the caller guarantees it.
     escaped(unsafe { CStr::from_ptr(text) }.to_string_lossy().trim())
 }
 
@@ -197,7 +197,7 @@ impl Communicator {
     /// must live until [`Self::done`], or until the communicator is dropped.
     pub(crate) unsafe fn sum(&mut self, address: u64, len: usize, stream: *mut c_void) -> Result<(), String> {
         let values = ptr::with_exposed_provenance_mut::<c_void>(address as usize);
-        // SAFETY: the handle is live; the caller vouches for the rest.
+        // SAFETY: the handle is live; the caller guarantees the rest.
         let status = unsafe { (self.functions.all_reduce)(values, values, len, F32, SUM, self.handle, stream) };
         self.functions.check("ncclAllReduce", status, self.handle).map(|_| ())
     }
@@ -210,7 +210,7 @@ impl Communicator {
         if !self.ready()? {
             return Ok(false);
         }
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         match unsafe { (self.functions.query)(stream) } {
             0 => Ok(true),
             NOT_READY => Ok(false),

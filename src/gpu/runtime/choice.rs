@@ -6,18 +6,18 @@ use std::str::FromStr;
 /// Where blocks are merged and encoded. The bytes are the same everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// A card if one is there and the job is large enough for it to pay, else the processor.
+    /// A GPU if one is there and the job is large enough for it to pay, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
-    /// The first card.
+    /// The first GPU.
     Cuda,
-    /// The card of this number.
+    /// The GPU of this number.
     One(usize),
-    /// Every card.
+    /// Every GPU.
     All,
-    /// For tests: a card whose blocks the processor makes. Its failures are borne, or not where it is demanded.
+    /// For tests: a GPU whose blocks the processor makes. Its failures are borne, or not where it is demanded.
     Simulated {
         /// Whether its failure is an error.
         demanded: bool,
@@ -25,7 +25,7 @@ pub enum Device {
 }
 
 impl Device {
-    /// Whether a card is demanded, so that its absence is an error.
+    /// Whether a GPU is demanded, so that its absence is an error.
     pub fn demands_card(self) -> bool {
         !matches!(self, Self::Auto | Self::Cpu | Self::Simulated { demanded: false })
     }

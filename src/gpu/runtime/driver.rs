@@ -14,7 +14,7 @@ const OLDEST_DRIVER: i32 = 12_040;
 /// The oldest architecture that the kernels are compiled for.
 const OLDEST_CARD: (i32, i32) = (8, 0);
 
-/// Why there is no card to use.
+/// Why there is no GPU to use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoCard {
     /// Nobody asked for one.
@@ -33,10 +33,10 @@ pub enum NoCard {
         /// The least that qft needs.
         needed: String,
     },
-    /// There is a driver, but no card.
+    /// There is a driver, but no GPU.
     #[error("the NVIDIA driver finds no GPU; see what nvidia-smi says and CUDA_VISIBLE_DEVICES, or use ⟦device cpu⟧")]
     NoneFound,
-    /// There are fewer cards than the number that was asked for.
+    /// There are fewer GPUs than the number that was asked for.
     #[error("there is no GPU number {number}: there are {count}, counted from 0; choose another with ⟦device cuda:N⟧")]
     NoSuchCard {
         /// The number that was asked for.
@@ -44,20 +44,20 @@ pub enum NoCard {
         /// How many there are.
         count: usize,
     },
-    /// The card is older than the kernels.
+    /// The GPU is older than the kernels.
     #[error("{name} has compute capability {capability}, and qft requires 8.0 or more; use ⟦device cpu⟧")]
     OldCard {
-        /// The card's name.
+        /// The GPU's name.
         name: String,
         /// Its compute capability: "7.5".
         capability: String,
     },
-    /// The card has too little memory left.
+    /// The GPU has too little memory left.
     #[error(
         "{name} has {free} for qft, which requires {needed}; stop other programs that use it, or raise ⟦device_memory⟧"
     )]
     LittleMemory {
-        /// The card's name.
+        /// The GPU's name.
         name: String,
         /// What qft may use of the free memory.
         free: ByteSize,
@@ -107,7 +107,7 @@ impl NoCard {
     }
 }
 
-/// The numbers of the cards that `device` means and that are fit, at least one.
+/// The numbers of the GPUs that `device` means and that are fit, at least one.
 pub(crate) fn find(device: Device) -> Result<Vec<usize>, NoCard> {
     let count = || -> Result<usize, NoCard> {
         check_driver()?;
@@ -165,7 +165,7 @@ fn check_version(version: i32) -> Result<(), NoCard> {
     Ok(())
 }
 
-/// Whether the card has the architecture.
+/// Whether the GPU has the architecture.
 fn check_card(number: usize) -> Result<(), NoCard> {
     let card = result::device::get(i32::try_from(number).unwrap_or(i32::MAX))?;
     let attribute = |attribute| {

@@ -78,7 +78,7 @@ impl Functions {
         let mut places: Vec<_> = arguments.iter().map(|argument| ptr::from_ref(argument).cast_mut().cast()).collect();
         let (grid, block) = ((grid, 1, 1), (kernel.threads, 1, 1));
         // SAFETY: the function's module is never unloaded before its context is gone, all its parameters have 64 bits, and
-        // the caller vouches for them.
+        // the caller guarantees them.
         unsafe { result::launch_kernel(function, grid, block, kernel.shared, stream.raw(), &mut places) }?;
         Ok(())
     }

@@ -34,7 +34,7 @@ impl Gpu {
         self.number
     }
 
-    /// Its name, for people.
+    /// Its name, for users.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

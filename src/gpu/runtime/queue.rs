@@ -47,8 +47,8 @@ unsafe impl Plain for f64 {}
 unsafe impl Plain for [u32; 2] {}
 
 impl Queue {
-    /// Opens GPU number `number`, which is fit (see [`super::find`]), for work that uses these kernels. They are compiled in
-    /// the background; the first is waited for, which tells whether the driver takes them.
+    /// Opens GPU number `number`, which is fit (see [`super::find`]), for work that uses these kernels. They are
+    /// compiled in the background; the first is waited for, which tells whether the driver takes them.
     pub(crate) fn open(number: usize, kernels: &'static [Kernel], explain: Explain) -> Result<Self> {
         let open = || -> Result<Self, Failure> {
             let gpu = Gpu::open(number)?;
@@ -77,7 +77,7 @@ impl Queue {
         self.gpu.bind().map_err(self.explain)
     }
 
-    /// The GPU's name, for people.
+    /// The GPU's name, for users.
     pub(crate) fn name(&self) -> &str {
         self.gpu.name()
     }
@@ -187,7 +187,7 @@ impl Queue {
     /// # Safety
     /// As there.
     pub(crate) unsafe fn launch(&self, kernel: &Kernel, work: u64, arguments: &[u64]) -> Result<()> {
-        // SAFETY: the caller vouches for the arguments.
+        // SAFETY: the caller guarantees the arguments.
         unsafe { self.gpu.functions().launch(&self.stream, kernel, work, arguments) }.map_err(self.explain)
     }
 

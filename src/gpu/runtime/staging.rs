@@ -113,7 +113,7 @@ impl Staging {
                 // The one that was used longest ago.
                 pieces.rotate_left(1);
                 let rows = index * each..rows.min((index + 1) * each);
-                // SAFETY: the caller vouches for the target, of which these are rows.
+                // SAFETY: the caller guarantees the target, of which these are rows.
                 unsafe { pieces[0].send(&self.stream, target, rows, fill) }?;
             }
         };

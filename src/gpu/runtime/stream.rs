@@ -36,7 +36,7 @@ impl Stream {
     /// # Safety
     /// The GPU must have as much memory there, and `from` must stay as it is until the copy is done.
     pub(crate) unsafe fn upload<T: Copy>(&self, to: u64, from: &[T]) -> Result<(), Failure> {
-        // SAFETY: the caller vouches for both sides.
+        // SAFETY: the caller guarantees both sides.
         Ok(unsafe { result::memcpy_htod_async(to, from, self.raw()) }?)
     }
 
@@ -46,7 +46,7 @@ impl Stream {
     /// The GPU must have as much memory there, whose bytes are values of the type, and nobody may use `to` until the copy
     /// is done.
     pub(crate) unsafe fn download<T: Copy>(&self, to: &mut [T], from: u64) -> Result<(), Failure> {
-        // SAFETY: the caller vouches for both sides.
+        // SAFETY: the caller guarantees both sides.
         Ok(unsafe { result::memcpy_dtoh_async(to, from, self.raw()) }?)
     }
 
@@ -55,7 +55,7 @@ impl Stream {
     /// # Safety
     /// The GPU must have as much memory there.
     pub(crate) unsafe fn clear(&self, address: u64, len: usize) -> Result<(), Failure> {
-        // SAFETY: the caller vouches for the memory.
+        // SAFETY: the caller guarantees the memory.
         Ok(unsafe { result::memset_d8_async(address, 0, len, self.raw()) }?)
     }
 
@@ -81,7 +81,7 @@ impl Event {
         Ok(Self(context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC))?))
     }
 
-    /// Puts it behind what was enqueued on `stream`.
+    /// Puts it after what was enqueued on `stream`.
     pub(crate) fn record(&self, stream: &Stream) -> Result<(), Failure> {
         Ok(self.0.record(&stream.0)?)
     }

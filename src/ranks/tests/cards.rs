@@ -1,5 +1,5 @@
-//! Sums on cards: the rules around NCCL over a stand-in for it that sums in this process's memory, the real library's
-//! refusal where there is no card, and the real sum where there are two.
+//! Sums on GPUs: the rules around NCCL over a stand-in for it that sums in this process's memory, the real library's
+//! refusal where there is no GPU, and the real sum where there are two.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -212,7 +212,7 @@ fn nccl_sums_on_two_cards_with_the_same_bits() {
         queue.bind().unwrap();
         let mut ranks = CardRanks::new(TcpRanks::join(&launch(rank, 2, port), [7; 32], SHORT).unwrap());
         let card = ranks.on_card().unwrap().map(|card| {
-            // SAFETY: the values and the stream are of this thread's card, and alive.
+            // SAFETY: the values and the stream are of this thread's GPU, and alive.
             unsafe { card.sum(mine.address(), LEN, stream) }.unwrap();
             let first = bits(&queue.read(&mine, LEN).unwrap());
             let start = Instant::now();

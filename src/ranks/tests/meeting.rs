@@ -1,4 +1,4 @@
-//! How ranks come together: what strangers, mistakes, failures and signals do to that, each with a bound in time.
+//! How ranks come together: what other programs, mistakes, failures and signals do to that, each with a bound in time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
@@ -118,7 +118,7 @@ fn ended(launch: &Launch, patience: Patience) -> (String, Duration) {
     (error.to_string(), start.elapsed())
 }
 
-/// Strangers of all kinds, until the channel is closed: some say nothing, some trickle, some hang up.
+/// Unknown programs of all kinds, until the channel is closed: some say nothing, some trickle, some hang up.
 fn pester(port: u16, until: &mpsc::Receiver<()>) {
     let mut held = Vec::new();
     let mut turn = 0usize;

@@ -172,7 +172,7 @@ fn earlier(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(dirs.rfind(whole))
 }
 
-/// Where the run has checkpoints behind this one, they are another branch's from here on: what is new is told from
+/// Where the run has checkpoints after this one, they are another branch's from here on: what is new is told from
 /// them by the branch's number. Gives a note.
 fn branch(dir: &Path, progress: &mut Progress) -> Result<Option<String>> {
     let run = run_of(dir)?;

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result, shown};
 
-/// The directory of the checkpoint behind step `step` of a run.
+/// The directory of the checkpoint after step `step` of a run.
 pub fn checkpoint_dir(run: &Path, step: u64) -> PathBuf {
     run.join(format!("checkpoint-{step}"))
 }

@@ -35,7 +35,7 @@ impl Space {
         Ok(Self { each: checkpoint_bytes(parameters, moments), most: kept.max(1), free: free_space(dir)? })
     }
 
-    /// Refuses where there is no room for one checkpoint in `dir`.
+    /// Refuses where there is no free space for one checkpoint in `dir`.
     pub fn check(&self, dir: &Path) -> Result<()> {
         let needed = self.each.saturating_add(SLACK);
         if needed <= self.free {
@@ -50,7 +50,7 @@ impl Space {
         })
     }
 
-    /// What the user should know where not all of them have room.
+    /// What the user should know where the disk has no space for all of them.
     pub fn note(&self) -> Option<String> {
         let all = self.each.saturating_mul(self.most).saturating_add(SLACK);
         (all > self.free).then(|| {
@@ -66,7 +66,7 @@ impl Space {
     }
 }
 
-/// Whether there is room for one more checkpoint in `run`.
+/// Whether there is free space for one more checkpoint in `run`.
 pub fn has_room(run: &Path, parameters: usize, moments: bool) -> bool {
     free_space(run).is_ok_and(|free| free >= checkpoint_bytes(parameters, moments).saturating_add(SLACK))
 }

@@ -68,7 +68,7 @@ pub struct Progress {
     /// The step of the last such checkpoint.
     #[serde(default)]
     pub branched_at: u64,
-    /// Whether the held-out data is still to be looked at behind this step: that was interrupted.
+    /// Whether the held-out data is still to be evaluated after this step: the evaluation was interrupted.
     #[serde(default)]
     pub evaluation_due: bool,
 }

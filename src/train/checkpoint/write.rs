@@ -148,7 +148,7 @@ pub(super) mod tests {
     use crate::train::lora::LoraSpec;
     use crate::train::schedule::ScheduleKind;
 
-    /// A run of two modules behind step 20.
+    /// A run of two modules after step 20.
     pub(crate) struct Case {
         pub(crate) settings: Settings,
         pub(crate) layout: Layout,

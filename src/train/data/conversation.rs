@@ -25,7 +25,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Whether the model writes such messages, so that training can learn from them.
+    /// Whether the model writes such messages, so that training can use them.
     pub fn is_generated(self) -> bool {
         matches!(self, Self::Assistant | Self::ToolCall)
     }
@@ -38,7 +38,7 @@ pub struct Message {
     pub role: Role,
     /// The words: any text without NUL, an empty one included.
     pub content: String,
-    /// Whether this turn is learned from; `None` leaves it to the run's rule.
+    /// Whether this turn is trained on; `None` leaves it to the run's rule.
     pub loss: Option<bool>,
 }
 

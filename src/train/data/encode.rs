@@ -2,8 +2,8 @@
 //!
 //! The ids are those of the whole rendered text in one go, which is what a served model sees. ms-swift tokenizes prompt
 //! and response apart: the ids differ where a token reaches over the border, as for an answer that begins with a line
-//! feed. Such a token belongs to the side on which it begins. ms-swift also learns the end of a turn that a row wants
-//! left out (`loss: false`); here the whole turn is left out.
+//! feed. Such a token belongs to the side on which it begins. ms-swift also trains on the end of a turn that a row
+//! wants left out (`loss: false`); here the whole turn is left out.
 
 use std::ops::Range;
 use std::path::Path;
@@ -32,7 +32,7 @@ const ROWS: usize = 8;
 const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
 
-/// Which turns are learned from, as ms-swift's `--loss_scale` names it.
+/// Which turns are trained on, as ms-swift's `--loss_scale` names it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossScale {
@@ -50,7 +50,7 @@ pub enum LossScale {
 pub struct EncodeOptions {
     /// The system prompt of rows that have none; `None` leaves it to the template.
     pub system: Option<String>,
-    /// Which turns are learned from where a row doesn't say.
+    /// Which turns are trained on where a row doesn't say.
     pub loss_scale: LossScale,
     /// Most tokens of a row; `None` is no limit.
     pub max_length: Option<usize>,
@@ -68,7 +68,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// How many tokens are learned.
+    /// How many tokens are trained on.
     pub fn trained(&self) -> usize {
         self.weights.iter().filter(|weight| **weight != 0.0).count()
     }
@@ -79,7 +79,7 @@ impl Sample {
 pub struct Rendered {
     /// The text.
     pub text: String,
-    /// The bytes of it that are learned.
+    /// The bytes of it that are trained on.
     pub trained: Vec<Range<usize>>,
     /// How many turns are written as the row has them, since the template leaves out some of their words.
     pub as_given: usize,
@@ -121,8 +121,8 @@ impl Encoder {
         self.tokenizer.ids_end()
     }
 
-    /// The text of a row, and what of it is learned. Text of a learned turn is never lost: what the template leaves out
-    /// is put in (see `spans`).
+    /// The text of a row, and what of it is trained on. Text of a turn that is trained on is never lost: what the
+    /// template leaves out is put in (see `spans`).
     pub fn render(&self, row: &Conversation) -> Result<Rendered> {
         let chat = Chat::new(row, self.options.system.as_deref())?;
         let all = self.options.loss_scale == LossScale::All;
@@ -141,7 +141,7 @@ impl Encoder {
         Ok(Rendered { text, trained, as_given })
     }
 
-    /// All turns that are learned, found one by one and at once.
+    /// All turns that are trained on, found one by one and at once.
     #[cfg(test)]
     pub(super) fn found_by(&self, row: &Conversation) -> [Result<Found>; 2] {
         let chat = Chat::new(row, None).unwrap();

@@ -27,7 +27,7 @@ pub enum Reason {
     TooLong(usize),
     /// It has at least that many tokens, more than allowed: so much text was not tokenized.
     FarTooLong(usize),
-    /// No token of it is learned.
+    /// No token of it is trained on.
     Untrained,
     /// It can't be rendered.
     Refused {

@@ -1,5 +1,5 @@
 //! Rows of JSON text, each with the line where it starts: a list, an object that holds one, or an object a line, which may
-//! go on over lines as people print it. One row of it is held as values at a time.
+//! go on over lines as users print it. One row of it is held as values at a time.
 
 use std::path::Path;
 

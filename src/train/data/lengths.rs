@@ -14,7 +14,7 @@ pub struct Lengths {
     pub samples: usize,
     /// Tokens of all samples.
     pub tokens: u64,
-    /// Tokens that are learned.
+    /// Tokens that are trained on.
     pub trained: u64,
     /// Tokens of the shortest sample.
     pub min: usize,
@@ -77,7 +77,7 @@ impl Lengths {
     }
 }
 
-/// A few lines for people.
+/// A few lines for users.
 impl fmt::Display for Lengths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { samples, tokens, trained, min, median, p95, max, mean, dropped, packing } = self;

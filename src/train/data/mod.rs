@@ -1,7 +1,7 @@
 //! Training data, from files to batches. Reading: `dataset` (which files, which rows) over `json` and `parquet` (rows of
 //! a file), `rows`, `columns`, `roles`, `tools` (a row as a conversation) and `sample` (seeded choices). Encoding:
 //! `template` over `python`, `turns` and `spans` (a conversation as text, and the turns in it), `encode` and `fit` (tokens
-//! and what is learned), `cache`, `lengths`, `pack`. Then `batch`: what a device is given. And about a template:
+//! and what is trained on), `cache`, `lengths`, `pack`. Then `batch`: what a device is given. And about a template:
 //! `turn_end` (the token that ends a turn) and `swift` (what ms-swift calls it).
 
 pub mod cache;

@@ -21,7 +21,7 @@ pub fn pack(lengths: &[usize], max_length: usize) -> Vec<Vec<usize>> {
 fn pack_chunk(lengths: &[usize], first: usize, max_length: usize, packs: &mut Vec<Vec<usize>>) {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|at| (std::cmp::Reverse(lengths[*at]), *at));
-    // Rows by the room that is left in them, the oldest first among equals.
+    // Rows by their free tokens, the oldest first among equals.
     let mut rooms: BTreeSet<(usize, usize)> = BTreeSet::new();
     for at in order {
         let len = lengths[at];

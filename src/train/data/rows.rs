@@ -213,7 +213,7 @@ fn read_query(mut row: Row) -> Result<Vec<Message>, Flaw> {
         }
     } else {
         match columns::take(&mut row, columns::QUERY)? {
-            // TRL's conversation so far: it is not learned, unless it says so.
+            // TRL's conversation so far: it does not count in the loss, unless it says so.
             Some(list) if is_messages(&list) => {
                 asked = read_messages(list).map_err(within("the prompt"))?;
                 let unsaid = asked.iter_mut().filter(|message| message.role.is_generated());

@@ -3,7 +3,7 @@
 //! with the turn, or the template changes what is past), a mark in the place of the turn's words finds it.
 //!
 //! A template may leave out some of the words: thoughts, mostly. Such a turn is written as the model has to write it: the
-//! words as they are given, between what the template writes before and behind them.
+//! words as they are given, between what the template writes before and after them.
 
 mod many;
 
@@ -27,7 +27,7 @@ const DIGITS: u32 = 0x10_0000;
 /// A turn to find.
 pub(super) struct Wanted<'c> {
     pub(super) turn: &'c Turn,
-    /// Whether all of it must be in the text, since it is learned.
+    /// Whether all of it must be in the text, since it is trained on.
     pub(super) whole: bool,
 }
 
@@ -213,7 +213,7 @@ impl Scene<'_> {
         (start <= end).then_some(start..end)
     }
 
-    /// What lies in `text` between that which a mark in the place of the words has before and behind it.
+    /// What lies in `text` between that which a mark in the place of the words has before and after it.
     fn marked(&self, text: &str, turn: &Turn, nth: usize) -> Option<Range<usize>> {
         let mut scene = Scene { messages: self.messages.clone(), ..*self };
         scene.mark(turn, nth);
@@ -249,7 +249,7 @@ impl Scene<'_> {
         prompt.and_then(|prompt| Some(low + head[low..].rfind(prompt)? + prompt.len())).unwrap_or(head.len())
     }
 
-    /// Of `tail`, the text behind a mark, how much ends the turn; `None` if it ends another way when nothing follows.
+    /// Of `tail`, the text after a mark, how much ends the turn; `None` if it ends another way when nothing follows.
     fn ending(&self, tail: &str, turn: &Turn, nth: usize) -> Option<usize> {
         if turn.at + 1 == self.messages.len() {
             return Some(tail.len());
@@ -297,7 +297,7 @@ impl Scene<'_> {
     }
 }
 
-/// What to do with a turn that can't be learned.
+/// What to do with a turn that can't be trained on.
 fn instead(turn: &Turn) -> String {
     let last_round =
         if turn.last_round { "" } else { "train on the last round only (⟦loss_scale last_round⟧), or " };

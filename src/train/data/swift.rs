@@ -22,7 +22,7 @@ pub struct SwiftTemplate {
 
 /// A form of text, and the templates of ms-swift that write it.
 struct Form {
-    /// How the text of [`SAID`] begins, behind the token that begins a text, and how it ends.
+    /// How the text of [`SAID`] begins, after the token that begins a text, and how it ends.
     text: [&'static str; 2],
     /// Names, by the system prompt that each has where a row has none. The first is taken for any other.
     names: &'static [(&'static str, Option<&'static str>)],

@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    /// A disk with room for some bytes.
+    /// A disk with space for some bytes.
     #[derive(Default)]
     struct Disk {
         bytes: Vec<u8>,

@@ -292,7 +292,7 @@ mod tests {
             assert_eq!(logs.finish("a run").unwrap().curve, Some(run.join(CURVE_FILE)));
             assert_eq!(fs::read(&log).unwrap(), whole);
         }
-        // What was deleted is not made anew.
+        // What was deleted is not made again.
         fs::remove_file(&log).unwrap();
         Logs::of_a_run_that_is_over(run, history).unwrap();
         assert!(!log.exists());

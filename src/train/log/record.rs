@@ -97,7 +97,7 @@ pub(super) const STEP: &str = "step";
 /// A key that only the entry at the end of a run has.
 pub(super) const RUNTIME: &str = "train_runtime";
 
-/// `value` with so many digits behind the point.
+/// `value` with so many digits after the point.
 fn rounded(value: f64, digits: i32) -> f64 {
     let scale = 10f64.powi(digits);
     (value * scale).round() / scale

@@ -164,7 +164,7 @@ fn bytes(out: &mut Vec<u8>, field: u8, value: &[u8]) {
     out.extend(value);
 }
 
-/// A record of `TFRecord`: its length and itself, a checksum behind each.
+/// A record of `TFRecord`: its length and itself, a checksum after each.
 fn frame(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let parts = [&length[..], &masked(&length).to_le_bytes(), data, &masked(data).to_le_bytes()];

@@ -1,4 +1,4 @@
-//! The card that a run trains on, if it is to and can.
+//! The GPU that a run trains on, if it is to and can.
 
 use super::super::log::TrainProgress;
 use super::super::settings::Compute;
@@ -7,7 +7,7 @@ use crate::engine::CudaEngine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::Device;
 
-/// `error`, told for a run that is under way: no other device takes over from a card there.
+/// `error`, told for a run that is under way: no other device takes over from a GPU there.
 pub(super) fn card_failed(error: Error, again: &str) -> Error {
     match error {
         Error::Card { problem } => {
@@ -18,7 +18,7 @@ pub(super) fn card_failed(error: Error, again: &str) -> Error {
     }
 }
 
-/// The card to train on; `None` is the processor. Only a card that was demanded must be there.
+/// The GPU to train on; `None` is the processor. Only a GPU that was demanded must be there.
 pub(super) fn open_card(
     device: Device,
     compute: Option<Compute>,
@@ -38,7 +38,7 @@ pub(super) fn open_card(
         return Ok(None);
     }
     progress.phase("opening the GPU");
-    // A model that the card has no kernels for is told before its weights are read.
+    // A model that the GPU has no kernels for is told before its weights are read.
     match CudaEngine::open(device).and_then(|card| card.supports(heads).map(|()| card)) {
         Ok(card) => Ok(Some(card)),
         Err(error) if device.demands_card() => Err(error),

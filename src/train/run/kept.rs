@@ -34,13 +34,14 @@ impl<E: Backward + Optimizer> Run<'_, E> {
         }
     }
 
-    /// Whether a checkpoint that waited for room has it now.
+    /// Whether a checkpoint that waited for free space has it now.
     pub(super) fn can_pay(&self) -> bool {
         let moments = !self.plan.settings.save_only_model;
         self.owes_checkpoint && has_room(&self.dir, self.trainer.layout().len, moments)
     }
 
-    /// Saves a checkpoint. One that has no room is owed, unless it is the last: the run goes on, and saves when there is.
+    /// Saves a checkpoint. One that has no free space is owed, unless it is the last: the run goes on, and saves when
+    /// there is.
     pub(super) fn save_if_possible(&mut self, last: bool, how: &How<'_>) -> Result<()> {
         match self.save(how) {
             Err(Error::NoSpace { problem, .. }) if !last => {

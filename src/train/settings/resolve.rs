@@ -52,7 +52,7 @@ impl When {
         }
     }
 
-    /// Whether it is done behind step `step` (from 1) of `total`. The end of the run is the caller's to add.
+    /// Whether it is done after step `step` (from 1) of `total`. The end of the run is the caller's to add.
     pub fn falls_on(self, step: u64, total: u64, ends_epoch: bool) -> bool {
         match self {
             Self::Never => false,

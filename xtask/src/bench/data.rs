@@ -120,7 +120,7 @@ impl Data {
         Ok(())
     }
 
-    /// One line for people.
+    /// One line for users.
     pub(super) fn describe(&self) -> String {
         let Lora { rank, alpha, .. } = LORA;
         let size = self.bytes as f64 / 1e9;

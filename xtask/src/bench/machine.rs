@@ -20,7 +20,7 @@ pub(super) fn describe(dir: &Path) -> anyhow::Result<String> {
     ))
 }
 
-/// The cards as nvidia-smi sees them, in one line: name, memory, driver.
+/// The GPUs as nvidia-smi sees them, in one line: name, memory, driver.
 pub(super) fn cards() -> String {
     let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
     let output = Command::new("nvidia-smi").args(query).output();

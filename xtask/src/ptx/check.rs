@@ -10,7 +10,7 @@ use super::{TARGET, VERSION};
 /// What comes before the digest of its source in a PTX file.
 pub(super) const DIGEST: &str = "// source sha256: ";
 
-/// Fails with a line for each file of `dir` that is missing, stale, made with other options, for other cards or drivers,
+/// Fails with a line for each file of `dir` that is missing, stale, made with other options, for other GPUs or drivers,
 /// or without a source.
 pub(super) fn check(dir: &Path, options: &[&str]) -> anyhow::Result<()> {
     let mut faults = Vec::new();

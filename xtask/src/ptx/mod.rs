@@ -15,7 +15,7 @@ use crate::shell::root;
 use nvrtc::Nvrtc;
 use source::Source;
 
-/// A directory of kernels, and what the compiler is told: the oldest card that is served, and whether products and sums
+/// A directory of kernels, and what the compiler is told: the oldest GPU that is served, and whether products and sums
 /// may be contracted.
 struct Place {
     dir: &'static str,
@@ -115,7 +115,7 @@ mod tests {
         }
     }
 
-    /// What this test would find is what `cargo xtask ci` says, too: here it is among the tests that people repeat.
+    /// What this test would find is what `cargo xtask ci` says, too: here it is among the tests that are run often.
     #[test]
     fn the_committed_ptx_is_that_of_its_sources() {
         check().unwrap();

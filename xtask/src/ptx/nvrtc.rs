@@ -137,7 +137,7 @@ impl<'a> OpenProgram<'a> {
         // SAFETY: the program is open, and the number outlives the call.
         self.nvrtc.pass(unsafe { size(self.handle, &raw mut len) })?;
         let mut bytes = vec![0u8; len];
-        // SAFETY: the program is open, and there is room for as many bytes as were told.
+        // SAFETY: the program is open, and there is memory for as many bytes as were told.
         self.nvrtc.pass(unsafe { get(self.handle, bytes.as_mut_ptr().cast()) })?;
         let text = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
         Ok(String::from_utf8_lossy(text).into_owned())

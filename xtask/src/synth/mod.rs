@@ -67,7 +67,7 @@ pub(crate) fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes a value as JSON for people.
+/// Writes a value as JSON for users.
 pub(crate) fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
     write_text(path, &format!("{value:#}\n"))
 }

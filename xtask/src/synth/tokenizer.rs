@@ -9,7 +9,7 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 const START_OF_TURN: &str = "<|im_start|>";
 const END_OF_TURN: &str = "<|im_end|>";
 
-/// `ChatML`, with the generation of answers behind `add_generation_prompt`.
+/// `ChatML`, with the generation of answers after `add_generation_prompt`.
 const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
                         {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 

@@ -2,9 +2,9 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::lanes::{Lanes, Tile, code};
 use super::levels::{Levels, fit_levels, largest_levels};
 use super::rows::{Batch, Rows, requantize};
+use super::simd::{Simd, Tile, code};
 use super::superblock::{self, Codes, LEN, store_f16};
 use super::vector::Work;
 
@@ -38,7 +38,7 @@ pub(super) trait Affine<const S: usize> {
     const SQUARES: f32;
 
     /// Weights where importance is unknown, and their sums.
-    fn plain_weights<const N: usize>(x: &Tile<N, S>) -> (Tile<N, S>, Lanes<N>);
+    fn plain_weights<const N: usize>(x: &Tile<N, S>) -> (Tile<N, S>, Simd<N>);
 
     /// Writes a super-block's scales; gives the scale and minimum of every sub-block as a decoder will see them.
     fn write_scales(scale: f32, min: f32, levels: &[[u8; 16]; 2], out: &mut [u8]) -> [(f32, f32); 16];
@@ -63,8 +63,8 @@ impl Affine<16> for Q2K {
     const SQUARES: f32 = 1.0;
 
     #[inline(always)]
-    fn plain_weights<const N: usize>(x: &Tile<N, 16>) -> (Tile<N, 16>, Lanes<N>) {
-        let (mut w, mut sum) = (*x, Lanes::ZERO);
+    fn plain_weights<const N: usize>(x: &Tile<N, 16>) -> (Tile<N, 16>, Simd<N>) {
+        let (mut w, mut sum) = (*x, Simd::ZERO);
         for i in 0..16 {
             w[i] = x[i].abs();
             sum = sum + w[i];
@@ -92,13 +92,13 @@ impl Affine<16> for Q2K {
 
 /// As ggml-quants.c weighs sub-blocks of 32: root mean square plus magnitude; and the sums.
 #[inline(always)]
-fn weights_of_32<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Lanes<N>) {
-    let mut squares = Lanes::ZERO;
+fn weights_of_32<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Simd<N>) {
+    let mut squares = Simd::ZERO;
     for i in 0..32 {
         squares = squares + x[i] * x[i];
     }
-    let mean = (squares / Lanes::splat(32.0)).sqrt();
-    let (mut w, mut sum) = (*x, Lanes::ZERO);
+    let mean = (squares / Simd::splat(32.0)).sqrt();
+    let (mut w, mut sum) = (*x, Simd::ZERO);
     for i in 0..32 {
         w[i] = mean + x[i].abs();
         sum = sum + w[i];
@@ -129,7 +129,7 @@ impl Affine<32> for Q4K {
     const SQUARES: f32 = 2.0;
 
     #[inline(always)]
-    fn plain_weights<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Lanes<N>) {
+    fn plain_weights<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Simd<N>) {
         weights_of_32(x)
     }
 
@@ -153,7 +153,7 @@ impl Affine<32> for Q5K {
     const SQUARES: f32 = 2.0;
 
     #[inline(always)]
-    fn plain_weights<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Lanes<N>) {
+    fn plain_weights<const N: usize>(x: &Tile<N, 32>) -> (Tile<N, 32>, Simd<N>) {
         weights_of_32(x)
     }
 
@@ -175,17 +175,17 @@ impl Affine<32> for Q5K {
 
 /// What a search found for `N` sub-blocks.
 pub(in super::super) struct Fit<const N: usize> {
-    pub(in super::super) scale: Lanes<N>,
+    pub(in super::super) scale: Simd<N>,
     /// The minimum, negated.
-    pub(in super::super) min: Lanes<N>,
+    pub(in super::super) min: Simd<N>,
     /// The codes are those of `inverse * (x - floor)`.
-    pub(in super::super) inverse: Lanes<N>,
-    pub(in super::super) floor: Lanes<N>,
+    pub(in super::super) inverse: Simd<N>,
+    pub(in super::super) floor: Simd<N>,
 }
 
 /// What a search sums: the difference that coding makes, as a magnitude or squared.
 #[inline(always)]
-fn difference<const N: usize>(scale: Lanes<N>, min: Lanes<N>, code: Lanes<N>, x: Lanes<N>, absolute: bool) -> Lanes<N> {
+fn difference<const N: usize>(scale: Simd<N>, min: Simd<N>, code: Simd<N>, x: Simd<N>, absolute: bool) -> Simd<N> {
     let difference = scale * code + min - x;
     if absolute { difference.abs() } else { difference * difference }
 }
@@ -195,11 +195,11 @@ fn difference<const N: usize>(scale: Lanes<N>, min: Lanes<N>, code: Lanes<N>, x:
 pub(in super::super) fn fit<const N: usize, const S: usize>(
     x: &Tile<N, S>,
     w: &Tile<N, S>,
-    sum_w: Lanes<N>,
+    sum_w: Simd<N>,
     max_code: f32,
     search: Search,
 ) -> Fit<N> {
-    let zero = Lanes::ZERO;
+    let zero = Simd::ZERO;
     let (mut min, mut max, mut sum_x) = (x[0], x[0], w[0] * x[0]);
     for i in 1..S {
         min = min.min(x[i]);
@@ -208,9 +208,9 @@ pub(in super::super) fn fit<const N: usize, const S: usize>(
     }
     min = min.min(zero);
     let (lowest, varied) = (min, max.gt(min));
-    let mut inverse = Lanes::splat(max_code) / (max - min);
+    let mut inverse = Simd::splat(max_code) / (max - min);
     let mut floor = min;
-    let mut scale = Lanes::splat(1.0) / inverse;
+    let mut scale = Simd::splat(1.0) / inverse;
     let mut best = zero;
     for i in 0..S {
         let code = (inverse * (x[i] - min)).round(0.0, max_code);
@@ -220,7 +220,7 @@ pub(in super::super) fn fit<const N: usize, const S: usize>(
     for step in 0..=search.last {
         // The range is measured from the minimum of the best candidate so far, not from that of the values.
         let spread = search.low + search.step * f32::from(step) + max_code;
-        let this_inverse = Lanes::splat(spread) / (max - min);
+        let this_inverse = Simd::splat(spread) / (max - min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
         for i in 0..S {
             let code = (this_inverse * (x[i] - min)).round(0.0, max_code);
@@ -269,7 +269,7 @@ struct Found<const N: usize> {
 fn search<K: Affine<S>, const N: usize, const S: usize, const WEIGHTS: bool>(batch: &Batch<'_>) -> Found<N> {
     let empty = [[0.0; N]; 16];
     let mut found = Found { scale: empty, min: empty, inverse: empty, floor: empty, weight: empty };
-    let mean_squares = if WEIGHTS { batch.mean_squares(K::SQUARES) } else { Lanes::ZERO };
+    let mean_squares = if WEIGHTS { batch.mean_squares(K::SQUARES) } else { Simd::ZERO };
     for group in 0..batch.runs::<S>().div_ceil(N) {
         let x: Tile<N, S> = batch.load(group * N);
         let fit = if WEIGHTS {
@@ -288,7 +288,7 @@ fn search<K: Affine<S>, const N: usize, const S: usize, const WEIGHTS: bool>(bat
     found
 }
 
-/// Values of consecutive sub-blocks as lanes of super-blocks.
+/// Values of consecutive sub-blocks as SIMD elements of super-blocks.
 #[inline(always)]
 fn by_block<const N: usize, const S: usize>(values: &[[f32; N]; 16]) -> Tile<N, 16> {
     let mut out = Tile::<N, 16>::ZERO;

@@ -1,14 +1,14 @@
 //! Levels: the small integers that code the scales and minimums of a super-block's sub-blocks, with one unit for all.
-//! A lane is a super-block.
+//! A SIMD element has a super-block.
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::lanes::{Lanes, code};
+use super::simd::{Simd, code};
 
 /// Levels of `N` super-blocks, as floats that hold a `uint8_t`, and the value of level one.
 pub(super) struct Levels<const N: usize> {
-    pub(super) unit: Lanes<N>,
-    levels: [Lanes<N>; 16],
+    pub(super) unit: Simd<N>,
+    levels: [Simd<N>; 16],
 }
 
 impl<const N: usize> Levels<N> {
@@ -25,18 +25,18 @@ impl<const N: usize> Levels<N> {
 
 /// Levels up to `max_level`, which the largest value gets, and none above `held`.
 #[inline(always)]
-pub(super) fn largest_levels<const N: usize>(values: &[Lanes<N>], max_level: f32, held: f32) -> Levels<N> {
-    let top = Lanes::splat(max_level);
-    let mut max = Lanes::ZERO;
+pub(super) fn largest_levels<const N: usize>(values: &[Simd<N>], max_level: f32, held: f32) -> Levels<N> {
+    let top = Simd::splat(max_level);
+    let mut max = Simd::ZERO;
     for value in values {
         max = max.max(*value);
     }
-    let some = max.gt(Lanes::ZERO);
+    let some = max.gt(Simd::ZERO);
     let inverse = top / max;
-    let mut levels = [Lanes::ZERO; 16];
+    let mut levels = [Simd::ZERO; 16];
     for (level, value) in levels.iter_mut().zip(values) {
-        let wrapped = (inverse * *value).round_below(4_194_303.0).wrap().min(Lanes::splat(held));
-        *level = some.select(wrapped, Lanes::ZERO);
+        let wrapped = (inverse * *value).round_below(4_194_303.0).wrap().min(Simd::splat(held));
+        *level = some.select(wrapped, Simd::ZERO);
     }
     Levels { unit: max / top, levels }
 }
@@ -44,15 +44,15 @@ pub(super) fn largest_levels<const N: usize>(values: &[Lanes<N>], max_level: f32
 /// Levels up to `max_level` with small weighted squares of differences: a search for the unit, then up to five rounds
 /// of single steps (`make_qp_quants` of ggml-quants.c).
 #[inline(always)]
-pub(super) fn fit_levels<const N: usize>(x: &[Lanes<N>], w: &[Lanes<N>], max_level: f32) -> Levels<N> {
-    let (zero, top) = (Lanes::ZERO, Lanes::splat(max_level));
+pub(super) fn fit_levels<const N: usize>(x: &[Simd<N>], w: &[Simd<N>], max_level: f32) -> Levels<N> {
+    let (zero, top) = (Simd::ZERO, Simd::splat(max_level));
     let mut max = zero;
     for x in x {
         max = x.lt(max).select(max, *x);
     }
-    let none = max.lt(Lanes::splat(1e-15));
+    let none = max.lt(Simd::splat(1e-15));
     let mut inverse = top / max;
-    let unit = Lanes::splat(1.0) / inverse;
+    let unit = Simd::splat(1.0) / inverse;
     let mut best = zero;
     for (x, w) in x.iter().zip(w) {
         let difference = *x - unit * (inverse * *x).round_below(4_194_303.0).wrap();
@@ -62,8 +62,8 @@ pub(super) fn fit_levels<const N: usize>(x: &[Lanes<N>], w: &[Lanes<N>], max_lev
         if step == 0 {
             continue;
         }
-        let this_inverse = Lanes::splat(0.1 * f32::from(step) + max_level) / max;
-        let unit = Lanes::splat(1.0) / this_inverse;
+        let this_inverse = Simd::splat(0.1 * f32::from(step) + max_level) / max;
+        let unit = Simd::splat(1.0) / this_inverse;
         let mut error = zero;
         for (x, w) in x.iter().zip(w) {
             let difference = *x - unit * (this_inverse * *x).round_below(max_level);

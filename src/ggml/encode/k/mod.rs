@@ -16,7 +16,7 @@ use rows::Rows;
 pub(super) use symmetric::fit as fit_symmetric;
 use symmetric::{EncodeQ3K, EncodeQ6K};
 
-use super::{lanes, vector};
+use super::{simd, vector};
 use crate::merge::Vector;
 
 macro_rules! encoders {

@@ -2,7 +2,7 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::lanes::{Lanes, Tile, code};
+use super::simd::{Simd, Tile, code};
 use super::superblock::LEN;
 
 /// Whole rows to encode, and where to.
@@ -39,7 +39,7 @@ impl Batch<'_> {
         self.values.len() / S
     }
 
-    /// `N` sub-blocks from sub-block `first` on, one a lane.
+    /// `N` sub-blocks from sub-block `first` on, one in each SIMD element.
     #[inline(always)]
     pub(super) fn load<const N: usize, const S: usize>(&self, first: usize) -> Tile<N, S> {
         Tile::load(&self.values[first * S..])
@@ -61,8 +61,8 @@ impl Batch<'_> {
 
     /// `squares` times the mean square of every super-block, summed in order.
     #[inline(always)]
-    pub(super) fn mean_squares<const N: usize>(&self, squares: f32) -> Lanes<N> {
-        let mut sum = Lanes::<N>::ZERO;
+    pub(super) fn mean_squares<const N: usize>(&self, squares: f32) -> Simd<N> {
+        let mut sum = Simd::<N>::ZERO;
         for at in (0..LEN).step_by(32) {
             let mut x = Tile::<N, 32>::ZERO;
             for (l, block) in self.values.chunks_exact(LEN).take(N).enumerate() {
@@ -75,7 +75,7 @@ impl Batch<'_> {
                 sum = sum + x[i] * x[i];
             }
         }
-        Lanes::splat(squares) * sum / Lanes::splat(LEN as f32)
+        Simd::splat(squares) * sum / Simd::splat(LEN as f32)
     }
 
     /// The weights that importance gives: `qw * sqrt(sigma2 + x^2)`, with `sigma2` of [`Self::mean_squares`]; and their
@@ -85,14 +85,14 @@ impl Batch<'_> {
         &self,
         first: usize,
         x: &Tile<N, S>,
-        mean_squares: &Lanes<N>,
-    ) -> (Tile<N, S>, Lanes<N>) {
-        let mut sigma2 = Lanes::<N>::ZERO;
+        mean_squares: &Simd<N>,
+    ) -> (Tile<N, S>, Simd<N>) {
+        let mut sigma2 = Simd::<N>::ZERO;
         for l in 0..N.min(self.runs::<S>() - first) {
             sigma2.0[l] = mean_squares.0[(first + l) * S / LEN];
         }
         let mut w = self.load_importance(first);
-        let mut sum = Lanes::ZERO;
+        let mut sum = Simd::ZERO;
         for i in 0..S {
             w[i] = w[i] * (sigma2 + x[i] * x[i]).sqrt();
             sum = sum + w[i];

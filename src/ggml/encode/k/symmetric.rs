@@ -3,8 +3,8 @@
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
 
-use super::lanes::{Lanes, Tile, code, nearest};
 use super::rows::{Batch, Rows, requantize};
+use super::simd::{Simd, Tile, code, nearest};
 use super::superblock::{self, Codes, LEN, store_f16};
 use super::vector::Work;
 
@@ -16,7 +16,7 @@ const NOTHING: f32 = 1e-15;
 
 /// The value of largest magnitude so far, the first of equals; NaN is passed over.
 #[inline(always)]
-fn extreme<const N: usize>(so_far: Lanes<N>, value: Lanes<N>) -> Lanes<N> {
+fn extreme<const N: usize>(so_far: Simd<N>, value: Simd<N>) -> Simd<N> {
     value.abs().gt(so_far.abs()).select(value, so_far)
 }
 
@@ -38,10 +38,10 @@ fn sums<const N: usize, const S: usize>(
     x: &Tile<N, S>,
     w: &Tile<N, S>,
     wx: &Tile<N, S>,
-    inverse: Lanes<N>,
+    inverse: Simd<N>,
     half: f32,
-) -> (Lanes<N>, Lanes<N>) {
-    let (mut lx, mut l2) = (Lanes::ZERO, Lanes::ZERO);
+) -> (Simd<N>, Simd<N>) {
+    let (mut lx, mut l2) = (Simd::ZERO, Simd::ZERO);
     for i in 0..S {
         let code = (inverse * x[i]).round(-half, half - 1.0);
         lx = lx + wx[i] * code;
@@ -58,8 +58,8 @@ pub(in super::super) fn fit<const N: usize, const S: usize>(
     x: &Tile<N, S>,
     weights: Option<&Tile<N, S>>,
     half: f32,
-) -> (Lanes<N>, Lanes<N>) {
-    let zero = Lanes::ZERO;
+) -> (Simd<N>, Simd<N>) {
+    let zero = Simd::ZERO;
     let (mut max, mut w, mut wx) = (zero, *x, *x);
     for i in 0..S {
         max = extreme(max, x[i]);
@@ -69,7 +69,7 @@ pub(in super::super) fn fit<const N: usize, const S: usize>(
         };
         wx[i] = w[i] * x[i];
     }
-    let mut inverse = Lanes::splat(-half) / max;
+    let mut inverse = Simd::splat(-half) / max;
     let (lx, l2) = sums(x, &w, &wx, inverse, half);
     let mut scale = l2.ne(zero).select(lx / l2, zero);
     let mut best = scale * lx;
@@ -77,31 +77,31 @@ pub(in super::super) fn fit<const N: usize, const S: usize>(
         if step == 0 {
             continue;
         }
-        let this_inverse = Lanes::splat(-(half + 0.1 * f32::from(step))) / max;
+        let this_inverse = Simd::splat(-(half + 0.1 * f32::from(step))) / max;
         let (lx, l2) = sums(x, &w, &wx, this_inverse, half);
         let better = l2.gt(zero).and((lx * lx).gt(best * l2));
         scale = better.select(lx / l2, scale);
         best = better.select(scale * lx, best);
         inverse = better.select(this_inverse, inverse);
     }
-    let nothing = max.abs().lt(Lanes::splat(NOTHING));
-    (nothing.select(zero, scale), nothing.select(Lanes::splat(f32::NAN), inverse))
+    let nothing = max.abs().lt(Simd::splat(NOTHING));
+    (nothing.select(zero, scale), nothing.select(Simd::splat(f32::NAN), inverse))
 }
 
 /// Chooses codes of either sign and refines them one by one (`make_q3_quants` of ggml-quants.c): scales and codes.
 #[inline(always)]
-fn refine<const N: usize>(x: &Tile<N, S>) -> (Lanes<N>, Tile<N, S>) {
-    let zero = Lanes::ZERO;
+fn refine<const N: usize>(x: &Tile<N, S>) -> (Simd<N>, Tile<N, S>) {
+    let zero = Simd::ZERO;
     let mut max = zero;
     for i in 0..S {
         max = extreme(max, x[i]);
     }
-    let nothing = max.abs().lt(Lanes::splat(NOTHING));
-    let inverse = Lanes::splat(-4.0) / max;
+    let nothing = max.abs().lt(Simd::splat(NOTHING));
+    let inverse = Simd::splat(-4.0) / max;
     let (mut codes, mut w, mut wx) = (Tile::ZERO, *x, *x);
     let (mut sum_lx, mut sum_l2) = (zero, zero);
     for i in 0..S {
-        codes[i] = nothing.select(Lanes::splat(-4.0), (inverse * x[i]).round(-4.0, 3.0));
+        codes[i] = nothing.select(Simd::splat(-4.0), (inverse * x[i]).round(-4.0, 3.0));
         // Without weight nothing is refined.
         w[i] = nothing.select(zero, x[i] * x[i]);
         wx[i] = w[i] * x[i];
@@ -125,7 +125,7 @@ fn refine<const N: usize>(x: &Tile<N, S>) -> (Lanes<N>, Tile<N, S>) {
             sum_l2 = better.select(l2, sum_l2);
             changed |= better.any();
         }
-        // A lane without a change stays without one.
+        // An element without a change stays without one.
         if !changed {
             break;
         }

@@ -41,7 +41,7 @@ pub(crate) struct Special<'a> {
 /// What llama.cpp assumes of a SentencePiece vocabulary that does not say.
 const SENTENCEPIECE_IDS: [(&str, u64); 3] = [("bos_token", 1), ("eos_token", 2), ("unk_token", 0)];
 
-/// The two kinds of vocabulary that have a way back, with what each brings to the files.
+/// The two kinds of vocabulary that can be converted back, with what each brings to the files.
 struct Kind {
     /// `normalizer`, `pre_tokenizer`, `decoder` and `model` of tokenizer.json.
     parts: Map<String, Value>,
@@ -134,7 +134,7 @@ fn special_tokens<'a>(keys: Keys<'_>, vocabulary: &Vocabulary<'a>, sentencepiece
     Ok(tokens)
 }
 
-/// A post-processor that puts the token `first` before and `last` behind each text, after what `inner` does.
+/// A post-processor that puts the token `first` before and `last` after each text, after what `inner` does.
 fn post_processor(inner: Option<Value>, first: Option<Special<'_>>, last: Option<Special<'_>>) -> Value {
     let token = |token: Special<'_>, side| json!({"SpecialToken": {"id": token.text, "type_id": side}});
     let text = |name: &str, side: u8| {

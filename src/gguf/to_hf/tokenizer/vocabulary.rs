@@ -130,7 +130,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// `added_tokens_decoder` of `tokenizer_config.json`, with the tokens that were added to a SentencePiece model: those
-    /// behind it, and those whose score says so.
+    /// after it, and those whose score says so.
     pub(crate) fn added_tokens_decoder(&self) -> Value {
         let outside =
             self.added().filter(|(id, ..)| *id >= self.base || self.score(*id).to_bits() == ADDED_SCORE.to_bits());

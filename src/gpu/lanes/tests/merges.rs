@@ -1,4 +1,4 @@
-//! Merges of every kind on a card: ranks, terms, DoRA, rows that are replaced or reordered, all floats, odd ranges.
+//! Merges of every kind on a GPU: ranks, terms, DoRA, rows that are replaced or reordered, all floats, odd ranges.
 
 use super::*;
 
@@ -150,7 +150,7 @@ fn merges_give_the_processors_bytes() {
     settle(&wrong, cases);
 }
 
-/// As large as layers are, and by several lanes that share what stays on the card.
+/// As large as layers are, and by several lanes that share what stays on the GPU.
 #[test]
 fn lanes_share_the_factors_of_a_large_merge() {
     let Some(card) = card() else { return };

@@ -1,4 +1,4 @@
-//! How fast kernels and lanes are, printed. Run with `--ignored --nocapture` on a machine with a card.
+//! How fast kernels and lanes are, printed. Run with `--ignored --nocapture` on a machine with a GPU.
 #![expect(clippy::print_stdout, reason = "that is what it is for")]
 
 use std::time::Instant;
@@ -89,7 +89,7 @@ fn throughput() {
     merges(card, values, out, fault);
 }
 
-/// `values` and `out` have room for f32, and `fault` is followed by 64 MiB.
+/// `values` and `out` have memory for f32, and `fault` is followed by 64 MiB.
 fn merges(card: &CudaCard, values: u64, out: u64, fault: u64) {
     let base = filled(card, &narrowed(Float::Bf16, &Random(3).values(1 << 20)), 2 * COUNT);
     let row = vec![0u8; 2 * COUNT];

@@ -88,7 +88,7 @@ fn reads_loss_of_a_message() {
     assert_eq!(problem(turn(json!("yes"))), "message 1: `loss` is text");
 }
 
-/// As TRL has them: the completion is what is learned.
+/// As TRL has them: the completion is what is trained on.
 #[test]
 fn reads_prompts_and_completions_that_are_lists() {
     let said = |role: &str, content: &str| json!({"role": role, "content": content});

@@ -27,7 +27,7 @@ struct Shape<'t> {
     lead: &'t str,
     /// Text with which its words begin that is none of the turn: the prompt has it.
     skip: &'t str,
-    /// Text of the turn behind its words.
+    /// Text of the turn after its words.
     ending: &'t str,
 }
 
@@ -88,7 +88,7 @@ pub(super) fn places(
 }
 
 /// Where the words of each turn are in `text`, or what the template makes of them: what it has between that which marks
-/// in the place of all have before and behind them. `None` if it has something else.
+/// in the place of all have before and after them. `None` if it has something else.
 fn words(
     scene: &Scene<'_>,
     text: &str,

@@ -16,7 +16,7 @@ fn encoder(template: &str, loss_scale: LossScale) -> Encoder {
     Encoder::new(dir.path(), EncodeOptions { loss_scale, ..EncodeOptions::default() }).unwrap()
 }
 
-/// The text of `row`, what of it is learned, and how many turns are as the row has them.
+/// The text of `row`, what of it is trained on, and how many turns are as the row has them.
 fn rendered(template: &str, loss_scale: LossScale, row: &Conversation) -> (String, Vec<String>, usize) {
     let rendered = encoder(template, loss_scale).render(row).unwrap();
     let learned = rendered.trained.iter().map(|span| rendered.text[span.clone()].to_owned()).collect();
@@ -97,7 +97,7 @@ fn thoughts_that_a_template_cuts_are_learned() {
     let (text, spans, _) = rendered(CUTS_ALL, LossScale::All, &one);
     assert_eq!(text, format!("<s><U>2+2?<A>\n\n4<E><U>3+3?<A>{}", turns[1]));
     assert_eq!(spans, ["<s><U>2+2?<A>", &format!("<U>3+3?<A>{}", turns[1])]);
-    // Answers without thoughts are as the template writes them, behind its header.
+    // Answers without thoughts are as the template writes them, after its header.
     let plain = conversation(&[(User, "hi"), (Assistant, "hello"), (User, "hi"), (Assistant, "<b>yes</b>")]);
     let (text, spans, as_given) = rendered(CUTS_ALL, LossScale::Default, &plain);
     assert_eq!((text.as_str(), as_given), ("<s><U>hi<A>hello<E><U>hi<A><b>yes</b><E>", 0));

@@ -16,7 +16,7 @@ impl Axis {
         let raw = (room / about).max(least);
         let power = 10f64.powf(raw.log10().floor());
         let step = [1.0, 2.0, 5.0].iter().map(|m| m * power).find(|step| *step >= raw * 0.999).unwrap_or(10.0 * power);
-        // A hair of room, so that 0.30000000000000004 is 0.3.
+        // A small margin, so that 0.30000000000000004 is 0.3.
         let (first, last) = ((low / step + 1e-9).floor() as i64, (high / step - 1e-9).ceil() as i64);
         Self { step, first, last: last.max(first + 1) }
     }
@@ -32,7 +32,7 @@ impl Axis {
         (value / self.step - self.first as f64) / (self.last - self.first) as f64
     }
 
-    /// Digits behind the point of a tick.
+    /// Digits after the point of a tick.
     pub(super) fn digits(&self) -> usize {
         #[expect(clippy::cast_sign_loss, reason = "clamped")]
         let digits = (-(self.step.log10() + 1e-9).floor()).clamp(0.0, 12.0) as usize;

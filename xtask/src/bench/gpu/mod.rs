@@ -1,5 +1,5 @@
-//! `cargo xtask bench gpu`: exports on a card against the processor, against a copy with digests, and against PEFT on the
-//! card, on one machine in one run. What is promised is in `report`.
+//! `cargo xtask bench gpu`: exports on a GPU against the processor, against a copy with digests, and against PEFT on the
+//! GPU, on one machine in one run. What is promised is in `report`.
 
 mod report;
 
@@ -74,7 +74,7 @@ pub(crate) fn gpu(args: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Exports a tiny model on the card, so that a machine without one says so before anything large is made, and so that
+/// Exports a tiny model on the GPU, so that a machine without one says so before anything large is made, and so that
 /// the driver has compiled the kernels and kept them, which it does once.
 fn try_card(dir: &Path, qft: &Path) -> anyhow::Result<()> {
     let data = Data::prepare_tiny(dir)?;

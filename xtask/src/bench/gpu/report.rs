@@ -23,7 +23,7 @@ pub(super) fn table(contenders: &[Contender]) -> String {
     contender::table(contenders, &[(COPY, COPY), ("PEFT", PEFT)])
 }
 
-/// What the middle run of each export printed, on the processor and on the card.
+/// What the middle run of each export printed, on the processor and on the GPU.
 pub(super) fn breakdowns(contenders: &[Contender]) -> String {
     let exports = OUTPUTS.iter().flat_map(|output| [CPU, CUDA].map(|device| name(output.name, device)));
     let text = |name: String| {

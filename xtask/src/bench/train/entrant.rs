@@ -33,7 +33,7 @@ pub(super) struct Trained {
     pub(super) tokens: u64,
     /// From its start to its end without its steps: loading, and saving where it saves.
     pub(super) besides: f64,
-    /// Most bytes of the card's memory, by its own account.
+    /// Most bytes of the GPU's memory, by its own account.
     pub(super) peak: Option<u64>,
     /// What it calls the device.
     pub(super) device: String,

@@ -1,4 +1,4 @@
-//! `cargo xtask bench train`: LoRA training on a card against transformers with PEFT, on one machine in one run. What is
+//! `cargo xtask bench train`: LoRA training on a GPU against transformers with PEFT, on one machine in one run. What is
 //! promised is in `report`.
 
 mod entrant;

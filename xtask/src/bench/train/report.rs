@@ -4,7 +4,7 @@ use super::entrant::Entrant;
 use super::{PEFT, QFT, Shape};
 use crate::bench::contender::target;
 
-/// The most of the card's memory that the whole model may take.
+/// The most of the GPU's memory that the whole model may take.
 const GIB: f64 = 50.0;
 
 /// A Markdown table of all entrants.
@@ -25,7 +25,7 @@ pub(super) fn table(entrants: &[Entrant]) -> String {
     head.to_owned() + &entrants.iter().map(row).collect::<String>()
 }
 
-/// Where the card's time of the last step went, of each entrant that can tell.
+/// Where the GPU's time of the last step went, of each entrant that can tell.
 pub(super) fn breakdowns(entrants: &[Entrant]) -> String {
     let text = |entrant: &Entrant| {
         let timings = entrant.runs.last().map(|run| &run.timings[..]).filter(|timings| !timings.is_empty())?;

@@ -1,11 +1,11 @@
-//! Floats side by side, one sub-block or super-block a lane: plain arrays that become vector registers under the
-//! features of `vector`'s wrappers. Every operation is IEEE-exact, so the number of lanes can't change a bit.
+//! Floats side by side, one sub-block or super-block in each SIMD element: plain arrays that become vector registers
+//! under the features of `vector`'s wrappers. Every operation is IEEE-exact, so their number can't change a bit.
 //!
 //! Two rules keep the code fast. A closure that is called twice is not inlined, and so loses the vector features. A loop
 //! over the values of a tile carries a sum, or else the compiler vectorizes it across the values, with gathers.
 
 #![expect(clippy::inline_always, reason = "only what is inlined takes on the vector features of its caller")]
-#![expect(clippy::needless_range_loop, reason = "lanes go by number: iterators would not become vector code")]
+#![expect(clippy::needless_range_loop, reason = "elements go by number: iterators would not become vector code")]
 
 use std::ops::{Add, Deref, DerefMut, Div, Mul, Sub};
 
@@ -18,12 +18,12 @@ const EXPONENT: u32 = 0x4b00_0000;
 /// `N` floats.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
-pub(super) struct Lanes<const N: usize>(pub(super) [f32; N]);
+pub(super) struct Simd<const N: usize>(pub(super) [f32; N]);
 
 /// The values of `N` sub-blocks of `S`, where aligned loads find them.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Tile<const N: usize, const S: usize>(pub(super) [Lanes<N>; S]);
+pub(super) struct Tile<const N: usize, const S: usize>(pub(super) [Simd<N>; S]);
 
 /// `N` truths.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,7 @@ pub(super) struct Mask<const N: usize>([bool; N]);
 
 macro_rules! operator {
     ($trait:ident, $method:ident, $op:tt) => {
-        impl<const N: usize> $trait for Lanes<N> {
+        impl<const N: usize> $trait for Simd<N> {
             type Output = Self;
 
             #[inline(always)]
@@ -51,7 +51,7 @@ operator!(Sub, sub, -);
 operator!(Mul, mul, *);
 operator!(Div, div, /);
 
-impl<const N: usize> Lanes<N> {
+impl<const N: usize> Simd<N> {
     pub(super) const ZERO: Self = Self([0.0; N]);
 
     #[inline(always)]
@@ -141,9 +141,9 @@ impl<const N: usize> Lanes<N> {
 }
 
 impl<const N: usize, const S: usize> Tile<N, S> {
-    pub(super) const ZERO: Self = Self([Lanes::ZERO; S]);
+    pub(super) const ZERO: Self = Self([Simd::ZERO; S]);
 
-    /// Loads `N` runs of `S` values, one a lane. Lanes without a run get zeros.
+    /// Loads `N` runs of `S` values, one in each SIMD element. Elements without a run get zeros.
     #[inline(always)]
     pub(super) fn load(values: &[f32]) -> Self {
         let mut tile = Self::ZERO;
@@ -157,7 +157,7 @@ impl<const N: usize, const S: usize> Tile<N, S> {
 }
 
 impl<const N: usize, const S: usize> Deref for Tile<N, S> {
-    type Target = [Lanes<N>; S];
+    type Target = [Simd<N>; S];
 
     #[inline(always)]
     fn deref(&self) -> &Self::Target {
@@ -183,12 +183,12 @@ impl<const N: usize> Mask<N> {
     }
 
     #[inline(always)]
-    pub(super) fn select(self, yes: Lanes<N>, no: Lanes<N>) -> Lanes<N> {
+    pub(super) fn select(self, yes: Simd<N>, no: Simd<N>) -> Simd<N> {
         let mut out = [0.0; N];
         for l in 0..N {
             out[l] = if self.0[l] { yes.0[l] } else { no.0[l] };
         }
-        Lanes(out)
+        Simd(out)
     }
 
     #[inline(always)]
