@@ -13,7 +13,7 @@ use super::failure::Failure;
 const MAX_REDIRECTS: usize = 10;
 /// How long a connection may take to stand, and how long nothing may come over one that stands.
 const CONNECT: Duration = Duration::from_secs(30);
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// Asks one Hub.
 #[derive(Debug)]
