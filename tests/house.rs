@@ -58,8 +58,8 @@ fn bare(text: &str) -> String {
             let close = format!("\"{}", "#".repeat(hashes));
             let open = 2 + hashes;
             rest[open..].find(&close).map_or(rest.len(), |end| open + end + close.len())
-        } else if rest.starts_with('"') {
-            1 + quoted(&rest[1..], b'"')
+        } else if let Some(inside) = rest.strip_prefix('"') {
+            1 + quoted(inside, b'"')
         } else if rest.starts_with("'\\") || (rest.starts_with('\'') && rest.chars().nth(2) == Some('\'')) {
             1 + quoted(&rest[1..], b'\'')
         } else {

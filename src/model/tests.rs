@@ -28,11 +28,9 @@ fn base() -> Checkpoint {
     ];
     for projection in Projection::ALL {
         let shape = match projection {
-            Projection::Q => [24, HIDDEN],
+            Projection::Q | Projection::Gate | Projection::Up => [24, HIDDEN],
             Projection::K | Projection::V => [12, HIDDEN],
-            Projection::O => [HIDDEN, 24],
-            Projection::Gate | Projection::Up => [24, HIDDEN],
-            Projection::Down => [HIDDEN, 24],
+            Projection::O | Projection::Down => [HIDDEN, 24],
         };
         shapes.push((format!("{}.weight", projection.path(0)), shape.to_vec()));
     }

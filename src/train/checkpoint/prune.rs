@@ -46,7 +46,7 @@ pub fn prune(run: &Path, limit: Option<u64>, best: Option<u64>) -> Result<Vec<St
         match stranger(&dir)? {
             None => delete(run, &dir, *step)?,
             Some(name) => {
-                notes.push(format!("{} is not deleted: qft did not write {} in it", shown(&dir), escaped(&name)))
+                notes.push(format!("{} is not deleted: qft did not write {} in it", shown(&dir), escaped(&name)));
             }
         }
     }
