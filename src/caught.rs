@@ -1,4 +1,4 @@
-//! Panics of libraries on untrusted input: caught, and told as errors. Nothing of qft's own is to panic.
+//! Panics of libraries on untrusted input: caught, and returned as errors. qft's own code must not panic.
 
 use std::any::Any;
 use std::cell::Cell;

@@ -1,5 +1,5 @@
 //! The library's one error type. Every variant names the file or tensor and a remedy; text that came out of a
-//! file is escaped, so that a hostile name can't drive the reader's terminal.
+//! file is escaped, so that a malicious name can't control the user's terminal.
 
 mod kind;
 mod settings;

@@ -1,4 +1,4 @@
-//! How far two names are apart, to name what was meant where one was mistyped.
+//! The distance of two names, to suggest the right one for a mistyped name.
 
 /// Insertions, deletions and substitutions between two names (Levenshtein, 1966).
 pub(crate) fn edits(a: &str, b: &str) -> usize {

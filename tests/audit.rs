@@ -129,7 +129,7 @@ fn every_change_of_a_file_is_named() {
             (
                 "one more GGUF file",
                 |b| copy(b, "o/model-BF16.gguf", "o/model-F16.gguf"),
-                "model-F16.gguf is one too many",
+                "model-F16.gguf is an additional file",
             ),
             (
                 "another name",
@@ -138,7 +138,7 @@ fn every_change_of_a_file_is_named() {
                     edit_manifest(b, |m| m["gguf"]["model-Q5_K_M.gguf"] = m["gguf"]["model-Q8_0.gguf"].clone());
                     edit_manifest(b, |m| drop(m["gguf"].as_object_mut().unwrap().remove("model-Q8_0.gguf")));
                 },
-                "says of itself that it is model-Q8_0.gguf",
+                "records the name model-Q8_0.gguf",
             ),
             ("rope in GGUF", |b| poke(b, "o/model-BF16.gguf", "llama.rope.freq_base", 4), "has another llama.rope"),
             (
@@ -247,7 +247,7 @@ fn every_change_of_the_manifest_is_named() {
             (
                 "no GGUF",
                 |b| edit_manifest(b, |m| drop(m.as_object_mut().unwrap().remove("gguf"))),
-                "model-Q8_0.gguf is one too many",
+                "model-Q8_0.gguf is an additional file",
             ),
         ],
     );
@@ -314,11 +314,11 @@ fn what_nothing_tells_is_named_and_no_problem() {
     };
     claims(&bench);
     let said = bench.qft(AUDIT);
-    assert!(said.code == Some(3) && said.out.contains("model-Q8_0.gguf says otherwise"), "{}", said.out);
+    assert!(said.code == Some(3) && said.out.contains("model-Q8_0.gguf has another value"), "{}", said.out);
     let bench = self::bench("");
     claims(&bench);
     let said = bench.ok(AUDIT);
-    for mention in ["base.repo: org/base is called so", "base.revision: 0000", "qft: version 9.8.7 is said"] {
+    for mention in ["base.repo: org/base has this name", "base.revision: 0000", "qft: version 9.8.7 made it"] {
         assert!(said.out.contains(&format!("note: not checked: {mention}")), "{}", said.out);
     }
     // One that the adapters name otherwise is no note.

@@ -71,7 +71,7 @@ fn rows_of_a_tensor_that_holds_others() {
     let norms = "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_magnitude_vector";
     dora.insert(norms.to_owned(), f32_noise(&[6], 14));
     bench.tensors(ADAPTER, &dora);
-    bench.refuses(EXPORT, &["only a plain delta can be added", "serve the adapter beside the base with PEFT"]);
+    bench.refuses(EXPORT, &["only an ordinary delta can be added", "serve the adapter beside the base with PEFT"]);
 }
 
 #[test]

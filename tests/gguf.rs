@@ -264,10 +264,8 @@ fn parts_are_one_model() {
     let cut = GgufModel::open(&bench.path(&parts[1])).unwrap();
     assert_eq!(whole.metadata, cut.metadata);
     assert!(whole.tensors.iter().zip(&cut.tensors).all(|(a, b)| a.bytes() == b.bytes()));
-    bench.refuses(
-        "gguf base --type bf16 --pre qwen2 --split-max-size 500KB --out cut.gguf",
-        &["is there", "--overwrite"],
-    );
+    bench
+        .refuses("gguf base --type bf16 --pre qwen2 --split-max-size 500KB --out cut.gguf", &["exists", "--overwrite"]);
     bench.ok(&format!("quantize {} --type q8_0 --out q.gguf", parts[0]));
 }
 
@@ -301,7 +299,7 @@ fn no_part_of_an_older_split_stays() {
     assert!(fewer.len() < older.len() && fewer == parts(fewer.len()), "{fewer:?}");
     bench.ok(&format!("{line} --overwrite"));
     assert_eq!(names(), ["x.gguf"]);
-    bench.refuses(&split("20KB"), &["x.gguf would be left of an older model", "--overwrite"]);
+    bench.refuses(&split("20KB"), &["x.gguf would remain from an older model", "--overwrite"]);
     bench.ok(&format!("{} --overwrite --dry-run", split("20KB")));
     assert_eq!(names(), ["x.gguf"], "it was a plan");
     bench.ok(&format!("{} --overwrite", split("20KB")));

@@ -100,7 +100,7 @@ fn a_page_replaces_nothing_and_comes_last() {
     let bench = bench();
     bench.write("q.html", "mine");
     let line = "quantize in.gguf --type q8_0 --out out.gguf";
-    bench.refuses(&format!("{line} --report-html q.html"), &["q.html is there", "--report-html", "--overwrite"]);
+    bench.refuses(&format!("{line} --report-html q.html"), &["q.html exists", "--report-html", "--overwrite"]);
     bench.refuses(&format!("{line} --report-html in.gguf --overwrite"), &["in.gguf", ".html"]);
     bench.refuses("export --base base --report-html q2.html", &["--gguf"]);
     assert_eq!(bench.names(), ["in.gguf", "q.html"], "all is refused before the first byte");

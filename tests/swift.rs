@@ -13,7 +13,7 @@ fn the_quickstart_of_ms_swift_trains_and_its_export_merges() {
          --dataloader_num_workers 4 --dataset_num_proc 4 --model_author swift --model_name 小黄 swift-robot \
          --split_dataset_ratio 0.1 --eval_on_start true --use_cpu true --report_to none --adalora_deltaT 1",
     );
-    for note in ["model_author swift changes nothing", "{{NAME}}", "dataset_num_proc 4 changes nothing"] {
+    for note in ["model_author swift has no effect", "{{NAME}}", "dataset_num_proc 4 has no effect"] {
         assert!(done.err.contains(note), "{note}: {}", done.err);
     }
     assert!(!done.err.contains("adalora"), "a default needs no word: {}", done.err);
@@ -30,7 +30,7 @@ fn the_quickstart_of_ms_swift_trains_and_its_export_merges() {
         "{export} --max_shard_size 5GB --load_args true --device_map cpu --exist_ok true --system be-kind \
          --infer_backend vllm --output_dir theirs"
     ));
-    for note in ["exist_ok true changes nothing", "--overwrite", "system be-kind changes nothing", "vllm serve"] {
+    for note in ["exist_ok true has no effect", "--overwrite", "system be-kind has no effect", "vllm serve"] {
         assert!(merged.err.contains(note), "{note}: {}", merged.err);
     }
     assert!(!merged.err.contains("load_args"), "a default needs no word: {}", merged.err);
@@ -43,7 +43,7 @@ fn what_only_ms_swift_does_is_refused_with_a_remedy() {
     let bench = bench("qwen2");
     let train = "train --model base --dataset data.jsonl --device cpu --dry-run";
     for (flags, remedy) in [
-        ("--new_special_tokens <a> <b>", "write the marks as text"),
+        ("--new_special_tokens <a> <b>", "write the new tokens as text"),
         ("--label_smoothing_factor 0.1", "drop the flag"),
         ("--router_aux_loss_coef 0.001", "no router"),
         ("--use_chat_template false", "drop the flag"),

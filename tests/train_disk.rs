@@ -56,7 +56,7 @@ fn a_disk_without_room_for_a_checkpoint_is_told_before_the_run() {
     for line in [format!("{RUN} --out disk/o"), format!("{RUN} --out disk/o --dry-run")] {
         let Some(said) = on_a_disk(&bench, "size=8m", "\"$@\"", &line) else { return };
         assert_eq!(said.code, Some(75), "{}", said.err);
-        assert!(said.err.contains("a checkpoint in disk/o needs 16.8 MB, and its disk has 8."), "{}", said.err);
+        assert!(said.err.contains("a checkpoint in disk/o requires 16.8 MB, and its disk has 8."), "{}", said.err);
         assert!(said.err.contains("give another --output_dir"), "{}", said.err);
     }
 }

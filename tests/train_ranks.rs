@@ -166,7 +166,7 @@ fn a_process_that_hangs_is_named() {
     let took = start_of_first.elapsed();
     second.kill().unwrap();
     second.wait().unwrap();
-    assert!(first.err.contains("rank 1 has said nothing for 5 s"), "{}", first.err);
+    assert!(first.err.contains("rank 1 has sent nothing for 5 s"), "{}", first.err);
     assert!(took < Duration::from_secs(PATIENCE + 30), "{took:?}");
 }
 
@@ -224,7 +224,7 @@ fn the_first_signal_ends_a_rank_that_waits_for_the_others() {
     let cases = [
         (0, free, "-TERM", format!("rank 0 waits at 127.0.0.1:{free} for 1 of 2 ranks (missing: 1)")),
         (1, free, "-INT", format!("rank 1 waits for rank 0 at 127.0.0.1:{free}")),
-        (1, silent, "-TERM", format!("rank 1 waits for an answer of what listens at 127.0.0.1:{silent}")),
+        (1, silent, "-TERM", format!("rank 1 waits for an answer of the program that listens at 127.0.0.1:{silent}")),
     ];
     for (rank, port, name, waits) in cases {
         let mut child = qft(&bench, rank, "127.0.0.1", port, &line);
@@ -289,7 +289,7 @@ fn a_port_that_is_taken_is_told_by_both() {
     );
     assert_eq!(second.code, Some(1), "{}", second.err);
     assert!(
-        second.err.contains("it has said nothing for 30 s") && second.err.contains("MASTER_PORT"),
+        second.err.contains("it has sent nothing for 30 s") && second.err.contains("MASTER_PORT"),
         "{}",
         second.err
     );

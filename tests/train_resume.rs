@@ -89,7 +89,7 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
     bench.refuses(&format!("{run} {resume} --gradient_accumulation_steps 2"), &["gradient_accumulation_steps"]);
     bench.refuses(&format!("{run} {resume} --target_modules q_proj"), &["other modules", "--target_modules"]);
     bench.write("data.jsonl", rows(97));
-    bench.refuses(&format!("{run} {resume}"), &["the data, or what makes its tokens", "--ignore_data_skip true"]);
+    bench.refuses(&format!("{run} {resume}"), &["the data, or a setting of its tokens", "--ignore_data_skip true"]);
     bench.refuses(&format!("{run} --out none --resume_from_checkpoint true"), &["none holds no checkpoint"]);
     // Its factors are still of use.
     let only = bench.ok(&format!("{run} {resume} --resume_only_model true --json"));
@@ -170,7 +170,7 @@ fn a_run_goes_on_over_its_own_base_alone() {
     bytes.iter_mut().for_each(|byte| *byte ^= 1);
     bench.tensors("base/model.safetensors", &base);
     let resume = format!("{line} --out out --resume_from_checkpoint {}", checkpoint.display());
-    bench.refuses(&resume, &["other weights than the base has now", "--resume_only_model true"]);
+    bench.refuses(&resume, &["other weights than those of the base", "--resume_only_model true"]);
     bench.ok(&format!("{resume} --resume_only_model true"));
 }
 

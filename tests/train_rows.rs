@@ -100,7 +100,7 @@ fn thoughts_that_the_template_cuts_are_learned_and_noted() {
     // What the note offers.
     let (rows, notes) = trained(&bench, "--strict true --loss_scale last_round", "last");
     assert_eq!(rows, [ended[1..].to_vec()]);
-    assert!(notes.contains("as their rows have them: 1") && !notes.contains("last_round alone"), "{notes}");
+    assert!(notes.contains("with the full text of their rows: 1") && !notes.contains("last_round alone"), "{notes}");
     let (rows, notes) = trained(&bench, "--loss_scale all", "all");
     assert!(rows[0].concat().contains(&ended[0]) && rows[0].concat().ends_with(&ended[1]), "{rows:?}");
     assert!(notes.contains(note), "{notes}");
@@ -110,7 +110,7 @@ fn thoughts_that_the_template_cuts_are_learned_and_noted() {
     bench.write("data.jsonl", messages(&[said("user", "hi"), said("assistant", "hello")]).to_string());
     let (rows, notes) = trained(&bench, "--strict true", "plain");
     assert_eq!(rows, [["hello<|im_end|>"]]);
-    assert!(!notes.contains("as their rows have them"), "{notes}");
+    assert!(!notes.contains("with the full text of their rows"), "{notes}");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn where_no_row_is_left_the_remedy_is_for_the_reason() {
     };
     bench.write("data.jsonl", row(true).to_string());
     let refused =
-        bench.refuses(TRAIN, &["1 refused", "data.jsonl, line 1", "leaves out the call of a tool", "\"loss\": false"]);
+        bench.refuses(TRAIN, &["1 refused", "data.jsonl, line 1", "leaves out a tool call", "\"loss\": false"]);
     assert!(!refused.err.contains("--max_length"), "{}", refused.err);
     bench.write("data.jsonl", row(false).to_string());
     assert_eq!(trained(&bench, "", "o").0, [["b<|im_end|>\n"]]);

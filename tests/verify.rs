@@ -61,7 +61,7 @@ fn every_damage_is_named() {
         (
             "no checksums",
             |b| fs::remove_file(b.path("out/SHA256SUMS")).unwrap(),
-            &["SHA256SUMS: is missing, though qft-manifest.json is there", "out: 1 problem; "],
+            &["SHA256SUMS: is missing, though qft-manifest.json exists", "out: 1 problem; "],
         ),
         ("broken checksums", |b| drop(b.write("out/SHA256SUMS", [0xff])), &["SHA256SUMS: is not UTF-8 text"]),
         (
@@ -79,8 +79,8 @@ fn every_damage_is_named() {
             |b| edit(b, "model-00003-of", "model-00001-of"),
             &["lm_head.weight", "model-00003-of-00003"],
         ),
-        ("a traversal", |b| edit(b, "model-00003-of", "../model-00003-of"), &["no plain file name"]),
-        ("no checksum line", |b| drop(b.write("out/SHA256SUMS", "hello\n")), &["no checksum: hello"]),
+        ("a traversal", |b| edit(b, "model-00003-of", "../model-00003-of"), &["not a file name without"]),
+        ("no checksum line", |b| drop(b.write("out/SHA256SUMS", "hello\n")), &["not a checksum: hello"]),
     ];
     for (what, damage, mentions) in damages {
         let bench = bench();
@@ -279,5 +279,5 @@ fn what_is_no_release_is_told_what_it_is() {
     // A file in the making, named by itself, is none either.
     fs::create_dir_all(bench.path(".x.gguf.qft-staging")).unwrap();
     bench.write(".x.gguf.qft-staging/x.gguf", "GGUF");
-    finds(&bench, "verify .x.gguf.qft-staging/x.gguf", &["is what qft left when it was interrupted"]);
+    finds(&bench, "verify .x.gguf.qft-staging/x.gguf", &["remains from an interrupted qft"]);
 }

@@ -1,5 +1,5 @@
 //! Completeness: what the config says that an adapter has, and its file lacks. A file that was cut off or saved in part
-//! must not pass for a whole one.
+//! must not count as a complete one.
 
 use std::collections::BTreeSet;
 

@@ -442,7 +442,7 @@ mod tests {
             (r#""init_lora_weights":"loftq""#, "merge_and_unload"),
             (r#""init_lora_weights":"brandnew""#, "update qft"),
             (r#""use_qalora":true"#, "serve the adapter beside"),
-            (r#""rank_pattern":{"(?=x)":1}"#, "name the modules one by one"),
+            (r#""rank_pattern":{"(?=x)":1}"#, "the names of the modules"),
             (r#""rank_pattern":{"x":0.5}"#, "save the adapter again"),
         ] {
             let said = parse(extra).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What of an adapter can't be merged, and the way out of it: a refusal lists the problems, and names each way once.
+//! What of an adapter can't be merged, and the remedy: a refusal lists the problems, and names each remedy once.
 
 use super::{Adapter, rename};
 use crate::checkpoint::Checkpoint;

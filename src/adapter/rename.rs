@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, Tensor};
 
-/// Prefixes that model classes and checkpoints disagree on: (in the class, on disk).
+/// Prefixes that differ between model classes and saved models: (in the class, on disk).
 const PREFIXES: [(&str, &str); 28] = [
     ("transformer.", ""),
     ("model.", ""),
@@ -24,7 +24,7 @@ const PREFIXES: [(&str, &str); 28] = [
     ("model.vision_tower.", "vision_tower.vision_model."),
     ("vision_tower.", "vision_tower.vision_model."),
     ("vision_tower.vision_model.", "vision_tower."),
-    // A text model's class on a checkpoint that has more than text.
+    // A text model's class on a multimodal model.
     ("model.", "model.language_model."),
     ("model.", "language_model.model."),
     ("model.", "model.text_model."),
@@ -63,7 +63,7 @@ pub(super) fn spellings(name: &str) -> Vec<String> {
     all
 }
 
-/// The names that transformers' class and checkpoint of one model type have for the same parts. The columns are told in
+/// The names of the same parts in transformers' class and in a saved model of one type. The columns are told in
 /// the table's first lines.
 const TABLE: &str = include_str!("names.tsv");
 

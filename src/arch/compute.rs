@@ -1,4 +1,4 @@
-//! What llama.cpp computes for a family, where config.json asks for something else: settings that GGUF has no key for, or
+//! What llama.cpp computes for a family, where config.json has another setting: settings that GGUF has no key for, or
 //! that llama.cpp does not read for the family. One row each. The factor of `YaRN`, which has a key, is in `yarn`.
 
 use serde_json::Value as Json;

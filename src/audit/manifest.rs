@@ -1,5 +1,5 @@
 //! The audit of the manifest: every entry is made again from base, adapters and the files that are there, and compared.
-//! What only its maker knew, such as where a base came from, is compared with what there is, or told.
+//! Facts that the files don't have, such as the source of a base, are compared as far as possible, or named.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The audit: whether a release is what its base and its adapters give. Every tensor is computed again and compared
-//! byte for byte; of a directory with a manifest, every other file and every entry of the manifest, too. What nothing tells
-//! is named.
+//! byte for byte; of a directory with a manifest, every other file and every entry of the manifest, too. What can't be
+//! checked is named.
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -1,4 +1,5 @@
-//! How a release says that it was made, and whether what it is audited with is that. It may lie: the audit finds out.
+//! The record of a release's inputs, and whether the audit has the same ones. The audit finds out whether the record is
+//! true.
 
 use std::path::{Path, PathBuf};
 

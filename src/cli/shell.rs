@@ -1,4 +1,4 @@
-//! `qft completions` and `qft man`: generated from the flags, so that they can't be out of date.
+//! `qft completions` and `qft man`: generated from the flags, so they are always up to date.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! The ways back through the operations of a forward pass. Frozen weights get no gradient: inputs and factors do.
+//! The backward passes of the operations of a forward pass. Frozen weights get no gradient: inputs and factors do.
 
 use super::Forward;
 use super::dropout::Dropout;

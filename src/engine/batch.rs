@@ -1,4 +1,4 @@
-//! What a device is given at once: tokens of several conversations in one run, each a segment of its own.
+//! What a device is given at once: tokens of several conversations, one after another, each in its own segment.
 
 /// A micro-batch. Attention and positions stay within a segment; nothing is padded.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -1,4 +1,4 @@
-//! Where a vector lies on a GPU, for those who work on it beside the engine: an all-reduce, most of all.
+//! Where a vector lies on a GPU, for code that works on it beside the engine, mainly an all-reduce.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;

@@ -1,6 +1,6 @@
-//! What a device can do for a transformer: hold its values ([`Engine`]), compute its outputs ([`Forward`]), go back from
+//! What a device does for a transformer: hold its values ([`Engine`]), compute its outputs ([`Forward`]), go back from
 //! the loss ([`Backward`]), and update what is trained ([`Optimizer`]). A model is written once, over these. `cpu`
-//! computes in f32 and is what tests hold the GPUs against; `cuda` computes in bf16 with f32 accumulation. Knows no
+//! computes in f32 and is the reference in tests of the GPUs; `cuda` computes in bf16 with f32 accumulation. Knows no
 //! model, no data set and no other process.
 //!
 //! An adapter is in padding columns. Weights that share an input are stacked along rows into `[N, K + padding]`: after

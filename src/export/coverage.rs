@@ -1,4 +1,4 @@
-//! How much of a GGUF output an importance matrix speaks of: nothing means that it is another model's.
+//! How much of a GGUF output an importance matrix covers: nothing means that it is another model's.
 
 use std::collections::BTreeMap;
 

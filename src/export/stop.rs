@@ -1,5 +1,5 @@
-//! Where an answer ends: what the chat template writes after the assistant's words must be known to servers, or a release
-//! never stops. It is added to the list of `generation_config.json`, as a change that plan and manifest show.
+//! Where an answer ends: servers must know the token that the chat template writes after the assistant's words, or a
+//! release never stops. It is added to the list of `generation_config.json`, as a change that plan and manifest show.
 
 use std::collections::BTreeMap;
 use std::path::Path;

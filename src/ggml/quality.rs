@@ -1,4 +1,4 @@
-//! How far encoded values are from those that they stand for: sums that add up in any grouping of blocks, and the
+//! The errors of encoded values: sums that add up in any grouping of blocks, and the
 //! figures that users read.
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! Why a file is no GGUF file that qft reads, and what its reader can do.
+//! Why qft can't read a GGUF file, and what the user can do.
 
 /// Why a file is no GGUF file that qft reads.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,5 +1,5 @@
 //! Whether a text that a key would hold tells of a local path. PEFT, trainers and llama.cpp's tools write
-//! paths where a reader expects the id of a model, and so a release would tell where its maker keeps things.
+//! paths where a reader expects the id of a model, and so a release would publish the maker's directories.
 
 /// Keys that may hold a path below the model's own directory: `license_link: ./LICENSE`.
 const RELATIVE: [&str; 1] = ["general.license.link"];

@@ -259,7 +259,7 @@ mod tests {
         assert!(problem(1).contains("3 tensors, and they have 2"), "{}", problem(1));
         let alone = dir.path().join("alone.gguf");
         write(&alone, "x", Some([0, 2, 2]));
-        assert!(GgufModel::open(&alone).unwrap_err().to_string().contains("which its name does not say"));
+        assert!(GgufModel::open(&alone).unwrap_err().to_string().contains("its name has no part number"));
         write(&alone, "x", Some([0, 0, 9]));
         assert!(GgufModel::open(&alone).is_ok(), "merged parts keep such keys");
     }

@@ -1,4 +1,4 @@
-//! The rules that a GGUF file must keep to load in llama.cpp and to say what is so, one row each. The same rows look at a
+//! The rules that a GGUF file must keep to load in llama.cpp and to be correct, one row each. The same rows look at a
 //! file that is planned, before its first byte is written, and at any file that is verified. What config.json asks of
 //! llama.cpp is in `arch`; what makes a file unreadable is in `read`, odd bytes are in `lint`.
 

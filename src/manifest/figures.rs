@@ -1,4 +1,4 @@
-//! What a manifest says of GGUF files: the type of each tensor, how good its encoding is, and what that adds up to.
+//! The GGUF files in a manifest: the type of each tensor, the quality of its encoding, and the sums.
 
 use serde::{Deserialize, Serialize};
 

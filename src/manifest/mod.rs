@@ -1,4 +1,4 @@
-//! `qft-manifest.json` and `SHA256SUMS`: what a release is made of and how to check it. Neither holds a clock, a host or
+//! `qft-manifest.json` and `SHA256SUMS`: what a release is made of and how to check it. Neither has a time, a host or
 //! a path, so that the same export gives the same bytes anywhere. `export` writes them, `verify` and `audit` read what
 //! others may have written, member by member (`claims`). The format is described in docs/formats.md.
 

@@ -1,4 +1,4 @@
-//! The model as it is, without adapters: logits against the loss that is hung on the same hidden states.
+//! The model without adapters: logits compared with the loss on the same hidden states.
 
 use std::fs;
 

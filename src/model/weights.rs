@@ -1,4 +1,4 @@
-//! A model on a device: frozen weights from a checkpoint, stacked by the inputs that they share.
+//! A model on a device: frozen weights, stacked by the inputs that they share.
 
 use crate::arch::Rope;
 use crate::arch::{Projection, Spec};

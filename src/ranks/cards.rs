@@ -1,5 +1,5 @@
-//! Ranks that sum what lies on GPUs by NCCL, and everything else by TCP, by which they also find each other's GPUs
-//! and notice one that dies. Where NCCL is missing on any rank, all sum by TCP.
+//! Ranks that all-reduce values on GPUs by NCCL, and everything else by TCP, by which they also find each other's GPUs
+//! and notice one that dies. If NCCL is missing on any rank, all use TCP.
 
 use std::ffi::c_void;
 use std::rc::Rc;

@@ -1,5 +1,5 @@
-//! Joining the run: the others are met in a thread of its own while this rank prepares, so that one that can't prepare
-//! is able to tell them. Then all compare what they must have in common.
+//! Joining the run: the others are met in a thread of its own while this rank prepares, so that a rank that can't
+//! prepare is able to tell them. Then all compare what they must have in common.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

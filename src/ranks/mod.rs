@@ -1,7 +1,7 @@
-//! Several processes that train together, each on its share of the data: what they must agree on is summed over all of
+//! Several processes that train together, each on its share of the data: their gradients are all-reduced over all of
 //! them. Which process is which is told by the variables that launchers set (`RANK`, `WORLD_SIZE`, ...): `launch` reads
-//! them, `joining` and `meet` bring the processes together, `tcp` sums over the connections, and `cards` on GPUs by
-//! NCCL.
+//! them, `joining` and `meet` bring the processes together, `tcp` all-reduces over the connections, and `cards` on GPUs
+//! by NCCL.
 
 pub mod cards;
 mod joining;

@@ -1,4 +1,4 @@
-//! Callers of a listening rank, heard beside each other: one that says nothing, or trickles, keeps nobody from being
+//! Callers of a listening rank, read in parallel: one that sends nothing, or little, does not keep others from being
 //! heard, and costs little.
 
 use std::collections::VecDeque;

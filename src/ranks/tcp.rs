@@ -1,8 +1,8 @@
-//! Sums over connections between all pairs of ranks, with the same bits on each rank and in each run.
+//! All-reduce over connections between all pairs of ranks, with the same bits on each rank and in each run.
 //!
 //! Each rank owns a share of the values: it gets the others' parts of it, adds them in the order of ranks (0 and 1,
 //! then 2, ...), and sends the result to all. So the order of addition depends on nothing but the number of ranks,
-//! nobody adds what another has added, and each rank sends and receives `2 (n - 1) / n` of the values, as around a ring.
+//! no value is added twice, and each rank sends and receives `2 (n - 1) / n` of the values, as around a ring.
 //! Small things go through rank 0.
 
 use std::io::ErrorKind;

@@ -174,13 +174,13 @@ fn a_silent_rank_is_named_when_patience_ends() {
         let mut ranks = TcpRanks::join(&launch(rank, 3, port), RUN, patience).unwrap();
         if rank == 1 {
             thread::sleep(Duration::from_millis(900));
-            return "rank 1 has said nothing".to_owned();
+            return "rank 1 has sent nothing".to_owned();
         }
         ranks.barrier().unwrap_err().to_string()
     });
     // Rank 2 may lose patience with rank 0 before rank 0 can tell it of rank 1.
-    assert!(messages[0].contains("rank 1 has said nothing"), "{messages:?}");
-    assert!(messages[2].contains("has said nothing") || messages[2].contains("has ended"), "{messages:?}");
+    assert!(messages[0].contains("rank 1 has sent nothing"), "{messages:?}");
+    assert!(messages[2].contains("has sent nothing") || messages[2].contains("has ended"), "{messages:?}");
 }
 
 #[test]

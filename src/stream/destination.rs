@@ -131,7 +131,7 @@ fn check_one(setting: &str, out: &Path, inputs: &[&Path], overwrite: bool, left:
         Err(e) => Err(Error::io("look at", out)(e)),
         Ok(meta) if !meta.is_file() => refuse(format!("{} exists, and is not a file", shown(out)), other),
         Ok(_) if overwrite || left.placed.contains(&*name) => Ok(()),
-        Ok(_) => refuse(format!("{} is there", shown(out)), &another),
+        Ok(_) => refuse(format!("{} exists", shown(out)), &another),
     }
 }
 
@@ -175,7 +175,7 @@ mod tests {
         for overwrite in [false, true] {
             assert!(check(&base, overwrite).unwrap_err().contains("holds the input"));
             assert!(check(tmp.path(), overwrite).unwrap_err().contains("holds the input"));
-            assert!(check(&base.join("config.json"), overwrite).unwrap_err().contains("no directory"));
+            assert!(check(&base.join("config.json"), overwrite).unwrap_err().contains("not a directory"));
         }
         let other = model(tmp.path(), "other", "old");
         assert!(check(&other, false).unwrap_err().contains("⟦overwrite"));
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(check(&["x-1"], &[], true).unwrap(), ["x-2", "x-3"]);
         assert!(check(&["x-1"], &[], false).unwrap_err().contains("x-1 is there\n  remedy"));
         let refused = check(&["x-4"], &[], false).unwrap_err();
-        assert!(refused.contains("x-1 and 2 more would be left") && refused.contains("⟦overwrite"), "{refused}");
+        assert!(refused.contains("x-1 and 2 more would remain") && refused.contains("⟦overwrite"), "{refused}");
         let input = tmp.path().join("x-2");
         assert_eq!(check(&["x-1"], &[&input], true).unwrap(), ["x-3"], "an input stays");
         assert!(check(&["x-2"], &[&input], true).unwrap_err().contains("is an input"));

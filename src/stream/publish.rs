@@ -388,8 +388,11 @@ mod tests {
         fs::create_dir(staging.dir().join("b.gguf")).unwrap();
         let second = staging.take_back().unwrap_err();
         let text = staging.halfway(&error, &second.split().0, staging.dir.clone()).to_string();
-        for part in ["a.gguf is neither the old one nor the new one: cannot publish", "lies in", ".a.gguf.qft-staging"]
-        {
+        for part in [
+            "a.gguf is neither the old one nor the new one: cannot publish",
+            "not in place are in",
+            ".a.gguf.qft-staging",
+        ] {
             assert!(text.contains(part) && !text.contains("untouched"), "{text}");
         }
         fs::remove_dir(staging.dir().join("b.gguf")).unwrap();

@@ -314,7 +314,7 @@ mod tests {
     fn what_a_template_says_against_a_row_is_the_reason() {
         let problem =
             rendered("{{ raise_exception('roles must \\x1b alternate') }}", &json!([])).unwrap_err().to_string();
-        assert!(problem.contains("refuses it: roles must") && !problem.contains('\x1b'), "{problem}");
+        assert!(problem.contains("rejects it: roles must") && !problem.contains('\x1b'), "{problem}");
         let problem = rendered("a\n{{ messages[0].content + 1 }}", &json!([{"content": "x"}])).unwrap_err().to_string();
         assert!(problem.contains("(line 2)"), "{problem}");
         let problem = compiled("{% if %}").err().unwrap().to_string();
@@ -336,7 +336,7 @@ mod tests {
             || ChatTemplate::open(dir.path()).map(|t| (t.render(&[], None, false).unwrap(), t.path().to_owned()));
         assert!(text().unwrap_err().to_string().contains("has no chat template"));
         put("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#);
-        assert!(text().unwrap_err().to_string().contains("none is called"));
+        assert!(text().unwrap_err().to_string().contains("none has the name"));
         let list =
             r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
         put("tokenizer_config.json", list);

@@ -1,4 +1,4 @@
-//! Gradients summed over all ranks: on the GPUs where these are connected, or else by way of the host. One of the rooms
+//! All-reduce of gradients: on the GPUs if these are connected, or else through the host. One of the rooms
 //! with `unsafe`.
 
 use crate::engine::Engine;

@@ -1,4 +1,4 @@
-//! What tells a base's weights from others of the same shapes: ranks must share them, and a run must go on over its own.
+//! A digest that identifies a base's weights: ranks must have the same ones, and a resumed run must have its own.
 
 use crate::checkpoint::Checkpoint;
 use crate::digest::{Hasher, Hex};

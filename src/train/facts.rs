@@ -1,4 +1,4 @@
-//! What is found out about a base for those who take its checkpoints: the token at which a turn ends, and what ms-swift
+//! Facts about a base for users of its checkpoints: the token at which a turn ends, and what ms-swift
 //! calls its type and its template. It goes into args.json.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The loss that training hangs on a model's hidden states: cross-entropy of the tokens that are to be predicted, and its
+//! The training loss on a model's hidden states: cross-entropy of the tokens that are to be predicted, and its
 //! gradients with respect to the adapters' parameters.
 
 #[cfg(test)]

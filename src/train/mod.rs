@@ -1,7 +1,7 @@
 //! LoRA fine-tuning: from data and a frozen base to the checkpoints that [`crate::export`] merges.
 //!
-//! `data` turns rows into tokens and packs; `lora` says where each factor lies in the one vector that the optimizer works
-//! on; `loss` hangs on what [`crate::model`] computes over an [`crate::engine`].
+//! `data` turns rows into tokens and packs; `lora` says where each factor lies in the one vector that the optimizer
+//! works on; `loss` is computed from the result of [`crate::model`] over an [`crate::engine`].
 
 mod all_reduce;
 mod base;

@@ -338,7 +338,7 @@ fn files_that_are_no_adapter() {
         (
             "a pickle",
             &|s| fs::rename(s.0.path(weights), s.0.path("lora/adapter_model.bin")).unwrap(),
-            &["lora", "adapter_model.bin", "no zip archive", "torch"],
+            &["lora", "adapter_model.bin", "not a zip archive", "torch"],
         ),
         ("no weights", &|s| remove(s, weights), &["lora", "holds neither adapter_model.safetensors"]),
         ("no config", &|s| remove(s, "lora/adapter_config.json"), &["lora", "adapter_config.json"]),

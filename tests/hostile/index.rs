@@ -75,7 +75,7 @@ fn shards_that_lie_elsewhere() {
         fs::copy(&outside, scene.0.path(copy)).unwrap();
     }
     let outside = outside.to_str().unwrap();
-    let plain = "no plain file name";
+    let plain = "not a file name without";
     let long = format!("{}.safetensors", "x".repeat(5000));
     let rows = [
         ("../outside.safetensors", plain),
@@ -159,7 +159,7 @@ fn shards_that_disagree_with_the_index() {
 
 #[test]
 fn links_that_lead_out_of_the_model() {
-    let out = "leads out";
+    let out = "link out of";
     let rows = [
         ("base/model.safetensors", "/dev/zero", "not a regular file"),
         ("base/model.safetensors", "secret/tokenizer.json", ""),
@@ -224,6 +224,6 @@ fn links_within_a_cache_are_fine_and_links_out_of_it_are_not() {
     fs::create_dir_all(scene.0.path(other).parent().unwrap()).unwrap();
     fs::copy(scene.0.path(repo).join("blobs/2"), scene.0.path(other)).unwrap();
     scene.link(format!("{snapshot}/tokenizer.json"), "../../../models--x--z/other/2");
-    wrong.extend(scene.refuses("what is no blob", &args("out2"), &["tokenizer.json", "leads out"]));
+    wrong.extend(scene.refuses("what is no blob", &args("out2"), &["tokenizer.json", "link out of"]));
     expect_none(wrong);
 }

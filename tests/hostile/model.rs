@@ -59,12 +59,16 @@ fn no_model_to_merge_into() {
         ("GPTQ", |s| quantized(s, json!({"quant_method": "gptq"})), &["base", "quantized (gptq)"]),
         ("an unnamed quantization", |s| quantized(s, json!({"bits": 4})), &["base", "quantized"]),
         ("weights of integers", integers, &["model.layers.0.self_attn.q_proj.weight", "I8"]),
-        ("an empty config", |s| drop(s.0.write("base/config.json", "")), &["base/config.json", "no JSON object"]),
-        ("half a config", |s| drop(s.0.write("base/config.json", "{\"a\":")), &["base/config.json", "no JSON object"]),
+        ("an empty config", |s| drop(s.0.write("base/config.json", "")), &["base/config.json", "not a JSON object"]),
+        (
+            "half a config",
+            |s| drop(s.0.write("base/config.json", "{\"a\":")),
+            &["base/config.json", "not a JSON object"],
+        ),
         (
             "a config that is a list",
             |s| drop(s.0.write("base/config.json", "[]")),
-            &["base/config.json", "no JSON object"],
+            &["base/config.json", "not a JSON object"],
         ),
         (
             "a config of many brackets",

@@ -151,7 +151,7 @@ fn a_full_disk() {
     }
     let mut wrong = Vec::new();
     let scene = Scene::new();
-    wrong.extend(on_a_disk(&scene, "a disk too small", "size=64k", &[], &["disk/out", "needs", "free"]));
+    wrong.extend(on_a_disk(&scene, "a disk too small", "size=64k", &[], &["disk/out", "requires", "free"]));
     wrong.extend(on_a_disk(&scene, "a disk that is read-only", "ro", &[], &["disk"]));
     wrong.extend(on_a_disk(&scene, "a disk that takes few files", "nr_inodes=4", &[], &["disk"]));
     // The plan knows lengths; that each file takes a page of this disk it doesn't: so the disk fills up on the way.

@@ -47,8 +47,12 @@ fn kinds() -> Vec<Kind> {
     calls.push(said("assistant", "done"));
     let one = said("assistant", "b");
     vec![
-        file("20 MB of words", asked(&"word ".repeat(4_000_000)), "has 20.0 MB of text, and at most 16.8 MB are read"),
-        file("20 MB of spaces", asked(&" ".repeat(20_000_000)), "at most 16.8 MB are read"),
+        file(
+            "20 MB of words",
+            asked(&"word ".repeat(4_000_000)),
+            "has 20.0 MB of text, and at most 16.8 MB are supported",
+        ),
+        file("20 MB of spaces", asked(&" ".repeat(20_000_000)), "at most 16.8 MB are supported"),
         file("15 MB of words", asked(&"word ".repeat(3_000_000)), ""),
         file("15 MB of spaces", asked(&" ".repeat(15_000_000)), ""),
         file("15 MB of one word", asked(&"x".repeat(15_000_000)), ""),
@@ -95,6 +99,6 @@ fn rows_without_end_cost_little_and_are_cut() {
 fn rows_that_are_repeated_are_kept_once() {
     let one = || vec![file("a row", asked("the quick"), "")];
     all_end(bench, &format!("{TRAIN} --dataset data.jsonl#1000000"), &one());
-    let more = vec![file("a row", asked("the quick"), "asks for 1000001 rows, and there are 1")];
+    let more = vec![file("a row", asked("the quick"), "requests 1000001 rows, and 1")];
     all_end(bench, &format!("{TRAIN} --dataset data.jsonl#1000001"), &more);
 }

@@ -179,21 +179,21 @@ fn what_never_ends_is_stopped_and_what_is_wrong_is_said() {
         ("{% set s = 'a ' * 100000 %}{% for i in range(100000) %}{% set x = s.split(' ') %}{% endfor %}", "fuel"),
         ("{% set s = ' ' * 1000000 %}{% for i in range(100000) %}{% set x = s.strip() %}{% endfor %}", "fuel"),
         ("{% for a in range(99999) %}{% set x = range(99999) | list | sort | join(',') %}{% endfor %}", "fuel"),
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "refuses it"),
-        ("{% for a in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "refuses it"),
-        ("{% include 'default' %}", "refuses it"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "rejects it"),
+        ("{% for a in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "rejects it"),
+        ("{% include 'default' %}", "rejects it"),
         ("{% extends 'default' %}", ""),
         ("{% import 'default' as d %}{{ d }}", ""),
-        ("{{ raise_exception('no') }}", "refuses it: no"),
-        ("{{ raise_exception('\\x1b[2J') }}", "refuses it"),
+        ("{{ raise_exception('no') }}", "rejects it: no"),
+        ("{{ raise_exception('\\x1b[2J') }}", "rejects it"),
         ("", "leaves out the words"),
         ("\0", "leaves out the words"),
         ("{% if %}", "can't be read"),
         ("{{ 1 | nope }}", "nope"),
         ("{{ nope() }}", "nope"),
         ("{% set messages = 1 %}x", "leaves out the words"),
-        ("{% for m in messages %}{{ m.content }}{{ 1 / 0 }}{% endfor %}", "refuses it"),
+        ("{% for m in messages %}{{ m.content }}{{ 1 / 0 }}{% endfor %}", "rejects it"),
     ]);
-    all.push(kind("raises a megabyte", "{{ raise_exception('no' * 999999) }}".to_owned(), "refuses it"));
+    all.push(kind("raises a megabyte", "{{ raise_exception('no' * 999999) }}".to_owned(), "rejects it"));
     all_end(bench, TRAIN, &all);
 }

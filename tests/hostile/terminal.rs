@@ -175,7 +175,7 @@ fn names_of_files_and_directories() {
     }
     let line = format!("{}  {NASTY}\n{NASTY}\n", "0".repeat(64)).replace('\r', "");
     scene.0.write("old/SHA256SUMS", line);
-    wrong.extend(scene.verify_reports("a checksum", "old", &[r"\u{1b}[2J", "no checksum"]));
+    wrong.extend(scene.verify_reports("a checksum", "old", &[r"\u{1b}[2J", "not a checksum"]));
     let manifest = json!({"files": {NASTY: {"sha256": "x"}, format!("../{NASTY}"): {"sha256": "y"}}});
     scene.0.write("old/qft-manifest.json", manifest.to_string());
     wrong.extend(scene.verify_reports("a manifest", "old", &[ESCAPED, "bad entry"]));

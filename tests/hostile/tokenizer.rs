@@ -56,7 +56,7 @@ fn refused() -> Vec<Kind> {
         deep = json!({"type": "Sequence", "normalizers": [deep]});
     }
     let charsmap = |map: &str| json!({"type": "Precompiled", "precompiled_charsmap": map});
-    let broken = "the tokenizers library gave up";
+    let broken = "the tokenizers library failed";
     vec![
         normalizers("a to aa, 30 times", vec![doubling.clone(); 30], "1073741824 times as long"),
         normalizers(

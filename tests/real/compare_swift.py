@@ -200,14 +200,14 @@ def main():
     same = [a[0] == b[0] for a, b in zip(qft_rows, swift_rows, strict=True)]
     table["tokens that are the same"] = f"{sum(same)} of {len(ROWS)} rows ({count} tokens)"
     alike = [a[1] == b[1] for a, b in zip(qft_rows, swift_rows, strict=True)]
-    table["labels that are the same"] = f"{sum(alike)} of {len(ROWS)} rows ({learned} learned)"
+    table["labels that are the same"] = f"{sum(alike)} of {len(ROWS)} rows ({learned} trainable tokens)"
     for key in ["loss", "grad_norm", "learning_rate"]:
         pairs = [f"{a[key]:.7g} / {b[key]:.7g}" for a, b in zip(our_steps, their_steps, strict=True)]
         table[f"{key}, qft / ms-swift"] = ", ".join(pairs)
     factors = [load_file(checkpoint / "adapter_model.safetensors") for checkpoint in (ours, theirs)]
     start = load_file(out / "factors" / "adapter_model.safetensors")
     moved = {name: {key: value - start[key] for key, value in side.items()} for name, side in zip("ab", factors)}
-    table["what the factors learned"] = f"{distance(moved['a'], moved['b'])[0]:.3g} apart (relative)"
+    table["change of the factors"] = f"{distance(moved['a'], moved['b'])[0]:.3g} apart (relative)"
 
     for name, checkpoint in [("qft's checkpoint", ours), ("ms-swift's checkpoint", theirs)]:
         merged = [out / f"{'ours' if checkpoint == ours else 'theirs'}-by-{by}" for by in ("qft", "swift")]

@@ -1,4 +1,4 @@
-//! What every engine is held to: each operation against a plain reference in f64, each backward pass against finite
+//! The tests of every engine: each operation against a simple reference in f64, each backward pass against finite
 //! differences of that reference. The tests of an engine call these with the tolerance that its type allows.
 //!
 //! Inputs are random numbers that bf16 holds exactly, so that a tolerance covers an engine's own roundings only.

@@ -1,4 +1,4 @@
-//! The processor, in f32: products are the gemm crate's, the rest is loops over rows. What GPUs are held against.
+//! The processor, in f32: products are the gemm crate's, the rest is loops over rows. The reference for GPUs.
 //! Results are the same, to the bit, from run to run and for any number of threads.
 
 mod attention;

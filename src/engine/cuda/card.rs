@@ -1,4 +1,4 @@
-//! The GPU that trains: opening it, and what its failures mean for whoever trains.
+//! The GPU that trains: opening it, and its failures as errors.
 
 use super::kernels::ALL;
 use crate::error::{Error, Result, escaped};

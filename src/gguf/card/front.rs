@@ -1,5 +1,5 @@
 //! The YAML front matter of a model card, as data: what lies between the first two lines `---` of README.md. Scalars
-//! are told apart as YAML 1.1 does (`PyYAML`, which converters use). What the members mean is next door, in `sources`.
+//! are told apart as YAML 1.1 does (`PyYAML`, which converters use). The meaning of the members is in `sources`.
 
 use std::collections::HashMap;
 
@@ -263,8 +263,8 @@ mod tests {
             assert_eq!(front_matter(card).unwrap(), Map::default(), "{card:?}");
         }
         assert_eq!(front_matter("---\r\na: b\r\n---\r\n").unwrap().get("a"), Some(&text("b")));
-        assert!(front_matter("---\n- a\n---").unwrap_err().contains("no mapping"));
-        assert!(front_matter("---\na: [\n---").unwrap_err().contains("no YAML"));
+        assert!(front_matter("---\n- a\n---").unwrap_err().contains("not a mapping"));
+        assert!(front_matter("---\na: [\n---").unwrap_err().contains("not YAML"));
     }
 
     #[test]

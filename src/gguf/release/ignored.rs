@@ -1,5 +1,5 @@
 //! Keys that a file of a known family can have and llama.cpp does not read for it, or that change what a model computes
-//! and have no place in its config.json. Source: src/models/{llama,qwen2,qwen3}.cpp and llama-context.cpp of llama.cpp.
+//! and config.json can't express. Source: src/models/{llama,qwen2,qwen3}.cpp and llama-context.cpp of llama.cpp.
 
 use super::Contents;
 use crate::arch;

@@ -1,5 +1,5 @@
 //! The tokenizer of a GGUF file: every key under `tokenizer.`, as llama.cpp's converter writes them. Which of a model's
-//! tokenizers is converted is chosen here; reading each is the business of a file of its own.
+//! tokenizers is converted is chosen here; reading each is in a separate file.
 
 mod byte_level;
 mod family;

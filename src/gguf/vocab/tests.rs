@@ -204,7 +204,7 @@ fn refuses_what_gives_no_vocabulary() {
         convert(files, &VocabOptions { vocab_size, ..options(files) }).unwrap_err().to_string()
     };
     assert!(refusal(&files, 10).contains("vocab_size of 10"));
-    assert!(refusal(&files, usize::MAX).contains("no more than"));
+    assert!(refusal(&files, usize::MAX).contains("at most"));
     files.paths.remove("tokenizer.json");
     assert!(refusal(&files, 300).contains("tokenizer.model and tokenizer.json"));
 }

@@ -1,5 +1,5 @@
-//! How the memory that a GPU may use is dealt out: half to lanes, each with buffers for a block of some most elements,
-//! and half to what stays on the GPU while a tensor is being made.
+//! How the memory that a GPU may use is divided: half for lanes, each with buffers for a block of some most elements,
+//! and half for what stays on the GPU while a tensor is being made.
 
 use super::card::MEMORY;
 use crate::size::ByteSize;

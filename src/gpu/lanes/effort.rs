@@ -1,4 +1,4 @@
-//! Whether a GPU pays: what a job takes on the processor, and beside a GPU. The rates are those of one core of a
+//! Whether a GPU is faster: the time of a job on the processor, and with a GPU. The rates are those of one core of a
 //! sixteen-core Xeon with AVX-512 beside an H100 (docs/performance.md); it is their ratios that decide.
 
 use crate::ggml::TensorType;

@@ -1,4 +1,5 @@
-//! Blocks of merged and encoded tensors, made on GPUs: lanes, which are streams with memory of their own, and what they share.
+//! Blocks of merged and encoded tensors, made on GPUs: lanes, which are streams with their own memory, and what they
+//! share.
 
 mod assist;
 mod block;

@@ -1,4 +1,4 @@
-//! NVIDIA's libraries beside the driver, found at run time: matrix products by cuBLAS, sums over GPUs by NCCL.
+//! NVIDIA's libraries beside the driver, found at run time: matrix products by cuBLAS, all-reduce over GPUs by NCCL.
 
 mod cublas;
 pub(crate) mod nccl;

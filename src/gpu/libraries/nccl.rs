@@ -1,5 +1,5 @@
-//! NCCL, which sums over GPUs and is found at run time: its functions, and a communicator that never blocks, so that a
-//! process that dies can't hold the others. One of the rooms with `unsafe`.
+//! NCCL, which all-reduces over GPUs and is found at run time: its functions, and a communicator that never blocks, so
+//! that a process that dies can't hold the others. One of the rooms with `unsafe`.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::mem::ManuallyDrop;

@@ -1,4 +1,4 @@
-//! Finding the NVIDIA driver and the GPUs that are fit for qft's kernels. Nothing here needs a GPU, a driver or a
+//! Finding the NVIDIA driver and the GPUs that support qft's kernels. Nothing here requires a GPU, a driver or a
 //! toolkit to be there: what is missing is said. One of the rooms with `unsafe`.
 
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
@@ -192,7 +192,7 @@ mod tests {
         }
         let old = check_version(12_020).unwrap_err();
         assert_eq!(old, NoCard::OldDriver { found: "12.2".to_owned(), needed: "12.4".to_owned() });
-        assert!(old.to_string().contains("CUDA 12.2, and qft needs 12.4"), "{old}");
+        assert!(old.to_string().contains("CUDA 12.2, and qft requires 12.4"), "{old}");
     }
 
     #[test]

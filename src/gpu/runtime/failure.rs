@@ -1,4 +1,4 @@
-//! Why the driver, or a library beside it, did not do what it was asked.
+//! Why the driver, or a library beside it, failed.
 
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;

@@ -1,5 +1,5 @@
-//! Sums on GPUs: the rules around NCCL over a stand-in for it that sums in this process's memory, the real library's
-//! refusal where there is no GPU, and the real sum where there are two.
+//! All-reduce on GPUs: the rules around NCCL over a stand-in for it that sums in this process's memory, the real
+//! library's refusal where there is no GPU, and the real sum where there are two.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -188,7 +188,10 @@ fn a_sum_on_cards_ends_when_a_rank_dies() {
         sum(&mut ranks, stream(STUCK)).unwrap_err()
     });
     assert!(start.elapsed() < SHORT.answer);
-    assert!(messages[2].contains("rank 2 could not sum") && messages[2].contains("unhandled cuda"), "{messages:?}");
+    assert!(
+        messages[2].contains("rank 2 could not all-reduce") && messages[2].contains("unhandled cuda"),
+        "{messages:?}"
+    );
     let told = |message: &String| message.contains("rank 2 has failed: it could not all-reduce gradients on its GPU");
     assert!(messages[..2].iter().any(told), "{messages:?}");
     assert!(messages[..2].iter().all(|message| told(message) || message.contains("has ended")), "{messages:?}");

@@ -13,7 +13,7 @@ fn runs_that_differ_do_not_mix() {
     let cases: [(&str, Change); 3] = [
         ("other settings, data or another model", |_, run| run[31] = 1),
         ("another WORLD_SIZE", |launch, _| launch.count = 3),
-        ("a rank that is already here", |launch, _| launch.rank = 0),
+        ("a rank that is already connected", |launch, _| launch.rank = 0),
     ];
     for (problem, change) in cases {
         let port = port();
@@ -105,7 +105,7 @@ fn what_is_no_qft_is_told_apart() {
             let _ = stream.read(&mut [0; Hello::LEN]);
         });
         let error = TcpRanks::join(&launch(1, 2, port), RUN, SHORT).unwrap_err().to_string();
-        assert!(error.contains("is no qft") && error.contains("MASTER_PORT"), "{error}");
+        assert!(error.contains("is not a qft") && error.contains("MASTER_PORT"), "{error}");
         let error = TcpRanks::join(&launch(0, 2, port), RUN, SHORT).unwrap_err().to_string();
         assert!(error.contains("in use") && error.contains("MASTER_PORT"), "{error}");
     });
@@ -176,7 +176,7 @@ fn a_listener_that_says_nothing_is_no_rank_0() {
     let port = listener.local_addr().unwrap().port();
     let patience = Patience { greeting: Duration::from_millis(300), ..SHORT };
     let (error, took) = ended(&launch(1, 2, port), patience);
-    assert!(error.contains("has said nothing for 0.3 s") && error.contains("MASTER_PORT"), "{error}");
+    assert!(error.contains("has sent nothing for 0.3 s") && error.contains("MASTER_PORT"), "{error}");
     assert!(took < Duration::from_secs(3), "{took:?}");
     // Nor does one that trickles what rank 0 would say.
     thread::scope(|scope| {
@@ -300,7 +300,7 @@ fn a_signal_ends_a_rank_that_waits() {
     let cases = [
         (launch(0, 3, free), format!("rank 0 waits at 127.0.0.1:{free} for 2 of 3 ranks (missing: 1, 2)")),
         (launch(1, 2, free), format!("rank 1 waits for rank 0 at 127.0.0.1:{free} (127.0.0.1:{free}: ")),
-        (launch(1, 2, silent), format!("rank 1 waits for an answer of what listens at 127.0.0.1:{silent}")),
+        (launch(1, 2, silent), format!("rank 1 waits for an answer of the program that listens at 127.0.0.1:{silent}")),
     ];
     for (launch, waits) in cases {
         let (cancel, said) = (AtomicBool::new(false), Mutex::new(Vec::new()));

@@ -1,4 +1,4 @@
-//! Deleting checkpoints beyond `--save_total_limit`: those that the run has left behind and the oldest first, never the
+//! Deleting checkpoints beyond `--save_total_limit`: those that the run has abandoned and the oldest first, never the
 //! newest or the best, never what qft did not write.
 
 use std::fs::{self, File};

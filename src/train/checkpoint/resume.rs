@@ -354,10 +354,7 @@ mod tests {
         fs::write(&weights, bytes).unwrap();
         let error = case.resume(&dir).unwrap_err().to_string();
         let remedy = format!("⟦resume_from_checkpoint {}⟧", run.path().join("checkpoint-3").display());
-        assert!(
-            error.contains("adapter_model.safetensors: is not what was written") && error.contains(&remedy),
-            "{error}"
-        );
+        assert!(error.contains("adapter_model.safetensors: was damaged") && error.contains(&remedy), "{error}");
         // A checkpoint of before has no digests.
         let state = dir.join(PROGRESS);
         let mut record: Map<String, Value> = serde_json::from_str(&fs::read_to_string(&state).unwrap()).unwrap();
@@ -400,7 +397,7 @@ mod tests {
         let mut other = Layout::new(case.layout.spec);
         let part = |name: &str, rows| (format!("model.layers.0.self_attn.{name}"), rows, true);
         other.stack(6, &[part("q_proj", 10)]);
-        assert!(error(&other).contains("v_proj.lora_A.weight, which this run has not (2 such tensors)"));
+        assert!(error(&other).contains("v_proj.lora_A.weight, which this run lacks (2 such tensors)"));
         other.stack(6, &[part("v_proj", 3)]);
         assert!(error(&other).contains("has shape [2, 4], not [3, 4]"));
         let mut more = case.layout.clone();
@@ -438,10 +435,7 @@ mod tests {
             now.data_fingerprint = "x".to_owned();
         });
         assert_eq!(anew.unwrap().len(), 2);
-        assert_eq!(
-            open(&|s, _| s.learning_rate = 1e-5).unwrap(),
-            ["learning_rate was 0.0001 and is 0.00001 from this step on"]
-        );
+        assert_eq!(open(&|s, _| s.learning_rate = 1e-5).unwrap(), ["learning_rate was 0.0001 and is now 0.00001"]);
         assert_eq!(open(&|s, _| s.logging_steps = 1.0).unwrap().len(), 0, "it does not touch the losses");
     }
 

@@ -1,4 +1,4 @@
-//! Room on the disk for the checkpoints of a run: how much they take, and how much there is. Looked at while a run is
+//! Space on the disk for the checkpoints of a run: how much they take, and how much is free. Checked while a run is
 //! planned, and again before each is written.
 
 use std::path::Path;
@@ -81,7 +81,10 @@ mod tests {
         let run = Path::new("a/run");
         assert!(space(28 << 20, 1).check(run).is_ok() && space(28 << 20, 1).note().is_none());
         let error = space((28 << 20) - 1, 1).check(run).unwrap_err();
-        assert!(matches!(error, Error::NoSpace { .. }) && error.to_string().contains("a/run needs 29.4 MB"), "{error}");
+        assert!(
+            matches!(error, Error::NoSpace { .. }) && error.to_string().contains("a/run requires 29.4 MB"),
+            "{error}"
+        );
         assert!(space(28 << 20, 2).note().unwrap().contains("may take 41.9 MB (2 of 12.6 MB)"));
         let dir = tempfile::tempdir().unwrap();
         let most = |saves, limit| Space::new(&dir.path().join("not/there"), 1000, true, saves, limit).unwrap().most;

@@ -1,5 +1,5 @@
 //! A tokenized set on disk: one safetensors file, named by the digest of all that it was made from. A file that is not
-//! exactly what was written is as good as none.
+//! exactly what was written is ignored.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};

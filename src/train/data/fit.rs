@@ -1,4 +1,4 @@
-//! Rows that are too long, or that teach nothing: what is cut, and what is dropped for which reason.
+//! Rows that are too long, or have no trainable token: what is cut, and what is dropped for which reason.
 
 use std::fmt;
 

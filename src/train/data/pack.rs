@@ -9,7 +9,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 const CHUNK: usize = 1 << 14;
 
 /// Packs samples of `lengths` tokens into rows of at most `max_length`: the longest first, each into the fullest row
-/// that has room for it, as ms-swift's packing does (`binpacking.to_constant_volume`), over chunks of 16,384. A sample that is longer gets a row of its own.
+/// that has enough free tokens, as ms-swift's packing does (`binpacking.to_constant_volume`), over chunks of 16,384. A sample that is longer gets a row of its own.
 pub fn pack(lengths: &[usize], max_length: usize) -> Vec<Vec<usize>> {
     let mut packs = Vec::new();
     for (chunk, some) in lengths.chunks(CHUNK).enumerate() {

@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn calls_that_are_none_are_named() {
         for (content, expected) in
-            [("x", "no JSON"), ("{}", "no name"), (r#"{"name": "f", "arguments": "x"}"#, "no JSON")]
+            [("x", "not JSON"), ("{}", "no name"), (r#"{"name": "f", "arguments": "x"}"#, "not JSON")]
         {
             let problem =
                 Chat::new(&conversation(&[(Role::User, "u"), (Role::ToolCall, content)]), None).err().unwrap();

@@ -1,5 +1,5 @@
 //! Appending whole records to a file. What can't be written, since a disk is full, is kept and written before what
-//! follows; and no part of it stays in the file, so that a reader never meets half a record for long.
+//! follows; and no part of it stays in the file, so that a reader rarely sees a partial record.
 
 use std::fs::File;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! The loss curve of a run: one SVG without a foreign byte, legible on light and dark ground.
+//! The loss curve of a run: one SVG without external content, legible on a light and a dark background.
 
 mod axis;
 mod series;

@@ -1,5 +1,5 @@
-//! Watching a run: its records, where they go (`logging.jsonl`, event files of `TensorBoard`, the loss curve), and what
-//! the host is told of its progress. Nothing is sent anywhere.
+//! Monitoring a run: its records, where they go (`logging.jsonl`, event files of `TensorBoard`, the loss curve), and
+//! what the host is told of its progress. Nothing is sent anywhere.
 
 mod append;
 mod curve;

@@ -1,5 +1,5 @@
 //! One entry of a run's log, and its three forms: the HF Trainer's `log_history`, a line of ms-swift's
-//! `logging.jsonl`, and the tags of `TensorBoard`. Values are written whole: ms-swift rounds them to 8 decimals, which
+//! `logging.jsonl`, and the tags of `TensorBoard`. Values are not rounded: ms-swift rounds them to 8 decimals, which
 //! a small rate does not survive.
 
 use serde_json::{Map, Value};

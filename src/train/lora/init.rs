@@ -1,4 +1,4 @@
-//! How the factors begin: `A` as PEFT draws it, `B` zero, so that the adapted model is the base.
+//! Initial values of the factors: `A` as in PEFT, `B` zero, so that the adapted model equals the base.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};

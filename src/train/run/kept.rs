@@ -1,4 +1,4 @@
-//! What a run keeps: its records, its checkpoints, and which of either a full disk still owes it.
+//! What a run keeps: its records, its checkpoints, and those that a full disk has delayed.
 
 use std::time::Instant;
 

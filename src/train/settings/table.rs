@@ -186,7 +186,7 @@ const WATCHING: [Flag; 11] = [
         used(
             "eval_strategy",
             Kind::Choice(&["steps", "epoch", "no"]),
-            "When to evaluate on held-out data [default:  when checkpoints are written]",
+            "When to evaluate on held-out data [default: when checkpoints are written]",
         ),
     ),
     used("eval_steps", Kind::Steps, "Steps between evaluations on held-out data [default: --save_steps]"),

@@ -79,7 +79,7 @@ fn a_sample_repeats_rows_so_often_and_no_more() {
     let loaded = of(1_000_000).unwrap();
     assert_eq!((loaded.conversations.len(), loaded.order.len()), (2, 1_000_000));
     let error = of(1_000_001).unwrap_err().to_string();
-    assert!(error.contains("a.jsonl#1000001 asks for 1000001 rows, and there are 2 that can be used"), "{error}");
+    assert!(error.contains("a.jsonl#1000001 requests 1000001 rows, and 2 can be used"), "{error}");
     assert!(error.contains("⟦num_train_epochs"), "{error}");
 }
 
@@ -95,7 +95,10 @@ fn a_row_without_end_is_left_out() {
         let loaded = load(&[spec(&path)], false, 1).unwrap();
         assert_eq!((loaded.conversations.len(), loaded.skipped.len()), (1, 1), "{name}");
         let reason = &loaded.skipped[0].reason;
-        assert!(reason.contains("has 17.8 MB of text, and at most 16.8 MB are read; cut it into shorter"), "{reason}");
+        assert!(
+            reason.contains("has 17.8 MB of text, and at most 16.8 MB are supported; cut it into shorter"),
+            "{reason}"
+        );
     }
 }
 

@@ -195,7 +195,7 @@ mod tests {
     fn a_schema_too_deep_for_a_stack_is_refused() {
         let path = std::path::Path::new("deep.parquet");
         let error = super::super::each_row(path, nested(1_000_000), &mut |_, _| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("nested over 64 deep"), "{error}");
+        assert!(error.contains("nested deeper than 64"), "{error}");
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) fn targets(contenders: &[Contender], data: &Data) -> String {
         }
     }
     if !data.is_whole() {
-        lines.push("the promises in seconds are about the whole model, without --layers".to_owned());
+        lines.push("the targets in seconds are for the complete model, without --layers".to_owned());
     }
     if let (Some(cuda), Some(peft)) = (on(SHARDS, CUDA), median(PEFT)) {
         let imports =

@@ -1,5 +1,5 @@
 """The usual way to train: a LoRA with transformers and PEFT, sdpa, gradient checkpointing, bf16. Whole rows of random
-tokens, and every one of them is learned. A line of JSON for each step, and one at the end."""
+tokens, and every one of them counts in the loss. A line of JSON for each step, and one at the end."""
 import json
 import sys
 from time import perf_counter
