@@ -33,7 +33,7 @@ impl Dropout {
         self.scale
     }
 
-    /// The mask of the module with this number; see [`crate::train::lora::Slot`].
+    /// The mask of the module with this number; see [`super::Slot`].
     pub fn mask(&self, module: usize) -> Mask {
         let mixed = finish(finish(finish(self.seed) ^ self.step) ^ module as u64);
         Mask { key: [mixed as u32, (mixed >> 32) as u32], threshold: self.threshold }

@@ -36,8 +36,8 @@ pub(crate) use widen::widened;
 
 use std::collections::BTreeMap;
 
-use crate::Result;
 use crate::checkpoint::Tensor;
+use crate::error::Result;
 
 /// A device: what it holds, and how values come there and back.
 ///
