@@ -25,7 +25,7 @@ fn cards() -> Vec<&'static str> {
         return vec!["simulated", "cuda"];
     }
     // Past the test harness, which keeps what tests print.
-    let line = format!("skipped on a real card: {}\n", said.err.lines().next().unwrap_or_default());
+    let line = format!("skipped on a real GPU: {}\n", said.err.lines().next().unwrap_or_default());
     std::io::stderr().write_all(line.as_bytes()).unwrap();
     vec!["simulated"]
 }

@@ -290,7 +290,7 @@ fn no_part_of_an_older_split_stays() {
     // Other numbers of parts, and one file: without --overwrite nothing is touched.
     let many = format!("x-00001-of-{:05}.gguf and {} more", older.len(), older.len() - 1);
     for other in [line, &split("20KB")] {
-        bench.refuses(other, &[&many, "of an older model of this name", "--overwrite"]);
+        bench.refuses(other, &[&many, "from an older model of this name", "--overwrite"]);
         assert_eq!(names(), older);
     }
     let said = bench.ok(&format!("{} --overwrite", split("20KB")));

@@ -115,7 +115,7 @@ fn an_importance_matrix_must_be_of_this_model() {
     let bench = bench(false);
     bench.ok(GGUF);
     imatrix(&bench, "other.dat", &[("blk.9.attn_q.weight", 256), ("blk.9.attn_k.weight", 256)]);
-    let nothing = ["other.dat", "nothing for any of the 16 tensors", "blk.9.attn_k.weight", "remedy"];
+    let nothing = ["other.dat", "no entry for any of the 16 tensors", "blk.9.attn_k.weight", "remedy"];
     bench.refuses("quantize x.gguf --type q4_k_m --imatrix other.dat --out a.gguf", &nothing);
     bench.refuses("gguf base --pre qwen2 --type iq4_xs --imatrix other.dat --out a.gguf", &nothing);
     let export = "export --merge-lora --base base --adapter adapter --pre qwen2 --gguf q4_k_m --out out";
@@ -123,7 +123,7 @@ fn an_importance_matrix_must_be_of_this_model() {
     assert!(!bench.path("a.gguf").exists() && !bench.path("out").exists());
     imatrix(&bench, "dir/part.dat", &[("blk.0.attn_q.weight", 256), ("blk.9.attn_q.weight", 256)]);
     let warnings = warns(&bench, "quantize x.gguf --type q8_0 --imatrix dir/part.dat --out a.gguf");
-    assert!(warnings.contains("nothing for 15 of the 16"), "{warnings}");
+    assert!(warnings.contains("no entry for 15 of the 16"), "{warnings}");
     assert!(warnings.contains("1 entries") && warnings.contains("blk.9.attn_q.weight"), "{warnings}");
     let made = keys(&bench, "a.gguf");
     assert_eq!(number(&made, "quantize.imatrix.entries_count"), Some(1.0), "what was used");
@@ -165,7 +165,7 @@ fn no_path_of_a_disk_gets_into_a_file() {
         bench.adapter_config("adapter", json!({"base_model_name_or_path": path}));
         bench.write("adapter/README.md", CARD.replace("PATH", path));
         let line = "export --merge-lora --base base --adapter adapter --gguf bf16 --pre qwen2 --out out";
-        assert!(warns(&bench, line).contains("base_model has a path"), "{path}");
+        assert!(warns(&bench, line).contains("base_model has a local path"), "{path}");
         let made = keys(&bench, "out/model-BF16.gguf");
         let telling = made.iter().filter(|(key, _)| !key.starts_with("tokenizer."));
         for (key, value) in telling {
@@ -313,7 +313,7 @@ fn a_sentencepiece_vocabulary_has_as_many_tokens_as_rows() {
     // An added token that the vocabulary itself lacks: the file's id stays, and that others count on is told.
     edit(&bench, "base/tokenizer.json", |t| drop(t["model"]["vocab"].as_object_mut().unwrap().remove("<|end|>")));
     let warning = warns(&bench, "gguf base --type bf16 --out y.gguf");
-    assert!(warning.contains("<|end|> the id 266") && warning.contains("takes 260"), "{warning}");
+    assert!(warning.contains("<|end|> the id 266") && warning.contains("gives it 260"), "{warning}");
     assert_eq!(keys(&bench, "y.gguf"), made);
     // More tokens than rows can't be.
     edit(&bench, "base/tokenizer.json", |t| t["model"]["vocab"]["<|end|>"] = json!(272));

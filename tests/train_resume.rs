@@ -190,7 +190,7 @@ fn a_flipped_bit_is_seen_before_a_run_goes_on() {
         bytes[middle] ^= 1;
         fs::write(&path, bytes).unwrap();
         let remedy = format!("--resume_from_checkpoint {}/checkpoint-8", run.display());
-        let said = bench.refuses(&resume, &[name, "is not what was written", &remedy]);
+        let said = bench.refuses(&resume, &[name, "was damaged", &remedy]);
         assert!(!said.err.contains("from step"), "{}", said.err);
         fs::write(&path, whole).unwrap();
     }

@@ -1,5 +1,5 @@
-//! Dropout masks of the adapters' inputs, as a function of a value's position: nothing is stored, and a mask is the same
-//! when a layer is computed again, on every device. The kernels of `engine/cuda` have the same arithmetic.
+//! Dropout masks of the adapters' inputs, as a function of a value's position: nothing is stored, and a mask is the
+//! same when a layer is computed again, on every device. The kernels of `engine/cuda` have the same arithmetic.
 
 /// The masks of one micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq)]

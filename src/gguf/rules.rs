@@ -77,7 +77,7 @@ pub(super) fn tensor_len(name: &str, shape: &[usize], kind: TensorType) -> Resul
     let columns = shape.last().copied().unwrap_or(1);
     if !columns.is_multiple_of(kind.block_len()) {
         return Err(format!(
-            "tensor {name}: its rows of {columns} are not a multiple of the block of {kind} ({})",
+            "tensor {name}: its rows of {columns} are not a multiple of the block size of {kind} ({})",
             kind.block_len()
         ));
     }

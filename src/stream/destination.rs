@@ -180,7 +180,7 @@ mod tests {
         let other = model(tmp.path(), "other", "old");
         assert!(check(&other, false).unwrap_err().contains("⟦overwrite"));
         assert_eq!(check(&other, true), nothing);
-        fs::write(other.join("README.md"), "a card").unwrap();
+        fs::write(other.join("README.md"), "a model card").unwrap();
         let refused = check(&other, true).unwrap_err();
         assert!(refused.contains("README.md") && refused.contains("⟦delete_others"), "{refused}");
         assert_eq!(check_destination(&other, &[], Overwrite::All).unwrap(), ["README.md"]);

@@ -39,7 +39,7 @@ fn batch(segments: usize, length: usize, vocabulary: usize, salt: usize) -> Batc
 
 /// `QFT_BASE=DIR QFT_SEGMENTS=8 QFT_LENGTH=3072 cargo test --release train_throughput -- --ignored --nocapture`
 #[test]
-#[ignore = "a measurement: needs a card and a large model"]
+#[ignore = "a measurement: needs a GPU and a large model"]
 fn train_throughput() {
     let Ok(base) = std::env::var("QFT_BASE") else { return println!("skipped: QFT_BASE names no model") };
     let base = Checkpoint::open(&PathBuf::from(base)).unwrap();
@@ -105,7 +105,7 @@ fn train_throughput() {
 /// The bounds are for 24 tokens or more. Of 6, bf16 alone takes the cosine to 0.95 in torch, too (SmolLM2-135M, bf16
 /// against f32); of 24, to 0.990 to 0.999.
 #[test]
-#[ignore = "needs a card and a model"]
+#[ignore = "needs a GPU and a model"]
 fn on_the_card_as_on_the_processor() {
     let Ok(base) = std::env::var("QFT_BASE") else { return println!("skipped: QFT_BASE names no model") };
     let base = Checkpoint::open(&PathBuf::from(base)).unwrap();

@@ -60,9 +60,9 @@ fn second_path(tensors: &mut Tensors) {
 type Row = (&'static str, fn(&mut Tensors), &'static [&'static str]);
 
 const MISFITS: &[Row] = &[
-    ("an unknown part", |t| put(t, format!("{Q}.lora_E"), &[4]), &["q_proj.lora_E", "no tensor of a LoRA"]),
-    ("no prefix", |t| put(t, "q.lora_A.weight", &[4, 8]), &["q.lora_A.weight", "no tensor of a LoRA"]),
-    ("an optimizer's state", |t| put(t, "exp_avg", &[4]), &["exp_avg", "no tensor of a LoRA"]),
+    ("an unknown part", |t| put(t, format!("{Q}.lora_E"), &[4]), &["q_proj.lora_E", "not a tensor of a LoRA"]),
+    ("no prefix", |t| put(t, "q.lora_A.weight", &[4, 8]), &["q.lora_A.weight", "not a tensor of a LoRA"]),
+    ("an optimizer's state", |t| put(t, "exp_avg", &[4]), &["exp_avg", "not a tensor of a LoRA"]),
     ("an untrained copy", |t| put(t, UNTRAINED, &[48, 8]), &[UNTRAINED, "trained values are missing"]),
     ("no B", |t| drop(t.remove(B)), &[A, "other factor"]),
     ("no A", |t| drop(t.remove(A)), &[B, "other factor"]),
@@ -279,7 +279,7 @@ fn configs_that_are_broken() {
         ("half a rank by pattern", rank("q_proj", "0.5"), "whole number"),
         ("a rank in quotes by pattern", rank("q_proj", "\"4\""), "whole number"),
         ("patterns in a list", config("rank_pattern", r#"["q_proj"]"#), "invalid type"),
-        ("an alpha in quotes by pattern", config("alpha_pattern", r#"{"q_proj":"8"}"#), "no number"),
+        ("an alpha in quotes by pattern", config("alpha_pattern", r#"{"q_proj":"8"}"#), "not a number"),
         ("token rows as text", config("trainable_token_indices", "\"all\""), "did not match"),
         (
             "token rows below zero",

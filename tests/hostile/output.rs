@@ -16,12 +16,12 @@ fn destinations_that_would_lose_something() {
     type Break = fn(&Scene);
     let nothing: Break = |_| ();
     let rows: [(&str, Break, &[&str], &[&str]); 13] = [
-        ("a file", |s| drop(s.0.write("out", "x")), &["out"], &["out", "no directory"]),
+        ("a file", |s| drop(s.0.write("out", "x")), &["out"], &["out", "not a directory"]),
         (
             "a file, with --overwrite",
             |s| drop(s.0.write("out", "x")),
             &["out", "--overwrite"],
-            &["out", "no directory"],
+            &["out", "not a directory"],
         ),
         ("not empty", nothing, &["old"], &["old", "not empty"]),
         (

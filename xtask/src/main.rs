@@ -53,7 +53,7 @@ const TASKS: [Task; 9] = [
     Task {
         words: &["bench", "gpu"],
         options: "[--layers N] [--runs N] [--dir DIR] [--python PYTHON] [--tokenizer DIR] [--qft BINARY]",
-        about: "time exports on an NVIDIA card against the processor, a copy with SHA-256, and PEFT on the card",
+        about: "time exports on an NVIDIA GPU against the processor, a copy with SHA-256, and PEFT on the GPU",
         run: bench::gpu,
     },
     Task {

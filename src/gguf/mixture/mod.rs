@@ -146,8 +146,10 @@ fn choose_one(tensor: &Candidate, choices: &Choices, rules: &mut Rules) -> Resul
 fn check(tensor: &Candidate, choice: Choice, choices: &Choices, has_imatrix: bool) -> Result<()> {
     let (name, source, kind) = (escaped(tensor.name), tensor.source(), choice.kind);
     if kind.row_bytes(tensor.columns()).is_none() {
-        let problem =
-            format!("tensor {name}: rows of {} values are not a multiple of the block of {kind}", tensor.columns());
+        let problem = format!(
+            "tensor {name}: rows of {} values are not a multiple of the block size of {kind}",
+            tensor.columns()
+        );
         return Err(Error::unsupported(
             problem,
             "choose another type for it, such as f16, with ⟦token_embedding_type⟧ or ⟦output_tensor_type⟧",

@@ -177,7 +177,7 @@ pub(super) fn fallback(kind: T, columns: usize) -> Result<T> {
         _ if kind.block_len() <= 32 => T::F16,
         _ => {
             let problem = format!(
-                "rows of {columns} values are not a multiple of the block of {kind}, and nothing stands in for it"
+                "rows of {columns} values are not a multiple of the block size of {kind}, and nothing stands in for it"
             );
             return Err(Error::unsupported(problem, "choose another type for the tensor with ⟦tensor_type⟧"));
         }

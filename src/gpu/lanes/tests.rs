@@ -56,7 +56,7 @@ fn pieces_are_hashed_as_the_processor_hashes_them() {
 
 /// Past the test harness, which keeps what tests print.
 fn skip(reason: &NoCard) {
-    std::io::stderr().write_all(format!("skipped: no NVIDIA card ({reason})\n").as_bytes()).unwrap();
+    std::io::stderr().write_all(format!("skipped: no NVIDIA GPU ({reason})\n").as_bytes()).unwrap();
 }
 
 /// Numbers that look random, and are the same every time.

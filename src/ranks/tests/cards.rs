@@ -202,7 +202,7 @@ fn a_sum_on_cards_ends_when_a_rank_dies() {
 fn nccl_sums_on_two_cards_with_the_same_bits() {
     const LEN: usize = 20_000_003;
     if Cards::count() < 2 {
-        println!("skipped: fewer than two cards");
+        println!("skipped: fewer than two GPUs");
         return;
     }
     if let Err(why) = Functions::load() {

@@ -25,10 +25,10 @@ pub(super) fn cards() -> String {
     let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
     let output = Command::new("nvidia-smi").args(query).output();
     let Some(output) = output.ok().filter(|output| output.status.success()) else {
-        return "Cards: unknown, since nvidia-smi could not be run".to_owned();
+        return "GPUs: unknown, since nvidia-smi could not be run".to_owned();
     };
     let lines = String::from_utf8_lossy(&output.stdout).trim_end().replace('\n', "; ");
-    format!("Cards (name, memory, driver): {lines}")
+    format!("GPUs (name, memory, driver): {lines}")
 }
 
 /// The first value of `key` in a file of `key: value` lines, as /proc has them.

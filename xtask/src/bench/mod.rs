@@ -74,7 +74,7 @@ fn check_python(python: &str) -> anyhow::Result<()> {
 
 /// Fails unless `python` has it and a GPU, too.
 fn check_python_on_card(python: &str) -> anyhow::Result<()> {
-    let card = "assert torch.cuda.is_available(), 'its torch finds no card'";
+    let card = "assert torch.cuda.is_available(), 'its torch finds no GPU'";
     check_python_runs(python, &format!("import torch, transformers, peft\n{card}"))
 }
 

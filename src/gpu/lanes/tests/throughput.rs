@@ -47,7 +47,7 @@ fn filled<T: Copy>(card: &CudaCard, pattern: &[T], bytes: usize) -> DeviceMemory
 }
 
 #[test]
-#[ignore = "prints figures; needs a card"]
+#[ignore = "prints figures; needs a GPU"]
 fn throughput() {
     let Some(Card::Cuda(card)) = card() else { return };
     card.gpu.bind().unwrap();
@@ -121,7 +121,7 @@ fn merges(card: &CudaCard, values: u64, out: u64, fault: u64) {
 
 /// Whole blocks through lanes side by side, from memory to memory.
 #[test]
-#[ignore = "prints figures; needs a card"]
+#[ignore = "prints figures; needs a GPU"]
 fn throughput_of_lanes() {
     let Some(card) = card() else { return };
     card.prepare(&[TensorType::Q4_K, TensorType::Q6_K].map(|kind| EncoderKind { kind, weighted: false }));

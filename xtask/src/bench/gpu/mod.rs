@@ -18,7 +18,7 @@ const OPTIONS: &[&str] = &["layers", "runs", "dir", "python", "tokenizer", "qft"
 
 const CP: &str = "cp -r";
 const COPY: &str = "copy and SHA-256";
-const PEFT: &str = "PEFT on the card";
+const PEFT: &str = "PEFT on the GPU";
 const SHARDS: &str = "shards";
 const Q4_K_M: &str = "Q4_K_M";
 const Q8_0: &str = "Q8_0";
@@ -82,7 +82,7 @@ fn try_card(dir: &Path, qft: &Path) -> anyhow::Result<()> {
     let words = words(&data, qft, None, pre);
     for output in &OUTPUTS {
         let run = export(&words, output, CUDA, 1).once(&data)?;
-        println!("first use of the card, {}: {:.2} s", output.name, run.seconds);
+        println!("first use of the GPU, {}: {:.2} s", output.name, run.seconds);
     }
     Ok(())
 }

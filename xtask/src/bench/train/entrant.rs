@@ -151,11 +151,11 @@ mod tests {
         let log: String =
             [(1, 10.0), (2, 20.0), (3, 90.0), (4, 70.0), (5, 80.0)].map(|(n, rate)| step(n, rate)).concat();
         let log = log + "{\"train_loss\":3.0,\"train_runtime\":1.0}\n";
-        let printed = "{\n  \"tokens\": 640,\n  \"seconds\": 4.0,\n  \"device\": \"A card\",\n  \"peak_memory\": 1073741824,\n  \
+        let printed = "{\n  \"tokens\": 640,\n  \"seconds\": 4.0,\n  \"device\": \"A GPU\",\n  \"peak_memory\": 1073741824,\n  \
                        \"timings\": {\n    \"attend\": 0.1,\n    \"project\": 0.4\n  }\n}\n";
         let trained = Trained::read(&log, printed, 9.5).unwrap();
         assert_eq!((trained.rate(), trained.loss, trained.tokens, trained.besides), (80.0, 5.5, 640, 5.5));
-        assert_eq!((trained.peak, trained.device.as_str()), (Some(1 << 30), "A card"));
+        assert_eq!((trained.peak, trained.device.as_str()), (Some(1 << 30), "A GPU"));
         assert_eq!(trained.timings, [("project".to_owned(), 0.4), ("attend".to_owned(), 0.1)]);
     }
 
