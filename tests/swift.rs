@@ -58,7 +58,7 @@ fn what_only_ms_swift_does_is_refused_with_a_remedy() {
     bench.ok(&format!("{train} --eval_on_start true --split_dataset_ratio 0.01"));
 
     let refused = bench.refuses("export --model base --quant_method bnb --quant_bits 4", &["--gguf q4_k_m"]);
-    assert!(refused.err.contains("qft has no quant_method bnb"), "{}", refused.err);
+    assert!(refused.err.contains("qft does not support quant_method bnb"), "{}", refused.err);
     bench.refuses("export --model base --model_revision v1", &["--base ID@REVISION"]);
     bench.refuses("export --model base --push_to_hub true", &["hf upload"]);
     assert!(!bench.path("base-export").exists(), "nothing was written");

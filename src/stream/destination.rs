@@ -205,7 +205,7 @@ mod tests {
         ["x-1", "x-2", "x-3", "y-1"].iter().for_each(|name| fs::write(tmp.path().join(name), "old").unwrap());
         fs::create_dir(tmp.path().join("x-dir")).unwrap();
         assert_eq!(check(&["x-1"], &[], true).unwrap(), ["x-2", "x-3"]);
-        assert!(check(&["x-1"], &[], false).unwrap_err().contains("x-1 is there\n  remedy"));
+        assert!(check(&["x-1"], &[], false).unwrap_err().contains("x-1 exists\n  remedy"));
         let refused = check(&["x-4"], &[], false).unwrap_err();
         assert!(refused.contains("x-1 and 2 more would remain") && refused.contains("⟦overwrite"), "{refused}");
         let input = tmp.path().join("x-2");

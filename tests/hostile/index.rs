@@ -92,10 +92,10 @@ fn shards_that_lie_elsewhere() {
         ("", plain),
         (".", plain),
         ("..", plain),
-        ("pytorch_model.bin", "no .safetensors"),
-        ("x.safetensors.bin", "no .safetensors"),
-        ("MODEL.SAFETENSORS", "no .safetensors"),
-        (".safetensors", "no .safetensors"),
+        ("pytorch_model.bin", "not a .safetensors"),
+        ("x.safetensors.bin", "not a .safetensors"),
+        ("MODEL.SAFETENSORS", "not a .safetensors"),
+        (".safetensors", "not a .safetensors"),
         ("model.safetensors\n", ""),
     ];
     let wrong = rows.into_iter().flat_map(|(name, problem)| {
