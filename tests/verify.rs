@@ -158,13 +158,13 @@ fn the_manifest_alone_lists_every_file() {
 fn a_model_without_digests_is_linted_and_not_called_clean() {
     let bench = bench();
     let said = bench.ok("verify base");
-    let mentions = ["neither SHA256SUMS nor qft-manifest.json", "base: no problems; nothing to compare digests with"];
+    let mentions = ["neither SHA256SUMS nor qft-manifest.json", "base: no problems; no digests to compare with"];
     for mention in mentions {
         assert!(said.out.contains(mention), "{}", said.out);
     }
     assert!(!said.out.contains("clean"), "{}", said.out);
     bench.write("base/foo.safetensors", "x");
-    finds(&bench, "verify base", &["foo.safetensors: belongs to no index", "base: 1 problem; nothing to compare"]);
+    finds(&bench, "verify base", &["foo.safetensors: belongs to no index", "base: 1 problem; no digests to compare"]);
 }
 
 #[test]

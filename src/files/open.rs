@@ -25,7 +25,7 @@ pub fn open_regular(path: &Path) -> Result<(File, u64)> {
         return Ok((file, meta.len()));
     }
     if meta.is_dir() {
-        return Err(Error::malformed(path, "a directory, not a regular file", "name the file"));
+        return Err(Error::malformed(path, "not a regular file, but a directory", "name the file"));
     }
     Err(Error::malformed(path, "not a regular file", "give a regular file"))
 }
