@@ -19,7 +19,7 @@ pub(crate) fn run(model: &Path, data: &Path, out: &Path) -> qft::Result<TrainRep
         device: "cpu".to_owned(),
         ..Settings::default()
     };
-    let plan = TrainPlan::new(settings.checked()?, model, &Preparing::default())?;
+    let plan = TrainPlan::new(settings, model, &Preparing::default())?;
     train::run(plan, &mut How::new(&mut Alone))
 }
 

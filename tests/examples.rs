@@ -2,7 +2,13 @@
 
 use std::fs;
 
+use qft::ErrorKind;
+use qft::audit::{Audit, Verdict};
+use qft::checkpoint::Checkpoint;
+use qft::export::{Export, GgufOptions, Options, Run};
 use qft::gguf::mixture::FileType;
+use qft::size::ByteSize;
+use qft::train::settings::Settings;
 
 use crate::workbench::Bench;
 
@@ -49,6 +55,47 @@ fn a_model_is_encoded_and_measured() {
     assert!(said.starts_with("x.gguf: 8.") && said.contains("relative error 0."), "{said}");
     bench.ok("gguf base --pre llama-bpe --type q8_0 --out y.gguf");
     assert_eq!(fs::read(bench.path("x.gguf")).unwrap(), fs::read(bench.path("y.gguf")).unwrap());
+}
+
+/// Options of a program are checked as flags are, and a GGUF of a release is measured, which its audit asks for.
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let bench = bench();
+    let plan = |name: &str, options: Options| {
+        Export::of(Checkpoint::open(&bench.path("base")).unwrap()).options(options).plan(&bench.path(name))
+    };
+    let gguf = || Some(GgufOptions { pre: Some("llama-bpe".to_owned()), ..GgufOptions::of(&[FileType::Q8_0]) });
+    let contradictions = [
+        Options { max_shard: None, ..Options::default() },
+        Options { max_shard: Some(ByteSize(0)), ..Options::default() },
+        Options { as_file: true, ..Options::default() },
+        Options { as_file: true, gguf: gguf(), ..Options::default() },
+    ];
+    for options in contradictions {
+        assert_eq!(plan("out", options).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+    let unmeasured = gguf().map(|gguf| GgufOptions { measure: false, ..gguf });
+    let options = Options { max_shard: None, gguf: unmeasured, ..Options::default() };
+    plan("out", options).unwrap().run(&Run::default()).unwrap();
+    let audit = Audit::of(&bench.path("out"), Checkpoint::open(&bench.path("base")).unwrap());
+    let verdict = audit.run(&Run::default()).unwrap().verdict;
+    assert!(matches!(verdict, Verdict::Agrees { .. }), "{verdict:?}");
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let good = || Settings { model: "m".to_owned(), dataset: vec!["d".to_owned()], ..Settings::default() };
+    assert!(good().checked().is_ok());
+    let bad = [
+        Settings { lora_rank: 0, ..good() },
+        Settings { per_device_train_batch_size: 0, ..good() },
+        Settings { lora_dropout: 2.0, ..good() },
+        Settings { save_steps: 0.0, ..good() },
+        Settings { learning_rate: f64::NAN, ..good() },
+    ];
+    for settings in bad {
+        assert_eq!(settings.checked().unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
 }
 
 #[test]

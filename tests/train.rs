@@ -285,6 +285,18 @@ fn a_file_of_settings_is_the_same_as_flags() {
     bench.refuses("train --config bad.toml", &["bad.toml", "is it lora_rank?"]);
 }
 
+/// A layer of another family: the model that would be trained is not the one that is there.
+#[test]
+fn a_tensor_that_no_layer_reads_is_refused() {
+    let bench = bench("llama");
+    let mut tensors = bench.model("base");
+    let norm = tensors["model.norm.weight"].clone();
+    tensors.insert("model.layers.0.self_attn.q_norm.weight".to_owned(), norm);
+    bench.tensors("base/model.safetensors", &tensors);
+    let problem = ["model.layers.0.self_attn.q_norm.weight", "no layer of llama"];
+    bench.refuses("train --model base --dataset data.jsonl --device cpu", &problem);
+}
+
 #[test]
 fn what_can_not_be_trained_is_refused() {
     let bench = bench("qwen2");

@@ -17,7 +17,8 @@ pub(crate) struct Family {
     pub(crate) layer: &'static [Row],
     /// Whether `model` computes its layers, so that it can be trained.
     pub(crate) computed: bool,
-    /// Query and key rows are reordered: llama.cpp rotates neighbours, transformers rotates halves.
+    /// Query and key rows are reordered: llama.cpp rotates neighbours, transformers rotates halves. No family with norms on
+    /// queries or keys has this, since those norms are not reordered.
     pub(crate) permutes: bool,
     /// A scaling of type llama3 becomes a tensor of factors.
     pub(crate) generates_rope_factors: bool,

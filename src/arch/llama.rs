@@ -30,7 +30,8 @@ const LAYER: &[Row] = &[
     Row::linear("mlp.down_proj", "ffn_down", [Dim::Hidden, Dim::Intermediate], Bias::If("mlp_bias")),
 ];
 
-const CONFIG: ConfigClass = ConfigClass {
+/// Its configuration class.
+pub(super) const CONFIG: ConfigClass = ConfigClass {
     model_type: "llama",
     with_layer_types: None,
     defaults: &[

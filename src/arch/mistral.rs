@@ -7,7 +7,8 @@ use super::llama::LLAMA;
 pub(crate) const MISTRAL: Family =
     Family { architectures: &["MistralForCausalLM"], classes: &[CONFIG, MINISTRAL], ..LLAMA };
 
-const CONFIG: ConfigClass = ConfigClass {
+/// Its configuration class.
+pub(super) const CONFIG: ConfigClass = ConfigClass {
     model_type: "mistral",
     with_layer_types: Some("ministral"),
     defaults: &[

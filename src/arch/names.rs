@@ -50,6 +50,11 @@ impl Place {
     }
 }
 
+/// Whether the tensor `name` is one of the family, or one that is computed or constant.
+pub(super) fn is_known(family: &Family, name: &str) -> bool {
+    LEFT_OUT.iter().any(|ending| name.ends_with(ending)) || Place::find(family, name).is_some()
+}
+
 /// The GGUF's tensors for the `tensors` of a model, in the same order.
 pub(crate) fn place(
     family: &Family,

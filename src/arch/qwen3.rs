@@ -28,7 +28,8 @@ const LAYER: &[Row] = &[
     Row::linear("mlp.down_proj", "ffn_down", [Dim::Hidden, Dim::Intermediate], Bias::Never),
 ];
 
-const CONFIG: ConfigClass = ConfigClass { model_type: "qwen3", defaults: DEFAULTS, ..qwen2::CONFIG };
+/// Its configuration class.
+pub(super) const CONFIG: ConfigClass = ConfigClass { model_type: "qwen3", defaults: DEFAULTS, ..qwen2::CONFIG };
 
 const DEFAULTS: &[(&str, Default)] = &[
     ("vocab_size", Default::Int(151_936)),

@@ -43,3 +43,34 @@ pub(crate) fn family(config: &Json) -> Result<&'static Family> {
     let problem = format!("qft converts {known} to GGUF, and this model is {}{what}", escaped(name));
     Err(Error::unsupported(problem, BY_LLAMA_CPP))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Projection;
+    use crate::arch::row::Heads;
+
+    /// What `model` reads of a layer; another tensor would be left out silently.
+    #[test]
+    fn a_computed_family_has_no_rows_that_are_not_computed() {
+        let norms = ["input_layernorm", "post_attention_layernorm"].map(str::to_owned);
+        let read = |row: &str| {
+            norms.contains(&row.to_owned())
+                || Projection::ALL.iter().any(|p| p.path(0) == format!("model.layers.0.{row}"))
+        };
+        for family in FAMILIES.iter().filter(|family| family.computed) {
+            let idle: Vec<_> = family.layer.iter().map(|row| row.theirs).filter(|row| !read(row)).collect();
+            assert_eq!(idle, Vec::<&str>::new(), "{}", family.name);
+        }
+    }
+
+    /// A norm of each head's values would have to be reordered with the rows of its projection.
+    #[test]
+    fn a_family_that_permutes_has_no_norms_of_heads() {
+        for family in FAMILIES.iter().filter(|family| family.permutes) {
+            let heads = |name: &str| name.contains("q_norm") || name.contains("k_norm");
+            assert!(!family.layer.iter().any(|row| heads(row.theirs)), "{}", family.name);
+            assert!(family.layer.iter().any(|row| row.heads != Heads::None), "{}", family.name);
+        }
+    }
+}

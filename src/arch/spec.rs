@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::family::Window;
+use super::names;
 use super::registry::FAMILIES;
 use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, ConfigText};
@@ -130,14 +131,19 @@ struct Fields<'c> {
 impl Fields<'_> {
     fn spec(&self, base: &Checkpoint) -> Result<Spec> {
         let model_type = self.config.string(&["model_type"]).unwrap_or_default();
-        let computed = FAMILIES.iter().filter(|family| family.computed).map(|family| &family.classes[0]);
-        let Some(class) = computed.clone().find(|class| class.model_type == model_type) else {
-            let known = computed.map(|class| class.model_type).collect::<Vec<_>>().join(", ");
+        let computed = FAMILIES.iter().filter(|family| family.computed).map(|family| (family, &family.classes[0]));
+        let Some((family, class)) = computed.clone().find(|(_, class)| class.model_type == model_type) else {
+            let known = computed.map(|(_, class)| class.model_type).collect::<Vec<_>>().join(", ");
             return Err(Error::unsupported(
                 format!("the model is of type {:?}, which qft can't train", escaped(&model_type)),
                 format!("choose a base of one of these types: {known}"),
             ));
         };
+        let in_layers = |name: &&String| name.starts_with("model.layers.");
+        if let Some(unknown) = base.tensors.keys().filter(in_layers).find(|name| !names::is_known(family, name)) {
+            let problem = format!("the model has the tensor {}, which no layer of {model_type} has", escaped(unknown));
+            return Err(Error::unsupported(problem, "correct model_type in config.json, or train another base"));
+        }
         if let Some(method) = base.quantization() {
             let problem = format!("the base is quantized ({method}), and qft trains on bf16, f16 or f32");
             return Err(Error::unsupported(problem, "name the model that it was quantized from with ⟦model⟧"));

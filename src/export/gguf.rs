@@ -36,7 +36,8 @@ pub struct GgufOptions {
     pub pre: Option<String>,
     /// `general.name`, where the directory's name won't do.
     pub name: Option<String>,
-    /// Whether the errors of the encoding are measured.
+    /// Whether the errors of the encoding are measured. A release's manifest has them, so that they always are where a
+    /// directory is written.
     pub measure: bool,
 }
 
@@ -44,7 +45,7 @@ impl GgufOptions {
     /// One file for each of `mixtures`, each as it is.
     pub fn of(mixtures: &[FileType]) -> Self {
         let choices = mixtures.iter().map(|mixture| Choices::of(*mixture)).collect();
-        Self { choices, imatrix: None, split: None, pre: None, name: None, measure: false }
+        Self { choices, imatrix: None, split: None, pre: None, name: None, measure: true }
     }
 }
 

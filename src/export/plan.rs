@@ -151,7 +151,11 @@ impl Export {
     /// Every refusal that can be made before the first byte is written: a tensor of an adapter that fits nowhere, a
     /// release that would not load, a destination that may not be overwritten.
     pub fn plan(self, out: &Path) -> Result<ExportPlan> {
-        let Self { base, provenance: base_provenance, adapters, options } = self;
+        let Self { base, provenance: base_provenance, adapters, mut options } = self;
+        check_outputs(&options)?;
+        if let Some(gguf) = &mut options.gguf {
+            gguf.measure |= !options.as_file;
+        }
         let inputs: Vec<&Path> =
             std::iter::once(base.dir.as_path()).chain(adapters.iter().map(|a| a.dir.as_path())).collect();
         let mut deletes =
@@ -257,6 +261,18 @@ impl ExportPlan {
     pub fn tensors(&self) -> usize {
         self.merged.len()
     }
+}
+
+/// Refuses options that ask for no output, or for one that is no model.
+fn check_outputs(options: &Options) -> Result<()> {
+    let problem = match (options.max_shard, &options.gguf) {
+        (Some(ByteSize(0)), _) => "shards of 0 bytes hold no tensor",
+        (None, None) => "neither safetensors nor a GGUF file is to be written",
+        (_, None) if options.as_file => "a single file is to be written, and no GGUF",
+        (Some(_), _) if options.as_file => "a single file is to be written, and shards as well",
+        _ => return Ok(()),
+    };
+    Err(Error::invalid(problem, "choose shards, GGUF files in a directory, or one GGUF file"))
 }
 
 /// What the release rules find in the release to be.

@@ -235,7 +235,8 @@ fn abandon(error: Error, staging: &Staging, journal: &Journal<'_>, files: usize)
     }
     match error {
         Error::Interrupted { .. } if finished > 0 => Error::Interrupted { kept: Some(kept()), finished, shards: files },
-        Error::Io { .. } | Error::Card { .. } if finished > 0 => {
+        // A disk without room, most of all: what is finished must be there when it has some.
+        error if finished > 0 && (matches!(error, Error::Io { .. }) || error.kind().is_transient()) => {
             Error::Stopped { cause: Box::new(error), kept: kept(), finished, shards: files }
         }
         error => {

@@ -86,14 +86,15 @@ pub struct TrainPlan {
 }
 
 impl TrainPlan {
-    /// Plans a run of `settings`, which are [checked](Settings::checked), on the base in `dir`: reads and tokenizes the
+    /// Plans a run of `settings`, which are [checked](Settings::checked) first, on the base in `dir`: reads and tokenizes the
     /// data, and finds the checkpoint that the run goes on from. Opens no device.
     ///
     /// # Errors
     /// Whatever can be told before the first step: settings that don't fit the model, a model or data that can't be
     /// trained on or read, a disk without free space for a checkpoint.
-    pub fn new(mut settings: Settings, dir: &Path, how: &Preparing<'_>) -> Result<Self> {
+    pub fn new(settings: Settings, dir: &Path, how: &Preparing<'_>) -> Result<Self> {
         let Preparing { world, jobs, cancel, progress } = *how;
+        let mut settings = settings.checked()?;
         let base = Checkpoint::open(dir)?;
         let spec = Spec::read(&base)?;
         let mut notes = settings.notes.clone();

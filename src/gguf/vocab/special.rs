@@ -132,7 +132,8 @@ impl SpecialTokens {
                 }
             }
             _ => {
-                self.warnings.push(format!("the id of the {role} token is not an id of the vocabulary: it is left out"));
+                self.warnings
+                    .push(format!("the id of the {role} token is not an id of the vocabulary: it is left out"));
             }
         }
     }

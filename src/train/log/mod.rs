@@ -204,28 +204,23 @@ pub struct Tick {
 /// What a run tells its host. The binary shows a bar; tests and other hosts listen or don't.
 pub trait TrainProgress: Sync {
     /// Training begins: `max_steps` steps, of which `done` were done before.
-    fn start(&self, max_steps: u64, done: u64);
+    fn start(&self, _max_steps: u64, _done: u64) {}
     /// An optimizer step is done.
-    fn step(&self, tick: &Tick);
+    fn step(&self, _tick: &Tick) {}
     /// A record has been logged.
-    fn record(&self, record: &Record);
-    /// The run has entered another phase: "tokenizing", "training", "evaluating", "saving".
-    fn phase(&self, name: &str);
+    fn record(&self, _record: &Record) {}
+    /// The run has entered another phase: "reading", "tokenizing", "loading the base", "training", "evaluating", "saving". After
+    /// each evaluation and each checkpoint it is "training" again, at the end too.
+    fn phase(&self, _name: &str) {}
     /// Something that the user should read: a skipped step, a dropped row.
-    fn note(&self, line: &str);
+    fn note(&self, _line: &str) {}
 }
 
 /// Listens to nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unwatched;
 
-impl TrainProgress for Unwatched {
-    fn start(&self, _: u64, _: u64) {}
-    fn step(&self, _: &Tick) {}
-    fn record(&self, _: &Record) {}
-    fn phase(&self, _: &str) {}
-    fn note(&self, _: &str) {}
-}
+impl TrainProgress for Unwatched {}
 
 #[cfg(test)]
 mod tests {

@@ -222,13 +222,38 @@ impl Settings {
         given.fields()
     }
 
-    /// Checks what one setting alone does not show, and notes what is changed by others. To be called on settings that were
-    /// filled in by hand; [`Given::settings`] does it.
+    /// Refuses what its flag would not take. A number that is not finite has no form in JSON, and is null there.
+    fn check_values(&self) -> Result<()> {
+        let [fields, defaults] = [self, &Self::default()].map(|settings| serde_json::to_value(settings));
+        let (Ok(fields), Ok(defaults)) = (fields, defaults) else { return Ok(()) };
+        for flag in flags().filter(|flag| matches!(flag.fate, Fate::Used)) {
+            let value = &fields[flag.name];
+            if value.is_null() && !defaults[flag.name].is_null() {
+                let problem = format!("⟦{}⟧ is no finite number", flag.name);
+                return Err(Error::invalid(problem, format!("give {}", flag.kind.expected())));
+            }
+            let is_none = value.is_null() || value == "" || value.as_array().is_some_and(Vec::is_empty);
+            if !is_none {
+                flag.take(value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a note, if it is not there yet.
+    fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    /// Checks each setting by its row in the table, and all of them against each other; notes what is changed by others.
     ///
     /// # Errors
-    /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) where settings contradict each other, or no base or no data is
-    /// named.
+    /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) for a value out of its range, settings that contradict each
+    /// other, or no base or no data.
     pub fn checked(mut self) -> Result<Self> {
+        self.check_values()?;
         let refuse = |problem: &str, remedy: &str| Err(Error::invalid(problem, remedy));
         if self.model.is_empty() {
             return refuse("no base is named", "name a directory or a Hub id with ⟦model⟧");
@@ -258,12 +283,11 @@ impl Settings {
         }
         if !self.val_dataset.is_empty() && self.split_dataset_ratio > 0.0 {
             self.split_dataset_ratio = 0.0;
-            self.notes
-                .push("split_dataset_ratio: ⟦val_dataset⟧ is the held-out data, so nothing is split off".to_owned());
+            self.note("split_dataset_ratio: ⟦val_dataset⟧ is the held-out data, so nothing is split off".to_owned());
         }
         if self.eval_strategy == Some(Strategy::No) && self.split_dataset_ratio > 0.0 {
             self.split_dataset_ratio = 0.0;
-            self.notes.push(
+            self.note(
                 "split_dataset_ratio: ⟦eval_strategy no⟧ makes no evaluation, so no held-out data is split off"
                     .to_owned(),
             );
@@ -296,7 +320,7 @@ impl Settings {
             return refuse("⟦target_modules⟧ names all-linear together with other names", "leave one of them out");
         }
         if self.save_only_model {
-            self.notes.push("save_only_model: checkpoints will lack the optimizer, and can't be resumed".to_owned());
+            self.note("save_only_model: checkpoints will lack the optimizer, and can't be resumed".to_owned());
         }
         Ok(self)
     }
