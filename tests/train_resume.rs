@@ -235,7 +235,7 @@ fn another_device_is_noted() {
     record["device"] = "NVIDIA H200 in bf16".into();
     bench.write(&state, record.to_string());
     let said = bench.ok(&resume);
-    let note = "the last step was computed on NVIDIA H200 in bf16; from this step on it is cpu in f32";
+    let note = "the last step was computed on NVIDIA H200 in bf16; the next ones are computed on cpu in f32";
     assert_eq!(said.err.matches(note).count(), 1, "{}", said.err);
     let again = bench.ok(&resume.replace("--max_steps 3", "--max_steps 4"));
     assert!(!again.err.contains("the last step was computed on"), "{}", again.err);

@@ -201,8 +201,8 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
     assert!(Made::new("bert").refused().contains("llama, qwen2, qwen3"));
     let cases = [
         ("llama.block_count", Value::U32(u32::MAX), "lacks"),
-        ("llama.block_count", Value::U64(u64::MAX), "no size"),
-        ("llama.attention.head_count", Value::Array(Array::U32(vec![4, 4])), "no size"),
+        ("llama.block_count", Value::U64(u64::MAX), "not a valid size"),
+        ("llama.attention.head_count", Value::Array(Array::U32(vec![4, 4])), "not a valid size"),
         ("llama.attention.head_count_kv", Value::U32(3), "heads"),
         ("llama.attention.key_length", Value::U32(15), "heads"),
         ("llama.rope.dimension_count", Value::U32(8), "shape"),
