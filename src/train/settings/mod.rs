@@ -224,7 +224,7 @@ impl Settings {
 
     /// Refuses what its flag would not take. A number that is not finite has no form in JSON, and is null there.
     fn check_values(&self) -> Result<()> {
-        let [fields, defaults] = [self, &Self::default()].map(|settings| serde_json::to_value(settings));
+        let [fields, defaults] = [self, &Self::default()].map(serde_json::to_value);
         let (Ok(fields), Ok(defaults)) = (fields, defaults) else { return Ok(()) };
         for flag in flags().filter(|flag| matches!(flag.fate, Fate::Used)) {
             let value = &fields[flag.name];
