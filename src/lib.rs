@@ -27,7 +27,7 @@
 //! println!("{} tensors change, {} bytes are needed", plan.changed(), plan.disk_bytes());
 //! let report = plan.run(&Run::default())?;
 //! println!("{} files in {}", report.files.len(), report.out.display());
-//! # qft::Result::Ok(())
+//! # Ok::<(), qft::Error>(())
 //! ```
 //!
 //! The directory `examples` has whole programs. Nothing here prints or ends the process; a [`progress::Progress`] is told how
