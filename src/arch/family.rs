@@ -38,8 +38,9 @@ pub(crate) struct ConfigClass {
     pub(crate) model_type: &'static str,
     /// Which class reads such a file if it lists `layer_types`, where that is another (transformers' `AutoConfig`).
     pub(crate) with_layer_types: Option<&'static str>,
-    /// What it gives to settings that config.json lacks: of the settings that are read here.
-    pub(crate) defaults: &'static [(&'static str, Default)],
+    /// What it gives to settings that config.json lacks: of the settings that are read here. Lists that classes share stand
+    /// once.
+    pub(crate) defaults: &'static [&'static [Setting]],
     /// Which layers attend to the last tokens only.
     pub(crate) window: Window,
     /// Settings of the rotary embedding may be nested by the kind of layer though no `layer_types` are listed.
@@ -47,6 +48,9 @@ pub(crate) struct ConfigClass {
     /// Hidden values must be a multiple of the heads.
     pub(crate) divides_heads: bool,
 }
+
+/// A setting with the value that it gets.
+pub(crate) type Setting = (&'static str, Default);
 
 /// A value that transformers gives to a setting that config.json lacks.
 #[derive(Debug, Clone, Copy)]

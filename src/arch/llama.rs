@@ -34,7 +34,7 @@ const LAYER: &[Row] = &[
 pub(super) const CONFIG: ConfigClass = ConfigClass {
     model_type: "llama",
     with_layer_types: None,
-    defaults: &[
+    defaults: &[&[
         ("vocab_size", Default::Int(32_000)),
         ("hidden_size", Default::Int(4096)),
         ("intermediate_size", Default::Int(11_008)),
@@ -47,7 +47,7 @@ pub(super) const CONFIG: ConfigClass = ConfigClass {
         ("attention_bias", Default::Off),
         ("mlp_bias", Default::Off),
         ("head_dim", Default::HeadDim),
-    ],
+    ]],
     window: Window::Never,
     nests_rope: false,
     divides_heads: true,

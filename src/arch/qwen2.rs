@@ -1,6 +1,6 @@
 //! Qwen2 and Qwen2.5.
 
-use super::family::{ConfigClass, Default, Family, Window};
+use super::family::{ConfigClass, Default, Family, Setting, Window};
 use super::row::{Bias, Dim, Row};
 use super::vocabulary::QWEN_TOKENIZERS;
 
@@ -34,18 +34,21 @@ const LAYER: &[Row] = &[
 pub(super) const CONFIG: ConfigClass = ConfigClass {
     model_type: "qwen2",
     with_layer_types: None,
-    defaults: &[
-        ("vocab_size", Default::Int(151_936)),
-        ("hidden_size", Default::Int(4096)),
-        ("intermediate_size", Default::Int(22_016)),
-        ("num_hidden_layers", Default::Int(32)),
-        ("num_attention_heads", Default::Int(32)),
-        ("num_key_value_heads", Default::IntOrHeads(32)),
-        ("max_position_embeddings", Default::Int(32_768)),
-        ("rms_norm_eps", Default::Float(1e-6)),
-        ("tie_word_embeddings", Default::Off),
-    ],
+    defaults: &[SIZES],
     window: Window::Switched,
     nests_rope: true,
     divides_heads: false,
 };
+
+/// What Qwen3 shares.
+pub(super) const SIZES: &[Setting] = &[
+    ("vocab_size", Default::Int(151_936)),
+    ("hidden_size", Default::Int(4096)),
+    ("intermediate_size", Default::Int(22_016)),
+    ("num_hidden_layers", Default::Int(32)),
+    ("num_attention_heads", Default::Int(32)),
+    ("num_key_value_heads", Default::IntOrHeads(32)),
+    ("max_position_embeddings", Default::Int(32_768)),
+    ("rms_norm_eps", Default::Float(1e-6)),
+    ("tie_word_embeddings", Default::Off),
+];

@@ -1,6 +1,6 @@
 //! Qwen3, dense: Qwen2 with norms on queries and keys in place of biases.
 
-use super::family::{ConfigClass, Default, Family};
+use super::family::{ConfigClass, Default, Family, Setting};
 use super::qwen2::{self, QWEN2};
 use super::row::{Bias, Dim, Row};
 
@@ -31,16 +31,4 @@ const LAYER: &[Row] = &[
 /// Its configuration class.
 pub(super) const CONFIG: ConfigClass = ConfigClass { model_type: "qwen3", defaults: DEFAULTS, ..qwen2::CONFIG };
 
-const DEFAULTS: &[(&str, Default)] = &[
-    ("vocab_size", Default::Int(151_936)),
-    ("hidden_size", Default::Int(4096)),
-    ("intermediate_size", Default::Int(22_016)),
-    ("num_hidden_layers", Default::Int(32)),
-    ("num_attention_heads", Default::Int(32)),
-    ("num_key_value_heads", Default::IntOrHeads(32)),
-    ("head_dim", Default::Int(128)),
-    ("max_position_embeddings", Default::Int(32_768)),
-    ("rms_norm_eps", Default::Float(1e-6)),
-    ("tie_word_embeddings", Default::Off),
-    ("attention_bias", Default::Off),
-];
+const DEFAULTS: &[&[Setting]] = &[qwen2::SIZES, &[("head_dim", Default::Int(128)), ("attention_bias", Default::Off)]];

@@ -62,7 +62,7 @@ impl Settings {
         };
         let plain = Self { members: members.clone(), rope: Map::new(), class };
         let mut settings = plain.clone();
-        for (key, default) in class.defaults {
+        for (key, default) in class.defaults.iter().copied().flatten() {
             settings.default(key, default)?;
         }
         if settings.unify_rope()? { Ok(settings) } else { Ok(plain.plain_rope()) }
